@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything worth knowing of an accelerator host, in one go; run from the checkout.
+#   bash benchmarks/gpu.sh OUT      (OUT: where logs and the profile go)
+set -uo pipefail
+out=${1:?usage: benchmarks/gpu.sh OUT}
+mkdir -p "$out"
+python -c 'import jax; print(jax.__version__, jax.devices())'
+# The tests bring fake CPU devices; a few of the numerical ones run on the real one too.
+python -m pytest -q 2>&1 | tee "$out/tests.log" | tail -5
+for config in small base large; do
+    echo "== pretrain_$config"
+    python benchmarks/pretrain_step.py --config=configs/pretrain_$config.py \
+        --batch=256,512,1024 2>&1 | tee "$out/step_$config.log" | tail -4
+done
+python benchmarks/pretrain_step.py --config=configs/pretrain_base.py --batch=512 \
+    --steps=5 --profile="$out/profile" | tail -1
+python benchmarks/input_pipeline.py | tee "$out/input.log"
+python launch.py --config=configs/pretrain_base.py --workdir="$out/run" \
+    --config.data.source=synthetic --config.data.count=2000 --config.epochs=20 \
+    --config.batch_size=256 --config.log_every=10 2>&1 | tail -15

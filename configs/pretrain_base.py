@@ -1,0 +1,91 @@
+"""Pretrains Fus-MAE ViT-B/8 on paired Sentinel-1/Sentinel-2 images.
+
+    python launch.py --config=configs/pretrain_base.py --config.data.dir=DIR
+
+The same command runs on a TPU VM and on a multi-GPU host; on several hosts add
+--multihost. Any field can be overridden, e.g. --config.batch_size=512.
+
+What the paper leaves open is chosen as docs/model.md explains.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.task = "pretrain"
+    c.seed = 0
+    c.epochs = 100
+    c.batch_size = 1024  # pairs, over all devices and hosts
+    c.accumulate = 1  # parts of a batch that go through the network one by one
+
+    c.data = dict(
+        source="records",  # or "sample", "synthetic"
+        dir="",  # a dataset that configs/prepare_*.py built
+        split="train",
+        eval_split="validation",
+        threads=8,  # that read records
+        workers=0,  # processes that do, instead
+        count=10_000,  # synthetic scenes,
+        size=120,  # their side at 10 m,
+        seed=0,  # and which
+    )
+
+    # Bands by name; pixels keep the units of data_pipeline/sensors.py.
+    c.bands = dict(
+        s1=("VV", "VH"),
+        s2=(
+            *("B01", "B02", "B03", "B04", "B05", "B06"),
+            *("B07", "B08", "B8A", "B09", "B11", "B12"),
+        ),
+    )
+    c.view = dict(
+        crop_scale=(0.2, 1.0),  # of the scene's area
+        crop_ratio=(3 / 4, 4 / 3),
+        turn=True,  # flips and quarter turns
+        resampling="linear",  # or "cubic"
+    )
+    c.mask = dict(ratio=0.75, mode="independent")  # or "consistent"
+
+    c.model = dict(
+        image_size=112,
+        patch_size=8,
+        dim=768,
+        depth=12,
+        num_heads=12,
+        fuse_early=True,  # XAttnEncoder
+        fuse_features=True,  # XAttnDecoder
+        decoder_dim=256,
+        decoder_depth=2,
+        decoder_heads=8,
+        dtype="bfloat16",  # of matrix products; parameters stay float32
+    )
+    c.loss = dict(
+        normalize="patch",  # or "none", "group"
+        weight_s1=1.0,
+        weight_s2=1.0,
+    )
+
+    c.optim = dict(
+        base_lr=1.5e-4,  # for 256 pairs
+        b1=0.9,
+        b2=0.95,
+        weight_decay=0.05,
+        clip_norm=0.0,  # 0 never clips
+    )
+    # References: they follow what they are made of on the command line.
+    c.optim.peak_lr = c.optim.get_ref("base_lr") * c.get_ref("batch_size") / 256
+    c.optim.warmup_epochs = c.get_ref("epochs") // 10
+
+    c.fsdp = 1  # devices that share one copy of the parameters
+    c.fsdp_min_size = 2**18  # kernels with fewer elements stay whole
+
+    c.log_every = 50  # steps
+    c.eval_every = 1_000
+    c.eval_pairs = 512  # held-out pairs in use
+    c.eval_draws = 4  # masks of each in the final comparison
+    c.figure_pairs = 6
+    c.checkpoint_every = 1_000
+    c.keep_checkpoints = 3  # the last ones,
+    c.keep_every = 10_000  # and every 10,000th for good
+    return c.lock()

@@ -1,0 +1,110 @@
+"""Saving and restoring with Orbax. The only file that knows Orbax."""
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from data_pipeline.errors import InputError
+
+
+class Checkpoints:
+    """A run's checkpoints: the last few, and every n-th for good.
+
+    A context manager; leaving it waits for what is still being written.
+    """
+
+    def __init__(self, directory, *, every: int, keep: int, keep_every: int = 0):
+        """Opens `directory`, made if need be.
+
+        Args:
+            directory: where `<step>/` folders go.
+            every: steps between checkpoints.
+            keep: how many of the latest stay.
+            keep_every: checkpoints of its multiples stay for good; 0 for none.
+        """
+        if every < 1 or keep < 1 or keep_every < 0:
+            raise InputError(
+                f"checkpoint_every={every} and keep_checkpoints={keep} must be at "
+                f"least 1, keep_every={keep_every} at least 0."
+            )
+        policies = ocp.training.preservation_policies
+        preserve = [policies.LatestN(keep)]
+        if keep_every:
+            preserve.append(policies.EveryNSteps(keep_every))
+        every = ocp.training.save_decision_policies.FixedIntervalPolicy(every)
+        self._checkpointer = ocp.training.Checkpointer(
+            epath.Path(directory),
+            save_decision_policy=every,
+            preservation_policy=policies.AnyPreservationPolicy(preserve),
+            # A run killed while saving leaves a half-written folder behind.
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The last saved step, None before the first."""
+        newest = self._checkpointer.latest
+        return None if newest is None else int(newest.step)
+
+    def save(self, step: int, state, *, force: bool = False) -> None:
+        """Starts saving `state` if `step` is due or forced; the state may go then."""
+        if step != self.latest:
+            self._checkpointer.save_async(step, state, force=force)
+
+    def restore(self, state, layout):
+        """The last saved state, laid out as `layout`."""
+        return self._checkpointer.load(abstract_state=abstract(state, layout))
+
+
+def abstract(tree, layout):
+    """Shapes, dtypes and shardings of `tree`: what to restore, and where."""
+
+    def leaf(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree, layout)
+
+
+def restore_params(directory, abstract_params, step: int | None = None):
+    """Loads parameters alone, leaving the optimiser's state on disk.
+
+    Args:
+        directory: a run's `checkpoints` folder.
+        abstract_params: as `abstract` gives them.
+        step: which checkpoint; None for the latest.
+
+    Returns:
+        The step and the parameters.
+
+    Raises:
+        InputError: there is no such checkpoint, or it holds other parameters.
+    """
+    directory = epath.Path(directory)
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = True
+    if not directory.is_dir():
+        raise InputError(
+            f"{directory} does not exist; name the directory of a run that has saved "
+            "a checkpoint."
+        )
+    with context, ocp.training.Checkpointer(directory) as checkpoints:
+        steps = [int(c.step) for c in checkpoints.checkpoints]
+        wanted = max(steps, default=None) if step is None else step
+        if wanted not in steps:
+            raise InputError(
+                f"{directory} holds no checkpoint of step {wanted}; it holds {steps}."
+            )
+        try:
+            state = checkpoints.load(wanted, {"params": abstract_params})
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"The checkpoint {directory / str(wanted)} does not hold the model "
+                f"of its config.json: {str(error).splitlines()[0]}"
+            ) from error
+    return wanted, state["params"]

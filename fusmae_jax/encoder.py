@@ -1,0 +1,125 @@
+"""The Fus-MAE encoder: patch embedding, early cross-attention fusion, joint blocks."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.errors import InputError
+from fusmae_jax import layers, patches
+from fusmae_jax.masking import SENSORS
+
+OTHER = {"s1": "s2", "s2": "s1"}
+
+
+class XAttnEncoder(nnx.Module):
+    """Early fusion in place of the first block: each sensor attends to the other.
+
+    Two cross-attentions with weights of their own, s1 to s2 and s2 to s1; their
+    results are added to the un-normalised tokens, then one MLP is shared by all.
+    Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764).
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+        def per_sensor(make):
+            return nnx.Dict({sensor: make() for sensor in SENSORS})
+
+        self.norm1 = per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.attn = per_sensor(
+            lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
+        )
+        self.norm2 = layers.layer_norm(dim, rngs)
+        self.mlp = layers.Mlp(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: dict[str, jax.Array]) -> jax.Array:
+        """Fuses {sensor: [B, K, D]} into one sequence [B, K_s1 + K_s2, D]."""
+        y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
+        fused = [tokens[s] + self.attn[s](y[s], y[OTHER[s]]) for s in SENSORS]
+        x = jnp.concatenate(fused, axis=1)
+        return x + self.mlp(self.norm2(x))
+
+
+class Encoded(NamedTuple):
+    """What the encoder says of a batch.
+
+    Attributes:
+        tokens: {sensor: [B, K, D]}, in the order the patches were given.
+        summary: the global token, [B, D].
+    """
+
+    tokens: dict[str, jax.Array]
+    summary: jax.Array
+
+
+class Encoder(nnx.Module):
+    """Embeds patches of both sensors and encodes them together.
+
+    With `fuse_early` the first of `depth` blocks is an `XAttnEncoder`; without it all
+    are ordinary blocks over the joint sequence, so that depth stays comparable. The
+    global token joins after the XAttnEncoder (as in MultiMAE: at the end of the
+    sequence, without a position).
+    """
+
+    def __init__(
+        self,
+        *,
+        bands: dict[str, int],
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        fuse_early: bool,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        if set(bands) != set(SENSORS) or min(bands.values()) < 1:
+            raise InputError(
+                f"Every sensor of {list(SENSORS)} needs at least one band, got {bands}."
+            )
+        if depth < 1:
+            raise InputError(f"The encoder needs a block at least, got depth={depth}.")
+        self.side = patches.grid_side(image_size, patch_size)
+        self.dim = dim
+        patches.sincos_2d(self.side, dim)  # refuses a width without positions, now
+        kw = dict(dtype=dtype, rngs=rngs)
+        self.embed = nnx.Dict(
+            {
+                s: nnx.Linear(
+                    patch_size**2 * bands[s], dim, kernel_init=layers.xavier, **kw
+                )
+                for s in SENSORS
+            }
+        )
+        self.fuse = XAttnEncoder(dim, num_heads, **kw) if fuse_early else None
+        self.global_token = nnx.Param(
+            nnx.initializers.normal(0.02)(rngs.params(), (dim,))
+        )
+        self.blocks = nnx.List(
+            [layers.Block(dim, num_heads, **kw) for _ in range(depth - int(fuse_early))]
+        )
+        self.norm = layers.layer_norm(dim, rngs)
+
+    def embed_patches(self, sensor: str, pixels: jax.Array, ids: jax.Array):
+        """Embeds patches [B, K, E] that stand at grid places ids [B, K]."""
+        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
+        position = code.at[ids].get(mode="promise_in_bounds")
+        return self.embed[sensor](pixels).astype(jnp.float32) + position
+
+    def __call__(
+        self, pixels: dict[str, jax.Array], ids: dict[str, jax.Array]
+    ) -> Encoded:
+        """Encodes patches {sensor: [B, K, E]} at grid places {sensor: [B, K]}."""
+        tokens = {s: self.embed_patches(s, pixels[s], ids[s]) for s in SENSORS}
+        if self.fuse is None:
+            x = jnp.concatenate([tokens[s] for s in SENSORS], axis=1)
+        else:
+            x = self.fuse(tokens)
+        summary = jnp.broadcast_to(self.global_token[...], (len(x), 1, self.dim))
+        x = jnp.concatenate([x, summary], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        k = tokens["s1"].shape[1]
+        return Encoded({"s1": x[:, :k], "s2": x[:, k:-1]}, x[:, -1])

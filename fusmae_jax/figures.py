@@ -1,0 +1,134 @@
+"""Figures a person looks at: reconstructions, and the course of the loss."""
+
+import io
+
+import jax
+import numpy as np
+from etils import epath
+from matplotlib import figure, image, patches
+
+from data_pipeline import sensors
+
+GREY = 0.82  # of hidden patches
+COLUMNS = ("scene", "masked", "prediction", "target")
+
+
+def true_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
+    """Red, green and blue of Sentinel-2 images [..., C] in DN; grey without them."""
+    names = sensor.band_names
+    wanted = ("B04", "B03", "B02")
+    chosen = wanted if set(wanted) <= set(names) else names[:1] * 3
+    return np.stack([pixels[..., names.index(name)] for name in chosen], axis=-1)
+
+
+def false_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
+    """VV, VH and VV - VH of Sentinel-1 images [..., C] in dB; grey without both."""
+    names = sensor.band_names
+    if not {"VV", "VH"} <= set(names):
+        return np.repeat(pixels[..., :1], 3, axis=-1)
+    vv, vh = pixels[..., names.index("VV")], pixels[..., names.index("VH")]
+    return np.stack([vv, vh, vv - vh], axis=-1)
+
+
+COLORS = {"s1": false_color, "s2": true_color}
+
+
+def stretch(color: np.ndarray, like: np.ndarray, linked: bool) -> np.ndarray:
+    """Maps colours to [0, 1] between the 2nd and 98th percentile of `like`.
+
+    `linked` channels share their limits, which keeps hues true.
+    """
+    axes = None if linked else tuple(range(like.ndim - 1))
+    low, high = np.percentile(like, (2, 98), axis=axes)
+    return np.clip((color - low) / np.maximum(high - low, 1e-6), 0.0, 1.0)
+
+
+def picture(
+    pixels: np.ndarray, like: np.ndarray, sensor: sensors.Sensor
+) -> np.ndarray:
+    """An RGB picture in [0, 1] of images [..., C], stretched as `like` asks."""
+    color = COLORS[sensor.name]
+    return stretch(
+        color(pixels, sensor), color(like, sensor), linked=sensor.name == "s2"
+    )
+
+
+def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
+    """Draws scene, masked view, prediction and target of both sensors.
+
+    Args:
+        samples: one dict per pair: `name`, `box` (the view's top, left, height and
+            width in fractions of the scene), and for each sensor a dict of images
+            [H, W, C] in native units: `scene`, `prediction`, `target`, and `hidden`
+            [H, W] bool.
+        contract: the sensors by name.
+        note: a line under the figure.
+    """
+    rows, cols = len(samples), 2 * len(COLUMNS)
+    fig = figure.Figure(figsize=(1.75 * cols, 1.75 * rows + 0.75), layout="constrained")
+    axes = fig.subplots(rows, cols, squeeze=False)
+    for row, sample in zip(axes, samples):
+        row[0].set_ylabel(sample["name"], fontsize=7)
+        for start, name in ((0, "s2"), (len(COLUMNS), "s1")):
+            sensor, images = contract[name], sample[name]
+            target = picture(images["target"], images["target"], sensor)
+            masked = np.where(images["hidden"][..., None], GREY, target)
+            scene = picture(images["scene"], images["target"], sensor)
+            predicted = picture(images["prediction"], images["target"], sensor)
+            for ax, shown in zip(row[start:], (scene, masked, predicted, target)):
+                ax.imshow(shown, interpolation="nearest")
+                ax.set(xticks=[], yticks=[])
+            height, width = scene.shape[:2]
+            top, left, tall, wide = np.array(sample["box"]) * (
+                height, width, height, width
+            )
+            row[start].add_patch(
+                patches.Rectangle(
+                    (left - 0.5, top - 0.5), wide, tall, fill=False, ec="w", lw=0.8
+                )
+            )
+    for start, title in ((0, "Sentinel-2"), (len(COLUMNS), "Sentinel-1")):
+        for ax, column in zip(axes[0, start:], COLUMNS):
+            ax.set_title(f"{title}\n{column}", fontsize=9)
+    fig.supxlabel(note, fontsize=8, color="0.35")
+    return fig
+
+
+def loss_figure(rows: list[dict]) -> figure.Figure:
+    """Draws training and held-out losses of the rows of `metrics.jsonl` by step."""
+    fig = figure.Figure(figsize=(7, 4), layout="constrained")
+    ax = fig.subplots()
+    for name, style, label in (
+        ("loss_s1", "C0-", "Sentinel-1, training"),
+        ("loss_s2", "C2-", "Sentinel-2, training"),
+        ("eval_loss_s1", "C0o--", "Sentinel-1, held out"),
+        ("eval_loss_s2", "C2o--", "Sentinel-2, held out"),
+    ):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            ax.plot(*zip(*points), style, label=label, lw=1.2, ms=3)
+    ax.set(xlabel="step", ylabel="mean squared error on hidden patches")
+    if ax.get_lines():
+        ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25)
+    return fig
+
+
+def save(fig: figure.Figure, path) -> np.ndarray:
+    """Writes a PNG, replacing it whole, and returns its pixels [H, W, 3] uint8."""
+    path = epath.Path(path)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=120, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(buffer.getvalue())
+    aside.replace(path)
+    buffer.seek(0)
+    return (image.imread(buffer)[..., :3] * 255).astype(np.uint8)
+
+
+def save_loss(workdir, rows: list[dict]) -> None:
+    """Draws the run's losses into `figures/loss.png`; host 0 only."""
+    if jax.process_index() == 0:
+        save(loss_figure(rows), epath.Path(workdir) / "figures" / "loss.png")

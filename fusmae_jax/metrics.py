@@ -1,0 +1,174 @@
+"""Metrics to `metrics.jsonl`, TensorBoard, and the terminal."""
+
+import json
+import logging
+import math
+import sys
+import time
+
+import jax
+import tensorboardX
+import tqdm
+from etils import epath
+
+from data_pipeline.errors import InputError
+from fusmae_jax import flops
+
+log = logging.getLogger("fusmae_jax")
+
+
+class MetricWriter:
+    """Appends one JSON object per logged step, and the same to TensorBoard.
+
+    Host 0 writes; on other hosts it does nothing. Device arrays are kept until the
+    next call, so that fetching them never stalls the step just dispatched.
+    """
+
+    def __init__(self, workdir, *, first_step: int = 0):
+        """Opens the run's metrics, forgetting what was logged after `first_step`."""
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._pending, self._board = None, None
+        if jax.process_index() == 0:
+            if self._path.exists():
+                rows = read_metrics(workdir)
+                kept = [row for row in rows if row["step"] <= first_step]
+                aside = self._path.with_name("metrics.jsonl.part")
+                aside.write_text("".join(json.dumps(r) + "\n" for r in kept))
+                aside.replace(self._path)
+            self._board = tensorboardX.SummaryWriter(
+                str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
+            )
+
+    def write(self, step: int, metrics: dict) -> dict | None:
+        """Takes metrics of a step that may still run; returns the row before it."""
+        row = self.flush()
+        self._pending = (step, metrics)
+        return row
+
+    def flush(self) -> dict | None:
+        """Waits for what `write` took last and writes it; returns the row.
+
+        Raises:
+            InputError: the loss is not finite; the row is written first.
+        """
+        if self._pending is None:
+            return None
+        (step, metrics), self._pending = self._pending, None
+        return self.write_now(step, jax.device_get(metrics))
+
+    def write_now(self, step: int, metrics: dict) -> dict:
+        """Writes metrics that are known already; returns the row."""
+        row = {"step": step} | {k: float(v) for k, v in metrics.items()}
+        if jax.process_index() == 0:
+            with self._path.open("a") as f:
+                f.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, step)
+        if not math.isfinite(row.get("loss", 0.0)):
+            raise InputError(
+                f"The loss is {row['loss']} at step {step}; lower optim.base_lr, set "
+                "optim.clip_norm=1.0, or train from the last checkpoint with "
+                "model.dtype=float32."
+            )
+        return row
+
+    def add_figure(self, name: str, image, step: int) -> None:
+        """Shows an RGB image [H, W, 3] uint8 in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(workdir) -> list[dict]:
+    """The rows of a run's `metrics.jsonl`; a last line cut short is left out."""
+    rows = []
+    for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """A progress bar on a terminal, plain log lines elsewhere; host 0 only."""
+
+    def __init__(self, first: int, last: int):
+        """Counts steps from `first` (done already) to `last`."""
+        self._last, self._start, self._first = last, time.monotonic(), first
+        self._bar = None
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=last, initial=first, unit="step", dynamic_ncols=True
+            )
+
+    def step(self) -> None:
+        """Counts one step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, row: dict | None) -> None:
+        """Shows a logged row: loss, rate, and the time left."""
+        if row is None or jax.process_index() != 0:
+            return
+        rate = f"{row['images_per_sec']:.1f} img/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate}")
+            return
+        elapsed = time.monotonic() - self._start
+        left = elapsed / (row["step"] - self._first) * (self._last - row["step"])
+        log.info(
+            "step %d/%d  loss %.4f  %s  %s left",
+            row["step"],
+            self._last,
+            row["loss"],
+            rate,
+            tqdm.tqdm.format_interval(left),
+        )
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Clock:
+    """Rates over the steps between two logged ones."""
+
+    def __init__(self, config):
+        bands = {s: len(names) for s, names in config.bands.items()}
+        self._flops = flops.train_step_flops(
+            config.model.to_dict(), bands, config.mask.ratio
+        )
+        self._batch = config.batch_size
+        self._peak = flops.peak(jax.devices()[0].device_kind)
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts an interval."""
+        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
+
+    def step(self, waited: float) -> None:
+        """Counts a step whose batch was `waited` seconds in coming."""
+        self._steps, self._waited = self._steps + 1, self._waited + waited
+
+    def rates(self) -> dict[str, float]:
+        """The interval's rates; starts the next one."""
+        elapsed = time.monotonic() - self._start
+        images = self._steps * self._batch / elapsed
+        per_device = images * self._flops / jax.device_count()
+        rates = {
+            "images_per_sec": images,
+            "data_wait": self._waited / elapsed,
+            "tflops_per_device": per_device / 1e12,
+        }
+        if self._peak is not None:
+            rates["mfu"] = per_device / self._peak
+        self.restart()
+        return rates

@@ -1,0 +1,128 @@
+"""Fus-MAE: a masked autoencoder of paired radar and optical images."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fusmae_jax import masking, patches
+from fusmae_jax.decoder import Decoder, XAttnDecoder
+from fusmae_jax.encoder import Encoded, Encoder
+from fusmae_jax.masking import SENSORS
+
+
+class Reconstruction(NamedTuple):
+    """The autoencoder's answer, {sensor: [B, N, E]} each.
+
+    Attributes:
+        predicted: predicted patches, in the space of the loss's targets.
+        patches: the patches of the images that were given.
+    """
+
+    predicted: dict[str, jax.Array]
+    patches: dict[str, jax.Array]
+
+
+class FusMAE(nnx.Module):
+    """Encodes the visible patches of both sensors together and redraws the hidden.
+
+    The paper's authors published no code. What is known of the architecture, what
+    is chosen here and why is listed in docs/model.md.
+
+    Args:
+        bands: number of bands by sensor, {"s1": 2, "s2": 12}.
+        image_size: side of the square images in pixels.
+        patch_size: side of a patch in pixels.
+        dim: encoder width D.
+        depth: encoder blocks, the XAttnEncoder counted in.
+        num_heads: attention heads of the encoder.
+        fuse_early: whether the first block is an XAttnEncoder.
+        fuse_features: whether an XAttnDecoder stands before the decoders.
+        decoder_dim: width of the per-sensor decoders.
+        decoder_depth: blocks of each decoder.
+        decoder_heads: attention heads of the decoders.
+        dtype: of matrix products; parameters stay float32.
+        rngs: key of the initial parameters.
+
+    Raises:
+        InputError: sizes that do not divide, with the numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        bands: dict[str, int],
+        image_size: int = 112,
+        patch_size: int = 8,
+        dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        fuse_early: bool = True,
+        fuse_features: bool = True,
+        decoder_dim: int = 256,
+        decoder_depth: int = 2,
+        decoder_heads: int = 8,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        kw = dict(dtype=jnp.dtype(dtype), rngs=rngs)
+        self.bands, self.patch_size = tuple(bands.items()), patch_size
+        self.encoder = Encoder(
+            bands=bands,
+            image_size=image_size,
+            patch_size=patch_size,
+            dim=dim,
+            depth=depth,
+            num_heads=num_heads,
+            fuse_early=fuse_early,
+            **kw,
+        )
+        self.fuse = XAttnDecoder(dim, num_heads, **kw) if fuse_features else None
+        self.decoders = nnx.Dict(
+            {
+                s: Decoder(
+                    bands=bands[s],
+                    patch_size=patch_size,
+                    side=self.encoder.side,
+                    encoder_dim=dim,
+                    dim=decoder_dim,
+                    depth=decoder_depth,
+                    num_heads=decoder_heads,
+                    **kw,
+                )
+                for s in SENSORS
+            }
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one sensor's image."""
+        return self.encoder.side**2
+
+    def patchify(self, images: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Splits images {sensor: [B, H, W, C]} into patches {sensor: [B, N, E]}."""
+        return {s: patches.patchify(images[s], self.patch_size) for s in SENSORS}
+
+    def encode(self, images: dict[str, jax.Array]) -> Encoded:
+        """Encodes whole images {sensor: [B, H, W, C]}, nothing hidden."""
+        pixels = self.patchify(images)
+        everything = jnp.arange(self.num_patches)[None]
+        ids = {
+            s: jnp.broadcast_to(everything, pixels[s].shape[:2]) for s in SENSORS
+        }
+        return self.encoder(pixels, ids)
+
+    def __call__(
+        self, images: dict[str, jax.Array], masks: dict[str, masking.Mask]
+    ) -> Reconstruction:
+        """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws all."""
+        pixels = self.patchify(images)
+        ids = {s: masks[s].keep for s in SENSORS}
+        # Hidden patches are dropped before they are embedded, let alone attended to.
+        visible = {s: masking.take(pixels[s], ids[s]) for s in SENSORS}
+        tokens = self.encoder(visible, ids).tokens
+        if self.fuse is not None:
+            tokens = self.fuse(tokens)
+        predicted = {s: self.decoders[s](tokens[s], masks[s]) for s in SENSORS}
+        return Reconstruction(predicted, pixels)

@@ -1,0 +1,146 @@
+"""The pretraining objective: what a batch shows, hides, and asks for."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from data_pipeline import sensors
+from data_pipeline.errors import InputError
+from fusmae_jax import losses, masking, views
+from fusmae_jax.masking import SENSORS
+from fusmae_jax.model import FusMAE
+
+
+class Draw(NamedTuple):
+    """Everything random about a batch; row i belongs to sample i.
+
+    Attributes:
+        view: what is seen of each scene.
+        noise: what decides the masks, {sensor: [B, N]}.
+    """
+
+    view: views.View
+    noise: dict[str, jax.Array]
+
+
+class Outcome(NamedTuple):
+    """What the objective saw and got, {sensor: array} each.
+
+    Attributes:
+        predicted: predicted patches in the space of the targets, [B, N, E].
+        patches: the images' patches, normalised per band, [B, N, E].
+        hidden: 1.0 where a patch was hidden, [B, N].
+    """
+
+    predicted: dict[str, jax.Array]
+    patches: dict[str, jax.Array]
+    hidden: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Masked reconstruction of both sensors.
+
+    Attributes:
+        contract: the sensors with the bands in use, by name.
+        image_size: side of the images in pixels.
+        num_patches: patches N of one sensor's image.
+        mask_ratio: share of patches hidden.
+        mask_mode: "independent" masks per sensor, or "consistent" ones.
+        normalize: target normalisation, see `losses.normalize_patches`.
+        weights: of the sensors' losses in their sum.
+        crop_scale, crop_ratio, turn: see `views.draw_views`.
+        resampling: "linear" or "cubic".
+    """
+
+    contract: dict[str, sensors.Sensor]
+    image_size: int
+    num_patches: int
+    mask_ratio: float = 0.75
+    mask_mode: str = "independent"
+    normalize: str = "patch"
+    weights: dict[str, float] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(SENSORS, 1.0)
+    )
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    turn: bool = True
+    resampling: str = "linear"
+
+    def __post_init__(self):
+        for value, allowed, name in (
+            (self.mask_mode, masking.MODES, "mask.mode"),
+            (self.normalize, losses.NORMALIZATIONS, "loss.normalize"),
+            (self.resampling, views.RESAMPLING, "view.resampling"),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
+        masking.num_visible(self.num_patches, self.mask_ratio)
+        jax.eval_shape(lambda: self.draw(jax.random.key(0), 1))
+
+    def draw(self, key: jax.Array, batch: int) -> Draw:
+        """Draws the views and masks of a training batch."""
+        view_key, mask_key = jax.random.split(key)
+        view = views.draw_views(
+            view_key,
+            batch,
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            turn=self.turn,
+        )
+        return Draw(view, self._noise(mask_key, batch))
+
+    def draw_fixed(self, key: jax.Array, batch: int, scene_size: int) -> Draw:
+        """Draws masks for the plain middle of each scene, `scene_size` px at 10 m."""
+        fraction = min(1.0, self.image_size / scene_size)
+        return Draw(views.center_view(batch, fraction), self._noise(key, batch))
+
+    def _noise(self, key: jax.Array, batch: int) -> dict[str, jax.Array]:
+        return masking.draw_noise(key, batch, self.num_patches, self.mask_mode)
+
+    def __call__(
+        self,
+        model: FusMAE,
+        fields: dict[str, jax.Array],
+        draw: Draw,
+        weight: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array], Outcome]:
+        """Scores the model on a batch.
+
+        Args:
+            model: the autoencoder.
+            fields: stored pixels by field name, native units, [B, H, W, C] each.
+            draw: views and masks.
+            weight: 0.0 for samples that are padding, [B]; None counts all.
+
+        Returns:
+            The loss, its parts `loss_s1` and `loss_s2`, and what was seen.
+        """
+        images = {
+            s: views.see(
+                fields,
+                draw.view,
+                self.contract[s],
+                size=self.image_size,
+                method=self.resampling,
+            )
+            for s in SENSORS
+        }
+        keep = masking.num_visible(self.num_patches, self.mask_ratio)
+        masks = {s: masking.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
+        predicted, patches = model(images, masks)
+
+        metrics = {}
+        for s in SENSORS:
+            families = [band.family for band in self.contract[s].bands]
+            target, _, _ = losses.normalize_patches(
+                patches[s], self.normalize, families
+            )
+            counts = masks[s].hidden
+            if weight is not None:
+                counts = counts * weight[:, None]
+            metrics[f"loss_{s}"] = losses.hidden_error(predicted[s], target, counts)
+        loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in SENSORS)
+        hidden = {s: masks[s].hidden for s in SENSORS}
+        return loss, metrics, Outcome(predicted, patches, hidden)

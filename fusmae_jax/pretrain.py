@@ -1,0 +1,179 @@
+"""The pretraining loop."""
+
+import collections
+import logging
+import time
+
+import jax
+from etils import epath
+
+from data_pipeline import batches, sensors, sources
+from data_pipeline.errors import InputError
+from fusmae_jax import (
+    build,
+    checkpoint,
+    figures,
+    metrics,
+    optim,
+    reconstruct,
+    run,
+    sharding,
+    train,
+)
+
+log = logging.getLogger("fusmae_jax")
+
+# Steps dispatched ahead of the device: enough to hide the host, few enough that
+# batches do not pile up in device memory.
+AHEAD = 2
+
+
+def count_steps(config, pairs: int) -> tuple[int, int]:
+    """Steps of the whole run and of its warm-up, from epochs over `pairs`."""
+    epochs, warmup = config.epochs, config.optim.warmup_epochs
+    steps = epochs * pairs // config.batch_size
+    if steps < 1:
+        raise InputError(
+            f"{epochs} epochs of {pairs} pairs are less than one batch of "
+            f"{config.batch_size}; lower batch_size or raise epochs."
+        )
+    return steps, warmup * pairs // config.batch_size
+
+
+def check_batch(config) -> None:
+    """Refuses a batch that does not divide over devices and parts."""
+    devices, size = jax.device_count(), config.batch_size
+    if config.accumulate < 1 or size < 1 or size % (devices * config.accumulate):
+        raise InputError(
+            f"batch_size={size} does not divide into accumulate={config.accumulate} "
+            f"parts over {devices} devices; choose a multiple of "
+            f"{devices * max(config.accumulate, 1)}."
+        )
+
+
+def load_batches(config, source, mesh, first: int):
+    """Yields batches on their way to the devices, and the seconds each kept us."""
+    stream = batches.train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=first,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        threads=config.data.threads,
+        workers=config.data.workers,
+    )
+    ready = collections.deque()
+    while True:
+        start = time.monotonic()
+        while len(ready) < AHEAD:
+            ready.append(sharding.to_devices(next(stream), mesh))
+        yield ready.popleft(), time.monotonic() - start
+
+
+def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
+    """What is about to happen, in a few words."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return (
+        f"{count / 1e6:.1f} M parameters on {devices}; {pairs} pairs, {held_out} held "
+        f"out; {steps} steps of {config.batch_size} pairs ({config.epochs} epochs)"
+    )
+
+
+def run_steps(config, workdir, state, train_step, stream, evaluation, saves, steps):
+    """Advances `state` to step `steps`, writing what a run leaves behind."""
+    first = int(state.step)
+    writer = metrics.MetricWriter(workdir, first_step=first)
+    progress = metrics.Progress(first, steps)
+    clock, running = metrics.Clock(config), collections.deque()
+    for step in range(first + 1, steps + 1):
+        fields, waited = next(stream)
+        state, step_metrics = train_step(state, fields)
+        if step == first + 1:
+            clock.restart()  # the first call compiled
+        clock.step(waited)
+        running.append(step_metrics["loss"])
+        if len(running) > AHEAD:
+            running.popleft().block_until_ready()
+        if step % config.log_every == 0 or step == steps:
+            progress.show(writer.write(step, step_metrics | clock.rates()))
+        if step % config.eval_every == 0 or step == steps:
+            evaluation.start(step, state.params)
+        evaluation.collect(writer)
+        saves.save(step, state, force=step == steps)
+        progress.step()
+    progress.show(writer.flush())
+    evaluation.collect(writer, wait=True)
+    writer.close()
+    progress.close()
+    return state
+
+
+def pretrain(config, workdir) -> train.TrainState:
+    """Trains `config.epochs` epochs, from the last checkpoint in `workdir` if any.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        workdir: the run directory.
+
+    Returns:
+        The final state.
+
+    Raises:
+        InputError: the config, the data or the directory cannot work; raised before
+            anything is written.
+    """
+    workdir = epath.Path(workdir)
+    make_model, objective = build.model(config), build.objective(config)
+    check_batch(config)
+    mesh = sharding.make_mesh(config.fsdp)
+    fields = sensors.fields(objective.contract)
+    source = sources.open_split(config.data, config.data.split, fields)
+    held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
+    steps, warmup = count_steps(config, len(source))
+    rate = optim.schedule(config.optim.peak_lr, warmup, steps)
+    tx = build.optimizer(config, rate)
+    run.open_workdir(workdir, config, source.fingerprint())
+
+    graphdef, state, layout = train.create_state(
+        make_model, tx, mesh, config.seed, config.fsdp_min_size
+    )
+    train_step = train.make_train_step(
+        graphdef,
+        objective,
+        tx,
+        rate,
+        layout,
+        mesh,
+        seed=config.seed,
+        accumulate=config.accumulate,
+    )
+    held_out = reconstruct.HeldOut(
+        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
+    )
+    log.info(describe(config, state, len(source), held_out.count, steps))
+    with checkpoint.Checkpoints(
+        workdir / "checkpoints",
+        every=config.checkpoint_every,
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
+    ) as saves:
+        if saves.latest is not None:
+            log.info("Resuming from step %d.", saves.latest)
+            state = saves.restore(state, layout)
+        evaluation = reconstruct.Evaluation(held_out, workdir, config.figure_pairs)
+        stream = load_batches(config, source, mesh, int(state.step))
+        state = run_steps(
+            config, workdir, state, train_step, stream, evaluation, saves, steps
+        )
+    figures.save_loss(workdir, metrics.read_metrics(workdir))
+    reconstruct.report(
+        held_out,
+        state.params,
+        workdir,
+        step=steps,
+        draws=config.eval_draws,
+        shown=config.figure_pairs,
+    )
+    return state

@@ -1,0 +1,105 @@
+"""The device mesh, and the rules that lay arrays out on it."""
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from data_pipeline.errors import InputError
+
+# Batch rows are split over every device; parameters over the "fsdp" axis alone.
+BATCH = P(("data", "fsdp"))
+
+# The first pattern found in a leaf's path decides: a PartitionSpec is taken as it
+# is, an axis name splits the largest dimension which that axis divides. Optimiser
+# moments carry their parameter's path, and so its rule.
+RULES: tuple[tuple[str, str | P], ...] = (
+    (r"/kernel$", "fsdp"),
+    (r"/(scale|bias|mask_token|global_token)$", P()),
+    (r"(^|/)(step|count)$", P()),
+)
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """Builds a (data, fsdp) mesh over all devices, `fsdp` of them per replica.
+
+    Raises:
+        InputError: the devices do not divide into such groups.
+    """
+    # Hosts one after the other: each owns consecutive rows of the batch, which is
+    # what makes a batch the same on any number of hosts; and a replica's devices
+    # are on one host, where links are fastest.
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    if fsdp < 1 or len(devices) % fsdp:
+        raise InputError(
+            f"{len(devices)} devices do not divide into groups of fsdp={fsdp}; choose "
+            "a divisor with --config.fsdp."
+        )
+    # Auto lets XLA place activations; JAX defaults to Explicit, which asks for an
+    # out_sharding at every reshape of a sharded image.
+    shape = (len(devices) // fsdp, fsdp)
+    return Mesh(
+        np.array(devices).reshape(shape),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+    )
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """The layout of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, BATCH)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The layout of arrays that every device holds in full."""
+    return NamedSharding(mesh, P())
+
+
+def to_devices(batch, mesh: Mesh):
+    """Puts this host's rows of a batch (any tree of arrays) on its devices."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(rows(mesh), x), batch
+    )
+
+
+def leaf_path(path) -> str:
+    """A key path as `params/encoder/blocks/0/attn/query/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
+    """The PartitionSpec that RULES gives one leaf.
+
+    Args:
+        path: as `leaf_path` writes it.
+        shape: of the leaf.
+        mesh: with axes "data" and "fsdp".
+        min_size: leaves with fewer elements stay whole.
+
+    Raises:
+        ValueError: no rule knows the path; a silent default would replicate it.
+    """
+    rule = next((r for pattern, r in RULES if re.search(pattern, path)), None)
+    if rule is None:
+        raise ValueError(f"No sharding rule matches {path} {shape}; add one to RULES.")
+    if isinstance(rule, P):
+        return rule
+    axis_size = mesh.shape[rule]
+    if axis_size > 1 and math.prod(shape) >= min_size:
+        for dim in sorted(range(len(shape)), key=lambda i: -shape[i]):
+            if shape[dim] % axis_size == 0:
+                return P(*(rule if i == dim else None for i in range(len(shape))))
+    return P()
+
+
+def layout(tree, mesh: Mesh, min_size: int = 2**18):
+    """A tree of NamedShardings for `tree`, whose leaves need only a shape."""
+
+    def one(path, leaf):
+        spec = spec_for(leaf_path(path), leaf.shape, mesh, min_size)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, tree)

@@ -1,0 +1,140 @@
+"""The training state and the compiled step that advances it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from fusmae_jax import sharding, views
+from fusmae_jax.objective import Objective, Outcome
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes, and everything a checkpoint holds."""
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+def create_state(
+    make_model: Callable[..., nnx.Module],
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    min_size: int = 2**18,
+) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+    """Initialises every parameter straight into its shards.
+
+    Args:
+        make_model: builds the module from the keyword `rngs`.
+        tx: the optimiser.
+        mesh: where the state will live.
+        seed: of the initial parameters.
+        min_size: kernels with fewer elements are not split.
+
+    Returns:
+        The model's graph definition, the state, and the state's shardings.
+    """
+
+    def init(key):
+        _, params = nnx.split(make_model(rngs=nnx.Rngs(key)))
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    key = jax.random.key(seed)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    layout = sharding.layout(jax.eval_shape(init, key), mesh, min_size)
+    return graphdef, jax.jit(init, out_shardings=layout)(key), layout
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    rate: optax.Schedule,
+    layout: TrainState,
+    mesh: Mesh,
+    *,
+    seed: int,
+    accumulate: int = 1,
+):
+    """Returns the compiled `step(state, fields) -> (state, metrics)`.
+
+    All randomness derives from (seed, step) and is drawn for the whole batch at
+    once, so neither a restart, nor the devices, nor `accumulate` change it. The
+    gradient of `accumulate` parts of the batch is averaged before one update.
+    """
+
+    def part_gradients(params, part):
+        def loss_fn(params):
+            loss, metrics, _ = objective(nnx.merge(graphdef, params), *part)
+            return loss, {"loss": loss, **metrics}
+
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return grads, metrics
+
+    def gradients(params, fields, draw):
+        if accumulate == 1:
+            return part_gradients(params, (fields, draw))
+        parts = jax.tree.map(split_rows, (fields, draw))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, part_gradients(params, part)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.eval_shape(part_gradients, params, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def split_rows(x):
+        # Strided, so that every device finds rows of its own in every part.
+        x = x.reshape(len(x) // accumulate, accumulate, *x.shape[1:])
+        return x.swapaxes(0, 1)
+
+    @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
+    def train_step(state, fields):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        draw = objective.draw(key, len(next(iter(fields.values()))))
+        grads, metrics = gradients(state.params, fields, draw)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["lr"] = rate(state.step)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["invalid_pixels"] = views.invalid_pixels(fields)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    mesh: Mesh,
+    *,
+    seed: int,
+    scene_size: int,
+) -> Callable[..., tuple[dict[str, jax.Array], Outcome]]:
+    """Returns the compiled `step(params, fields, weight, index)`.
+
+    It scores the plain middle of each scene under masks that depend on (seed,
+    `index`) alone, so that numbers are comparable between steps and runs. Results
+    are whole on every device, for any host to read.
+    """
+
+    @jax.jit(out_shardings=sharding.whole(mesh))
+    def eval_step(params, fields, weight, index):
+        # A stream of its own: training folds the step into the bare key.
+        key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], index)
+        draw = objective.draw_fixed(key, len(weight), scene_size)
+        model = nnx.merge(graphdef, params)
+        loss, metrics, outcome = objective(model, fields, draw, weight)
+        return {"loss": loss, **metrics}, outcome
+
+    return eval_step

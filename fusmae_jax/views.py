@@ -1,0 +1,155 @@
+"""Views: from stored pixels of every grid to registered, normalised images.
+
+A record keeps each band on its native grid. One resample per grid takes it straight
+to the crop the network sees; the crop is given in fractions of the scene's side, so
+all grids, and both sensors, show the same ground.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from data_pipeline import sensors
+from data_pipeline.errors import InputError
+
+RESAMPLING = ("linear", "cubic")
+
+
+class View(NamedTuple):
+    """Which part of each scene is seen, and how it is turned.
+
+    Attributes:
+        box: top, left, height and width of the crop, in fractions of the scene's
+            side, [B, 4].
+        turn: whether to flip rows, flip columns, and transpose, in this order,
+            [B, 3] bool. All eight combinations are the flips and quarter turns.
+    """
+
+    box: jax.Array
+    turn: jax.Array
+
+
+def draw_views(
+    key: jax.Array,
+    batch: int,
+    *,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    turn: bool = True,
+) -> View:
+    """Draws random-resized crops and turns.
+
+    Args:
+        key: random key; row i of the result depends on it and on i alone.
+        batch: number of views B.
+        scale: least and greatest area of the crop, as a fraction of the scene's.
+        ratio: least and greatest width over height.
+        turn: whether to draw flips and quarter turns.
+    """
+    if not 0.0 < scale[0] <= scale[1] <= 1.0 or not 0.0 < ratio[0] <= ratio[1]:
+        raise InputError(
+            f"Crop scale {scale} must lie in (0, 1] and ratio {ratio} above 0, each "
+            "from least to greatest."
+        )
+    box_key, turn_key = jax.random.split(key)
+    area, aspect, top, left = jax.random.uniform(box_key, (batch, 4)).T
+    area = scale[0] + (scale[1] - scale[0]) * area
+    low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
+    aspect = jnp.exp(low + (high - low) * aspect)
+    height = jnp.minimum(jnp.sqrt(area / aspect), 1.0)
+    width = jnp.minimum(jnp.sqrt(area * aspect), 1.0)
+    box = jnp.stack([top * (1 - height), left * (1 - width), height, width], axis=1)
+    turns = jax.random.bernoulli(turn_key, 0.5, (batch, 3)) & turn
+    return View(box, turns)
+
+
+def center_view(batch: int, fraction: float) -> View:
+    """The view of the middle `fraction` of each scene's side, not turned."""
+    edge = (1.0 - fraction) / 2
+    box = jnp.broadcast_to(jnp.array([edge, edge, fraction, fraction]), (batch, 4))
+    return View(box, jnp.zeros((batch, 3), bool))
+
+
+def resample(
+    pixels: jax.Array, box: jax.Array, size: int, method: str = "linear"
+) -> jax.Array:
+    """Resamples pixels [B, H, W, C] under box [B, 4] to [B, size, size, C].
+
+    Pixels are areas, not points, as in GDAL: the box's edge is the outer edge of the
+    first pixel. Shrinking averages (antialiasing), enlarging interpolates.
+    """
+    if method not in RESAMPLING:
+        raise InputError(f"Resampling {method!r} is not one of {list(RESAMPLING)}.")
+    _, h, w, c = pixels.shape
+
+    def one(image, box):
+        native = jnp.array([h, w], jnp.float32)
+        scale = size / (box[2:] * native)
+        return jax.image.scale_and_translate(
+            image, (size, size, c), (0, 1), scale, -box[:2] * native * scale, method
+        )
+
+    return jax.vmap(one)(pixels, box)
+
+
+def turn_images(images: jax.Array, turn: jax.Array) -> jax.Array:
+    """Turns square images [B, H, W, C] as turn [B, 3] says."""
+    flip_rows, flip_columns, transpose = (
+        turn[:, i, None, None, None] for i in range(3)
+    )
+    images = jnp.where(flip_rows, images[:, ::-1], images)
+    images = jnp.where(flip_columns, images[:, :, ::-1], images)
+    return jnp.where(transpose, images.swapaxes(1, 2), images)
+
+
+def see(
+    fields: dict[str, jax.Array],
+    view: View,
+    sensor: sensors.Sensor,
+    *,
+    size: int,
+    method: str = "linear",
+) -> jax.Array:
+    """One sensor's images under `view`, normalised, [B, size, size, C].
+
+    Args:
+        fields: stored pixels by field name, native units, [B, H, W, C] each.
+        view: the views, shared by all sensors.
+        sensor: the contract, with the bands wanted in the order wanted.
+        size: side of the images in pixels.
+        method: "linear" or "cubic".
+
+    Returns:
+        Each band minus its mean, over its standard deviation. Pixels that are not
+        finite in the record count as the band's mean.
+    """
+    stored = {g.field: g.bands for g in sensors.SENSORS[sensor.name].grids}
+    images = {}
+    for grid in sensor.grids:
+        columns = [stored[grid.field].index(name) for name in grid.bands]
+        bands = [b for b in sensor.bands if b.gsd == grid.gsd]
+        mean = jnp.array([b.mean for b in bands], jnp.float32)
+        std = jnp.array([b.std for b in bands], jnp.float32)
+        pixels = fields[grid.field][..., columns].astype(jnp.float32)
+        pixels = (pixels - mean[None, None, None]) / std[None, None, None]
+        # Before the resample, or one bad pixel would spoil its whole row and column.
+        pixels = jnp.where(jnp.isfinite(pixels), pixels, 0.0)
+        resampled = resample(pixels, view.box, size, method)
+        images |= {name: resampled[..., i] for i, name in enumerate(grid.bands)}
+    stacked = jnp.stack([images[name] for name in sensor.band_names], axis=-1)
+    return turn_images(stacked, view.turn)
+
+
+def native_units(images: jax.Array, sensor: sensors.Sensor) -> jax.Array:
+    """Undoes the normalisation of images [..., C]: dB for S1, DN for S2."""
+    mean = jnp.array([b.mean for b in sensor.bands], jnp.float32)
+    std = jnp.array([b.std for b in sensor.bands], jnp.float32)
+    shape = (1,) * (images.ndim - 1) + (len(sensor.bands),)
+    return images * std.reshape(shape) + mean.reshape(shape)
+
+
+def invalid_pixels(fields: dict[str, jax.Array]) -> jax.Array:
+    """The number of stored values that are not finite."""
+    floats = [x for x in fields.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum((~jnp.isfinite(x)).sum() for x in floats)

@@ -1,0 +1,78 @@
+"""Entry point: python launch.py --config=configs/pretrain_base.py [--workdir=DIR]."""
+
+import logging
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from data_pipeline.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run to launch.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run writes; runs/<name of the config> by default."
+)
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts of this job.")
+
+
+def pretrain(config, workdir):
+    """Trains an encoder."""
+    from fusmae_jax import pretrain
+
+    pretrain.pretrain(config, workdir)
+
+
+def reconstruct(config, workdir):
+    """Reports a run's reconstructions."""
+    from fusmae_jax import reconstruct
+
+    reconstruct.reconstruct(config, workdir)
+
+
+def prepare(config, workdir):
+    """Builds a dataset; writes to config.out, not to the run directory."""
+    del workdir
+    from data_pipeline import prepare
+
+    prepare.prepare(config)
+
+
+TASKS = {"pretrain": pretrain, "reconstruct": reconstruct, "prepare": prepare}
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; an unknown field or a wrong type becomes an InputError."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"Unexpected arguments: {' '.join(argv[1:])}.")
+    log = logging.getLogger("fusmae_jax")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False  # libraries log too, and at length
+    config = _CONFIG.value
+    if config is None:
+        raise InputError("Name a run: --config=configs/quickstart.py, for example.")
+    if config.task not in TASKS:
+        raise InputError(f"config.task is {config.task!r}; one of {list(TASKS)}.")
+    if _MULTIHOST.value:
+        import jax
+
+        jax.distributed.initialize()
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    TASKS[config.task](config, _WORKDIR.value or f"runs/{name}")
+
+
+if __name__ == "__main__":
+    try:
+        app.run(main, flags_parser=parse)
+    except InputError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on from the last checkpoint.")

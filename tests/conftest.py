@@ -1,0 +1,19 @@
+"""Fake devices, strict numerics, and a compile cache for every test."""
+
+import pathlib
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
+jax.config.update("jax_numpy_rank_promotion", "raise")
+CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; under pytest nobody parses them
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

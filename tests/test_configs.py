@@ -1,0 +1,87 @@
+"""Every config builds what it describes, and derived values follow overrides."""
+
+import importlib
+import pathlib
+
+import pytest
+from flax import nnx
+
+from configs import pretrain_base, quickstart
+from data_pipeline.errors import InputError
+from fusmae_jax import build, pretrain, run
+
+FOLDER = pathlib.Path(pretrain_base.__file__).parent
+CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py"))
+PRETRAIN = [name for name in CONFIGS if name.startswith("pretrain")] + ["quickstart"]
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_locked_and_says_how_it_is_launched(name):
+    module = load(name)
+    assert f"--config=configs/{name}.py" in module.__doc__
+    config = module.get_config()
+    assert config.is_locked and config.task in ("pretrain", "prepare", "reconstruct")
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_every_pretraining_config_builds_its_model(name):
+    config = load(name).get_config()
+    model = nnx.eval_shape(lambda: build.model(config)(rngs=nnx.Rngs(0)))
+    assert model.num_patches == build.objective(config).num_patches
+
+
+@pytest.mark.parametrize("name", ["pretrain_base", "pretrain_small", "pretrain_large"])
+def test_the_real_runs_see_196_tokens_a_sensor_and_keep_49(name):
+    config = load(name).get_config()
+    objective = build.objective(config)
+    assert objective.num_patches == 196 and config.mask.ratio == 0.75
+
+
+def test_the_learning_rate_follows_the_batch_size():
+    config = pretrain_base.get_config()
+    assert config.optim.peak_lr == pytest.approx(6e-4)
+    config.batch_size = 256
+    assert config.optim.peak_lr == pytest.approx(1.5e-4)
+
+
+def test_the_warm_up_is_a_tenth_of_the_epochs():
+    config = pretrain_base.get_config()
+    assert (config.epochs, config.optim.warmup_epochs) == (100, 10)
+    config.epochs = 40
+    assert config.optim.warmup_epochs == 4
+
+
+def test_steps_come_from_epochs():
+    config = pretrain_base.get_config()
+    assert pretrain.count_steps(config, 269_695) == (26_337, 2_633)
+
+
+def test_less_than_one_batch_is_refused_with_the_numbers():
+    config = quickstart.get_config()
+    config.epochs, config.batch_size = 1, 64
+    with pytest.raises(InputError, match="1 epochs of 17 pairs .* batch of 64"):
+        pretrain.count_steps(config, 17)
+
+
+@pytest.mark.parametrize("batch_size, accumulate", [(6, 1), (12, 2), (0, 1), (8, 0)])
+def test_a_batch_that_does_not_divide_is_refused(batch_size, accumulate):
+    config = pretrain_base.get_config()
+    config.batch_size, config.accumulate = batch_size, accumulate
+    with pytest.raises(InputError, match=f"batch_size={batch_size} .* 4 devices"):
+        pretrain.check_batch(config)
+
+
+def test_fields_that_a_resumed_run_may_change_exist():
+    flat = run.flatten(pretrain_base.get_config().to_dict())
+    assert set(run.FREE) <= flat.keys()
+
+
+def test_an_unknown_band_is_refused_with_those_there_are():
+    config = pretrain_base.get_config()
+    config.bands.s2 = ("B02", "B10")
+    with pytest.raises(InputError, match="B10.*B01"):
+        build.objective(config)

@@ -1,0 +1,75 @@
+"""The TIFF reader against independent readers, and what it refuses."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+
+from data_pipeline import geotiff
+from data_pipeline.errors import InputError
+from tests import shared_data
+
+IMAGE = np.random.default_rng(0).integers(0, 65535, (20, 30), np.uint16)
+
+
+def encode(image, **options) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, image, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize("rows", [1, 7, 20])
+def test_pixels_survive_any_strips_and_byte_order(byteorder, dtype, rows):
+    image = IMAGE.astype(dtype)
+
+    got = geotiff.read(encode(image, byteorder=byteorder, rowsperstrip=rows), "x.tif")
+
+    assert got.dtype == dtype and got.dtype.isnative
+    np.testing.assert_array_equal(got, image)
+
+
+def real_files() -> list[pathlib.Path]:
+    return sorted(pathlib.Path(shared_data.bigearthnet_v1()).glob("*/*/*.tif"))
+
+
+def test_real_files_equal_tifffile():
+    for path in real_files():
+        got = geotiff.read(path.read_bytes(), path.name)
+        want = tifffile.imread(path)
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+
+
+def test_real_files_equal_rasterio():
+    for path in real_files()[::5]:
+        with rasterio.open(path) as file:
+            want = file.read(1)
+        np.testing.assert_array_equal(geotiff.read(path.read_bytes(), path.name), want)
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "not a TIFF"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a TIFF"),
+        (encode(IMAGE, bigtiff=True), "not a TIFF"),
+        (encode(IMAGE)[:-1], "cut short or damaged"),
+        (encode(IMAGE)[:6], "cut short or damaged"),
+        (encode(IMAGE)[:100], "cut short or damaged"),
+        (encode(IMAGE, compression="zlib"), "is compressed .TIFF compression 8"),
+        (encode(IMAGE, tile=(16, 16)), "tiled"),
+        (encode(np.stack([IMAGE] * 3, -1), photometric="rgb"), "has 3 bands"),
+        (encode(np.stack([IMAGE] * 2), photometric="minisblack"), "more than one"),
+        (encode(IMAGE.astype(np.uint8)), "8 bits in TIFF sample format 1"),
+        (encode(IMAGE.astype(np.int16)), "16 bits in TIFF sample format 2"),
+        (encode(IMAGE.astype(np.float64)), "64 bits in TIFF sample format 3"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_the_name_and_reason(data, reason):
+    with pytest.raises(InputError, match=f"^x.tif .*{reason}"):
+        geotiff.read(data, "x.tif")

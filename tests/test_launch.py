@@ -1,0 +1,98 @@
+"""The command line: it runs end to end, and says in a sentence what is wrong."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def launch(*arguments, cwd=ROOT):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PLATFORMS": "cpu",
+    }
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+    )
+
+
+def config(name):
+    return f"--config={ROOT}/configs/{name}.py"
+
+
+def one_sentence(result):
+    """What a failed launch said, if it said it without a traceback."""
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stderr.strip()
+
+
+def test_quickstart_runs_from_anywhere_and_writes_under_runs(tmp_path):
+    result = launch(
+        config("quickstart"),
+        "--config.epochs=4",
+        "--config.model.depth=2",
+        "--config.eval_every=2",
+        "--config.log_every=1",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "mean of visible pixels" in result.stdout
+    assert "step 4/4" in result.stderr and "img/s" in result.stderr
+    run = tmp_path / "runs" / "quickstart"
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert (run / "figures" / "reconstruction.png").exists()
+
+
+def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
+    said = one_sentence(launch(config("pretrain_base"), cwd=tmp_path)).splitlines()
+    assert len(said) == 2
+    assert "prepare_bigearthnet.py" in said[0] and "--config.data.dir" in said[1]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--config="),
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--unknown=1"], "unknown"),
+        ([config("quickstart"), "--config.stepz=1"], "stepz"),
+        ([config("quickstart"), "--config.epochs=many"], "epochs"),
+        ([config("quickstart"), "extra"], "extra"),
+        ([config("quickstart"), "--config.model.patch_size=9"], "112 .* 9"),
+        ([config("quickstart"), "--config.batch_size=0"], "batch_size=0"),
+        ([config("quickstart"), "--config.mask.ratio=1.0"], "ratio 1.0"),
+        ([config("quickstart"), "--config.mask.mode=grid"], "'grid'"),
+        ([config("quickstart"), "--config.data.source=web"], "'web'"),
+        ([config("quickstart"), "--config.data.split=all"], "'all'"),
+        ([config("quickstart"), "--config.task=fly"], "'fly'"),
+        ([config("pretrain_small"), "--config.data.dir=/nowhere"], "/nowhere"),
+        ([config("reconstruct"), "--config.checkpoint=/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence(tmp_path, arguments, message):
+    import re
+
+    said = one_sentence(launch(*arguments, cwd=tmp_path))
+    assert re.search(message, said), said
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_workdir_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    said = one_sentence(launch(config("quickstart"), f"--workdir={tmp_path}"))
+    assert "not empty" in said and "--workdir" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,141 @@
+"""The objective: what counts, what does not, and what is refused before a run."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipeline import sensors, synthetic
+from data_pipeline.errors import InputError
+from fusmae_jax import build
+from tests import tiny
+
+CHANGES = {
+    "mask.mode": dict(mask=dict(mode="checkerboard")),
+    "loss.normalize": dict(loss=dict(normalize="band")),
+    "view.resampling": dict(view=dict(resampling="nearest")),
+    "Mask ratio 1.0": dict(mask=dict(ratio=1.0)),
+    r"Crop scale \(0.5, 0.2\)": dict(view=dict(crop_scale=(0.5, 0.2))),
+}
+
+
+def objective(**changes):
+    config = tiny.config()
+    config.update(changes)
+    return build.objective(config)
+
+
+@pytest.fixture(scope="module")
+def fields():
+    scenes = synthetic.Scenes(4, size=24, fields=tuple(sensors.shapes(24)))
+    records = [scenes[i] for i in range(4)]
+    return {name: np.stack([r[name] for r in records]) for name in records[0]}
+
+
+def scorer(objective):
+    """A compiled (fields, draw, weight) -> (loss, parts, outcome)."""
+    graphdef, params = nnx.split(tiny.model())
+    score = jax.jit(lambda params, *args: objective(nnx.merge(graphdef, params), *args))
+    return lambda *args: score(params, *args)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(key, fields):
+    goal = objective(loss=dict(weight_s1=0.5, weight_s2=3.0))
+    loss, parts, _ = scorer(goal)(fields, goal.draw(key, 4))
+    want = 0.5 * parts["loss_s1"] + 3.0 * parts["loss_s2"]
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    assert set(parts) == {"loss_s1", "loss_s2"}
+
+
+def test_without_normalisation_the_parts_are_plain_errors_on_hidden_patches(
+    key, fields
+):
+    goal = objective(loss=dict(normalize="none"))
+    _, parts, outcome = scorer(goal)(fields, goal.draw(key, 4))
+    for s in sensors.SENSORS:
+        hidden = np.asarray(outcome.hidden[s]) == 1.0
+        np.testing.assert_array_equal(hidden.sum(axis=1), 12)
+        error = np.asarray(outcome.predicted[s] - outcome.patches[s])[hidden]
+        np.testing.assert_allclose(parts[f"loss_{s}"], (error**2).mean(), rtol=1e-5)
+
+
+def test_padding_does_not_count(key, fields):
+    goal = objective()
+    score, draw = scorer(goal), goal.draw_fixed(key, 4, 24)
+    weight = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+    padded, _, _ = score(fields, draw, weight)
+    other = {name: x.copy() for name, x in fields.items()}
+    for x in other.values():
+        x[3] = x[0][::-1]
+    still, _, _ = score(other, draw, weight)
+    assert padded == still
+    whole, _, _ = score(fields, draw, np.ones(4, np.float32))
+    assert abs(whole - padded) > 1e-4
+
+
+def test_padding_leaves_the_mean_over_the_others(key, fields):
+    goal = objective()
+    score, draw = scorer(goal), goal.draw_fixed(key, 4, 24)
+    weight = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+    padded, _, _ = score(fields, draw, weight)
+    three = {name: x[:3] for name, x in fields.items()}
+    want, _, _ = score(three, jax.tree.map(lambda x: x[:3], draw))
+    np.testing.assert_allclose(padded, want, rtol=1e-5)
+
+
+def test_a_constant_scene_has_finite_loss_and_gradients(key, fields):
+    goal = objective()
+    graphdef, params = nnx.split(tiny.model())
+    flat = {name: np.full_like(x, x[0, 0, 0, 0]) for name, x in fields.items()}
+    draw = goal.draw(key, 4)
+
+    @jax.jit
+    @jax.value_and_grad
+    def step(params):
+        return goal(nnx.merge(graphdef, params), flat, draw)[0]
+
+    loss, grads = step(params)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+
+
+def test_a_draw_depends_on_its_place_and_not_on_the_batch(key):
+    goal = objective()
+    few, many = goal.draw(key, 3), goal.draw(key, 8)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:3]), few, many)
+
+
+def test_views_and_masks_of_both_sensors_are_drawn_apart(key):
+    draw = objective().draw(key, 64)
+    rows = np.concatenate(
+        [draw.view.box[:, 1:2], draw.noise["s1"][:, :1], draw.noise["s2"][:, :1]],
+        axis=1,
+    )
+    correlation = np.corrcoef(rows.T) - np.eye(3)
+    assert np.abs(correlation).max() < 0.5  # 4 standard errors
+
+
+def test_consistent_masks_show_both_sensors_the_same_patches(key):
+    noise = objective(mask=dict(mode="consistent")).draw(key, 4).noise
+    np.testing.assert_array_equal(noise["s1"], noise["s2"])
+
+
+def test_fixed_draws_see_the_plain_middle_under_the_keys_own_masks(key):
+    goal = objective()
+    first, again = goal.draw_fixed(key, 4, 48), goal.draw_fixed(key, 4, 48)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    np.testing.assert_array_equal(first.view.box, [[0.25, 0.25, 0.5, 0.5]] * 4)
+    assert not first.view.turn.any()
+    other = goal.draw_fixed(jax.random.key(1), 4, 48)
+    assert (first.noise["s1"] != other.noise["s1"]).any()
+
+
+def test_a_scene_smaller_than_the_image_is_seen_whole(key):
+    box = objective().draw_fixed(key, 1, 12).view.box
+    np.testing.assert_array_equal(box, [[0.0, 0.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_what_cannot_work_is_refused_at_once_by_name(message):
+    with pytest.raises(InputError, match=message):
+        objective(**CHANGES[message])

@@ -1,0 +1,280 @@
+"""Building a dataset: splits, bad pairs, restarts, and what is refused."""
+
+import csv
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import prepare_bigearthnet
+from configs import prepare_sample
+from data_pipeline import bigearthnet
+from data_pipeline import prepare
+from data_pipeline import records
+from data_pipeline import sources
+from data_pipeline import splits
+from data_pipeline.errors import InputError
+from tests import shared_data
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Six pairs on two tiles, to be built in this process in shards of two."""
+    for column in range(6):
+        tile = "33UUP" if column % 3 == 0 else "35VPK"
+        shared_data.write_pair(tmp_path / "archive", column, tile=tile)
+    config = prepare_bigearthnet.get_config()
+    config.source, config.out = str(tmp_path / "archive"), str(tmp_path / "out")
+    config.pairs_per_shard, config.workers = 2, 0
+    return config
+
+
+def s2_folder(config, column):
+    archive = pathlib.Path(config.source) / "BigEarthNet-v1.0"
+    return archive / f"S2A_MSIL2A_20170701T93031_{column}_7"
+
+
+def break_pair(config, column):
+    folder = s2_folder(config, column)
+    (folder / f"{folder.name}_B02.tif").write_bytes(b"not a TIFF")
+
+
+def ids(config, split):
+    opened = records.Records(config.out, split, fields=("id",))
+    return [record["id"] for record in opened]
+
+
+def out_files(config):
+    return pathlib.Path(config.out).iterdir()
+
+
+def files(config):
+    return [path.name for path in out_files(config)]
+
+
+def skipped(config):
+    with (pathlib.Path(config.out) / "skipped.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert header == ["s2_name", "s1_name", "reason"]
+    return rows
+
+
+def test_records_hold_every_pair_in_order(config):
+    prepare.prepare(config)
+    pairs, _ = bigearthnet.find_pairs(config.source)
+    opened = records.Records(config.out, "train")
+    assert ids(config, "train") == [pair.s2_name for pair in pairs]
+    for got, pair in zip(opened, pairs, strict=True):
+        want = bigearthnet.read_pair(pair)
+        np.testing.assert_array_equal(got["s2_20m"], want["s2_20m"])
+        np.testing.assert_array_equal(got["s1_10m"], want["s1_10m"])
+
+
+def test_finished_dataset_holds_nothing_of_the_build(config):
+    prepare.prepare(config)
+    assert not [name for name in files(config) if "build" in name or "part" in name]
+    assert "skipped.csv" not in files(config)
+
+
+def test_processes_write_the_same_shards_as_one(config):
+    prepare.prepare(config)
+    first = {p.name: p.read_bytes() for p in out_files(config)}
+    shutil.rmtree(config.out)
+    config.workers = 2
+    prepare.prepare(config)
+    assert {p.name: p.read_bytes() for p in out_files(config)} == first
+
+
+def test_tiles_are_held_out_for_validation(config):
+    config.holdout_tiles = ("33UUP",)
+    prepare.prepare(config)
+    assert [name.split("_")[3] for name in ids(config, "validation")] == ["0", "3"]
+    assert len(ids(config, "train")) == 4
+
+
+def write_lists(config, path, train, val, test):
+    path.mkdir()
+    for name, columns in (("train", train), ("val", val), ("test", test)):
+        lines = [s2_folder(config, column).name for column in columns]
+        (path / f"{name}.csv").write_text("".join(line + "\n" for line in lines))
+    config.splits_dir = str(path)
+
+
+def test_lists_decide_the_split_and_leave_the_rest_out(config, tmp_path):
+    write_lists(config, tmp_path / "lists", [5, 1], [2], [0])
+    prepare.prepare(config)
+    got = {s: [n.split("_")[3] for n in ids(config, s)] for s in splits.LISTS}
+    assert got == {"train": ["1", "5"], "validation": ["2"], "test": ["0"]}
+
+
+def test_listed_pair_that_is_not_there_is_counted_as_skipped(config, tmp_path, capsys):
+    write_lists(config, tmp_path / "lists", [5, 1], [2], [0])
+    with (tmp_path / "lists" / "val.csv").open("a") as file:
+        file.write("S2A_GONE,S1A_GONE\n")
+    prepare.prepare(config)
+    assert "of 5 pairs wrote 2 in train, 1 in validation, 1 in test; skipped 1" in (
+        capsys.readouterr().out
+    )
+
+
+def test_listed_partner_other_than_the_archive_says_is_skipped(config, tmp_path):
+    write_lists(config, tmp_path / "lists", [5], [2], [0])
+    name = s2_folder(config, 1).name
+    (tmp_path / "lists" / "test.csv").write_text(f"{name},S1A_OTHER\n")
+    prepare.prepare(config)
+    assert skipped(config)[0][:2] == [name, "S1A_OTHER"]
+
+
+def test_bad_pair_is_skipped_listed_and_counted(config, capsys):
+    break_pair(config, 3)
+    prepare.prepare(config)
+    ((s2_name, s1_name, reason),) = skipped(config)
+    assert s2_name == s2_folder(config, 3).name and "_3_7" in s1_name
+    assert "B02.tif is not a TIFF" in reason
+    assert "of 6 pairs wrote 5 in train; skipped 1" in capsys.readouterr().out
+    assert len(ids(config, "train")) == 5
+
+
+def test_patch_without_partner_is_skipped_and_counted(config, capsys):
+    shutil.rmtree(s2_folder(config, 3))
+    prepare.prepare(config)
+    assert "of 6 pairs wrote 5 in train; skipped 1" in capsys.readouterr().out
+
+
+def test_split_whose_pairs_are_all_bad_is_left_out(config):
+    config.holdout_tiles = ("33UUP",)
+    break_pair(config, 0)
+    break_pair(config, 3)
+    prepare.prepare(config)
+    assert len(ids(config, "train")) == 4
+    with pytest.raises(InputError, match="'validation' .* holds no records"):
+        records.Records(config.out, "validation")
+
+
+def test_only_bad_pairs_are_an_error(config):
+    for column in range(6):
+        break_pair(config, column)
+    with pytest.raises(InputError, match="All 6 pairs are bad.*is not a TIFF"):
+        prepare.prepare(config)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_strict_stops_at_a_bad_pair(config, workers):
+    break_pair(config, 3)
+    config.strict, config.workers = True, workers
+    with pytest.raises(InputError, match="B02.tif is not a TIFF"):
+        prepare.prepare(config)
+    assert "dataset_info.json" not in files(config)
+
+
+def test_strict_stops_at_a_patch_without_partner(config):
+    shutil.rmtree(s2_folder(config, 3))
+    config.strict = True
+    with pytest.raises(InputError, match="is not in .*config.strict=False"):
+        prepare.prepare(config)
+
+
+@pytest.fixture
+def stopped(config):
+    """The same build, stopped by a bad pair in the second of three shards."""
+    good = s2_folder(config, 3) / f"{s2_folder(config, 3).name}_B02.tif"
+    content = good.read_bytes()
+    break_pair(config, 3)
+    config.strict = True
+    with pytest.raises(InputError):
+        prepare.prepare(config)
+    good.write_bytes(content)
+    return config
+
+
+def test_restart_finishes_without_rewriting_a_finished_shard(stopped):
+    name = records.shard_name(bigearthnet.NAME, "train", 0, 3)
+    first = pathlib.Path(stopped.out) / name
+    before = first.stat()
+    prepare.prepare(stopped)
+    after = first.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert len(ids(stopped, "train")) == 6
+
+
+def test_restart_writes_over_a_half_written_shard(stopped):
+    assert [name for name in files(stopped) if name.endswith(".part")]
+    prepare.prepare(stopped)
+    assert not [name for name in files(stopped) if name.endswith(".part")]
+    assert len(ids(stopped, "train")) == 6
+
+
+def test_strict_restart_does_not_accept_what_a_lenient_run_skipped(config):
+    for column in range(6):
+        break_pair(config, column)
+    with pytest.raises(InputError, match="All 6"):
+        prepare.prepare(config)
+    config.strict = True
+    with pytest.raises(InputError, match="^[^ ]*B02.tif is not a TIFF"):
+        prepare.prepare(config)
+
+
+def test_restart_with_other_options_is_refused(stopped):
+    stopped.pairs_per_shard = 3
+    with pytest.raises(InputError, match="pairs_per_shard=2, not pairs_per_shard=3"):
+        prepare.prepare(stopped)
+
+
+def test_restart_on_a_changed_archive_is_refused(stopped):
+    shared_data.write_pair(pathlib.Path(stopped.source), 9)
+    with pytest.raises(InputError, match="begun with pairs="):
+        prepare.prepare(stopped)
+
+
+def test_complete_dataset_is_not_built_again(config):
+    prepare.prepare(config)
+    with pytest.raises(InputError, match="holds a complete dataset"):
+        prepare.prepare(config)
+
+
+def test_folder_with_other_files_is_refused(config, tmp_path):
+    config.out = str(tmp_path)
+    with pytest.raises(InputError, match="holds other files"):
+        prepare.prepare(config)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"source": ""}, "Pass --config.source"),
+        ({"out": ""}, "Pass --config.source"),
+        ({"source": "nowhere"}, "nowhere has no folder BigEarthNet-v1.0"),
+        ({"holdout_tiles": ("29SND",)}, r"\['29SND'\] .*\['33UUP', '35VPK'\]"),
+        ({"splits_dir": "x", "holdout_tiles": ("33UUP",)}, "two ways to split"),
+        ({"splits_dir": "nowhere"}, "train.csv is missing"),
+        ({"pairs_per_shard": 0}, "pairs_per_shard=0 must be at least 1"),
+        ({"workers": -1}, "workers=-1 at least 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_written(
+    config, tmp_path, change, reason
+):
+    config.update(change)
+    with pytest.raises(InputError, match=reason):
+        prepare.prepare(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pair_in_two_lists_is_refused(config, tmp_path):
+    write_lists(config, tmp_path / "lists", [5, 1], [2], [1])
+    with pytest.raises(InputError, match="listed in train.csv and again in test.csv"):
+        prepare.prepare(config)
+
+
+def test_sample_is_what_its_config_builds_from_the_real_pairs(tmp_path):
+    config = prepare_sample.get_config()
+    config.source, config.out = shared_data.bigearthnet_v1(), str(tmp_path / "out")
+    prepare.prepare(config)
+    for built in out_files(config):
+        kept = sources.SAMPLE / built.name
+        if built.suffix == ".json":
+            assert json.loads(kept.read_text()) == json.loads(built.read_text())
+        else:
+            assert kept.read_bytes() == built.read_bytes()

@@ -1,0 +1,122 @@
+"""A run cut in two equals the run left alone, and leaves what a run must leave."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.errors import InputError
+from fusmae_jax import metrics, pretrain, reconstruct, run
+from tests import tiny
+
+
+def losses(workdir):
+    rows = metrics.read_metrics(workdir)
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 6 steps with checkpoints at 3 and 6, and its state."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, pretrain.pretrain(tiny.config(), workdir)
+
+
+def test_a_run_leaves_its_contract_behind(whole):
+    workdir, state = whole
+    assert int(state.step) == 6 and sorted(losses(workdir)) == [1, 2, 3, 4, 5, 6]
+    description = json.loads((workdir / "config.json").read_text())
+    assert description["config"]["batch_size"] == 8
+    assert description["contract"]["s1"]["unit"] == "dB"
+    row = next(r for r in metrics.read_metrics(workdir) if r["step"] == 2)
+    wanted = "loss loss_s1 loss_s2 lr grad_norm images_per_sec data_wait"
+    assert {*wanted.split(), "tflops_per_device"} <= row.keys()
+    for name in ("reconstruction_0000003", "reconstruction", "loss"):
+        assert (workdir / "figures" / f"{name}.png").stat().st_size > 1000
+    assert list((workdir / "tensorboard").iterdir())
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"3", "6"}
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert scores["pairs"] == 2 and len(scores["mean_squared_error"]) == 4
+
+
+def test_held_out_losses_are_logged_beside_training(whole):
+    evaluated = [r for r in metrics.read_metrics(whole[0]) if "eval_loss" in r]
+    assert [row["step"] for row in evaluated] == [3, 6]
+
+
+@pytest.mark.parametrize("fsdp, accumulate", [(1, 1), (4, 2)])
+def test_resuming_on_another_layout_repeats_the_uninterrupted_run(
+    whole, tmp_path, fsdp, accumulate
+):
+    workdir, state = tmp_path / "cut", whole[1]
+    shutil.copytree(whole[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")  # as if killed at step 5
+    config = tiny.config()
+    config.fsdp, config.accumulate = fsdp, accumulate
+    resumed = pretrain.pretrain(config, workdir)
+    want, got = losses(whole[0]), losses(workdir)
+    assert list(got) == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
+    same = (fsdp, accumulate) == (1, 1)
+    for a, b in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(state.params)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0 if same else 1e-4)
+
+
+def test_a_finished_run_launched_again_only_reports(whole):
+    before = losses(whole[0])
+    state = pretrain.pretrain(tiny.config(), whole[0])
+    assert int(state.step) == 6 and losses(whole[0]) == before
+
+
+def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
+    workdir = tmp_path / "cut"
+    shutil.copytree(whole[0], workdir)
+    checkpoints = workdir / "checkpoints"
+    (checkpoints / "6").rename(checkpoints / "6.orbax-checkpoint-tmp")
+    (checkpoints / "6.orbax-checkpoint-tmp" / "commit_success.txt").unlink(
+        missing_ok=True
+    )
+    assert int(pretrain.pretrain(tiny.config(), workdir).step) == 6
+    assert losses(workdir).keys() == losses(whole[0]).keys()
+
+
+def test_another_run_in_the_directory_is_refused_and_left_alone(whole):
+    config = tiny.config()
+    config.seed, config.model.dim = 7, 64
+    before = (whole[0] / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"model\.dim \(32 there, 64 now\), seed"):
+        pretrain.pretrain(config, whole[0])
+    assert (whole[0] / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_is_reported_on_from_its_directory_alone(whole, tmp_path, capsys):
+    from configs import reconstruct as reconstruct_config
+
+    config = reconstruct_config.get_config()
+    config.checkpoint = str(whole[0])
+    config.data = tiny.config().data
+    config.draws, config.shown = 2, 2
+    reconstruct.reconstruct(config, tmp_path)
+    assert "inverse distance" in capsys.readouterr().out
+    mine = json.loads((tmp_path / "scores.json").read_text())
+    theirs = json.loads((whole[0] / "scores.json").read_text())
+    for name, errors in theirs["mean_squared_error"].items():
+        for sensor, error in errors.items():
+            np.testing.assert_allclose(
+                mine["mean_squared_error"][name][sensor], error, rtol=1e-4
+            )
+
+
+def test_a_directory_without_checkpoints_is_refused(tmp_path):
+    from configs import reconstruct as reconstruct_config
+
+    config = reconstruct_config.get_config()
+    config.checkpoint = str(tmp_path)
+    with pytest.raises(InputError, match="holds no run"):
+        reconstruct.reconstruct(config, tmp_path / "out")
+    run.open_workdir(tmp_path / "run", tiny.config(), {})
+    config.checkpoint = str(tmp_path / "run")
+    with pytest.raises(InputError, match="does not exist"):
+        reconstruct.reconstruct(config, tmp_path / "out")

@@ -1,0 +1,66 @@
+"""The rules cover every leaf, split what they say, and refuse what they don't know."""
+
+import jax
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from data_pipeline.errors import InputError
+from fusmae_jax import sharding, train
+from tests import tiny
+
+
+def specs(fsdp):
+    mesh = sharding.make_mesh(fsdp=fsdp)
+    _, state, _ = train.create_state(
+        tiny.make_model, optax.adamw(1e-3), mesh, seed=0, min_size=0
+    )
+    return {
+        sharding.leaf_path(path): leaf.sharding.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def test_kernels_and_their_adam_moments_are_split_and_nothing_else():
+    by_path = specs(fsdp=4)
+    for tree in ("params", "opt_state/0/mu", "opt_state/0/nu"):
+        assert "fsdp" in by_path[f"{tree}/encoder/blocks/0/mlp/up/kernel"]
+        assert "fsdp" in by_path[f"{tree}/encoder/fuse/attn/s1/query/kernel"]
+        assert by_path[f"{tree}/encoder/norm/scale"] == P()
+    for path, spec in by_path.items():
+        assert ("fsdp" in spec) == path.endswith("/kernel"), path
+
+
+def test_without_fsdp_every_device_holds_everything():
+    assert set(specs(fsdp=1).values()) == {P()}
+
+
+def test_small_kernels_stay_whole():
+    mesh = sharding.make_mesh(fsdp=4)
+    assert sharding.spec_for("params/x/kernel", (8, 8), mesh, min_size=65) == P()
+    assert sharding.spec_for("params/x/kernel", (8, 16), mesh, 0) == P(None, "fsdp")
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    mesh = sharding.make_mesh(fsdp=4)
+    assert sharding.spec_for("a/kernel", (8, 18), mesh, 0) == P("fsdp", None)
+    assert sharding.spec_for("a/kernel", (7, 9), mesh, 0) == P()
+
+
+def test_a_path_that_no_rule_knows_is_an_error():
+    mesh = sharding.make_mesh()
+    with pytest.raises(ValueError, match="params/oops/weight"):
+        sharding.spec_for("params/oops/weight", (8, 8), mesh, min_size=0)
+
+
+@pytest.mark.parametrize("fsdp", [0, 3])
+def test_groups_that_do_not_divide_the_devices_are_refused(fsdp):
+    with pytest.raises(InputError, match=f"4 devices .* fsdp={fsdp}"):
+        sharding.make_mesh(fsdp)
+
+
+def test_rows_of_a_batch_are_dealt_to_devices_in_order():
+    mesh = sharding.make_mesh(fsdp=2)
+    x = sharding.to_devices({"x": jax.numpy.arange(8)}, mesh)["x"]
+    shards = sorted(x.addressable_shards, key=lambda s: s.device.id)
+    assert [int(s.data[0]) for s in shards] == [0, 2, 4, 6]
