@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from data_pipeline.errors import InputError
@@ -14,6 +15,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run writes; runs/<name of the config> by default."
 )
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts of this job.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Address and port of host 0, where the cluster does not tell."
+)
+_HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, likewise.")
+_HOST = flags.DEFINE_integer("host", None, "Which of them this is, likewise.")
 
 
 def pretrain(config, workdir):
@@ -55,7 +61,8 @@ def main(argv: list[str]) -> None:
     log = logging.getLogger("fusmae_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
-    log.propagate = False  # libraries log too, and at length
+    log.propagate = False
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs at length
     config = _CONFIG.value
     if config is None:
         raise InputError("Name a run: --config=configs/quickstart.py, for example.")
@@ -64,7 +71,7 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         import jax
 
-        jax.distributed.initialize()
+        jax.distributed.initialize(_COORDINATOR.value, _HOSTS.value, _HOST.value)
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     TASKS[config.task](config, _WORKDIR.value or f"runs/{name}")
 

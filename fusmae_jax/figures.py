@@ -1,6 +1,7 @@
 """Figures a person looks at: reconstructions, and the course of the loss."""
 
 import io
+import textwrap
 
 import jax
 import numpy as np
@@ -10,7 +11,9 @@ from matplotlib import figure, image, patches
 from data_pipeline import sensors
 
 GREY = 0.82  # of hidden patches
-COLUMNS = ("scene", "masked", "prediction", "target")
+# What is drawn black and what full, in dB.
+RADAR_LIMITS = {"VV": (-20.0, 0.0), "VH": (-27.0, -7.0), "VV - VH": (0.0, 14.0)}
+COLUMNS = ("input", "masked", "prediction", "target")
 
 
 def true_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
@@ -30,31 +33,28 @@ def false_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
     return np.stack([vv, vh, vv - vh], axis=-1)
 
 
-COLORS = {"s1": false_color, "s2": true_color}
-
-
-def stretch(color: np.ndarray, like: np.ndarray, linked: bool) -> np.ndarray:
-    """Maps colours to [0, 1] between the 2nd and 98th percentile of `like`.
-
-    `linked` channels share their limits, which keeps hues true.
-    """
-    axes = None if linked else tuple(range(like.ndim - 1))
-    low, high = np.percentile(like, (2, 98), axis=axes)
-    return np.clip((color - low) / np.maximum(high - low, 1e-6), 0.0, 1.0)
-
-
 def picture(
     pixels: np.ndarray, like: np.ndarray, sensor: sensors.Sensor
 ) -> np.ndarray:
-    """An RGB picture in [0, 1] of images [..., C], stretched as `like` asks."""
-    color = COLORS[sensor.name]
-    return stretch(
-        color(pixels, sensor), color(like, sensor), linked=sensor.name == "s2"
-    )
+    """An RGB picture in [0, 1] of images [..., C] in native units.
+
+    Sentinel-2 is stretched from the 2nd to the 98th percentile of `like`, all colours
+    alike, which keeps hues true; Sentinel-1 between fixed limits, which keeps speckle
+    from shouting and scenes comparable.
+    """
+    if sensor.name == "s1":
+        color = false_color(pixels, sensor)
+        both = {"VV", "VH"} <= set(sensor.band_names)
+        names = RADAR_LIMITS if both else sensor.band_names[:1]
+        low, high = np.transpose([RADAR_LIMITS[name] for name in names])
+    else:
+        color = true_color(pixels, sensor)
+        low, high = np.percentile(true_color(like, sensor), (2, 98))
+    return np.clip((color - low) / np.maximum(high - low, 1e-6), 0.0, 1.0)
 
 
 def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
-    """Draws scene, masked view, prediction and target of both sensors.
+    """Draws input, masked view, prediction and target of both sensors.
 
     Args:
         samples: one dict per pair: `name`, `box` (the view's top, left, height and
@@ -68,7 +68,8 @@ def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
     fig = figure.Figure(figsize=(1.75 * cols, 1.75 * rows + 0.75), layout="constrained")
     axes = fig.subplots(rows, cols, squeeze=False)
     for row, sample in zip(axes, samples):
-        row[0].set_ylabel(sample["name"], fontsize=7)
+        label = textwrap.fill(sample["name"].replace("_", " "), 22)
+        row[0].set_ylabel(label, fontsize=6)
         for start, name in ((0, "s2"), (len(COLUMNS), "s1")):
             sensor, images = contract[name], sample[name]
             target = picture(images["target"], images["target"], sensor)

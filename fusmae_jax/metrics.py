@@ -117,7 +117,7 @@ class Progress:
         """Shows a logged row: loss, rate, and the time left."""
         if row is None or jax.process_index() != 0:
             return
-        rate = f"{row['images_per_sec']:.1f} img/s"
+        rate = f"{row.get('images_per_sec', 0.0):.1f} img/s"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate}")
             return
@@ -159,7 +159,9 @@ class Clock:
         self._steps, self._waited = self._steps + 1, self._waited + waited
 
     def rates(self) -> dict[str, float]:
-        """The interval's rates; starts the next one."""
+        """The interval's rates, none if it is empty; starts the next one."""
+        if not self._steps:
+            return {}
         elapsed = time.monotonic() - self._start
         images = self._steps * self._batch / elapsed
         per_device = images * self._flops / jax.device_count()

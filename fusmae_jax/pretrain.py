@@ -91,8 +91,9 @@ def run_steps(config, workdir, state, train_step, stream, evaluation, saves, ste
         fields, waited = next(stream)
         state, step_metrics = train_step(state, fields)
         if step == first + 1:
-            clock.restart()  # the first call compiled
-        clock.step(waited)
+            clock.restart()  # the first call filled the pipeline and compiled
+        else:
+            clock.step(waited)
         running.append(step_metrics["loss"])
         if len(running) > AHEAD:
             running.popleft().block_until_ready()

@@ -64,34 +64,26 @@ def test_without_the_bands_for_colour_the_first_is_grey(sensor, color):
     np.testing.assert_array_equal(color(x, sensor), x[..., :1].repeat(3, axis=-1))
 
 
-def test_stretching_maps_the_middle_96_percent_to_the_unit_interval():
-    ramp = np.linspace(0.0, 100.0, 101)[:, None] * [1.0, 10.0, 100.0]
-    got = figures.stretch(ramp[:, None], ramp[:, None], linked=False)[:, 0]
-    assert got.min() == 0.0 and got.max() == 1.0
-    for i, want in ((2, 0.0), (50, 0.5), (98, 1.0)):
-        np.testing.assert_allclose(got[i], want, atol=1e-9)
+def test_true_colour_is_stretched_as_another_picture_asks_and_keeps_hues():
+    like = np.linspace(0.0, 100.0, 101)[:, None, None].repeat(12, axis=-1)
+    shades = np.array([[[0.0, 20.0, 40.0, 80.0] + [0.0] * 8]])
+    got = figures.picture(shades, like, sensors.S2)[0, 0]
+    names = sensors.S2.band_names
+    blue, green, red = (shades[0, 0, names.index(b)] for b in ("B02", "B03", "B04"))
+    want = (np.array([red, green, blue]) - 2.0) / 96.0  # the middle 96 percent
+    np.testing.assert_allclose(got, np.clip(want, 0.0, 1.0))
 
 
-def test_linked_channels_keep_their_ratios():
-    ramp = np.linspace(0.0, 100.0, 101)[:, None, None] * [1.0, 2.0, 4.0]
-    got = figures.stretch(ramp, ramp, linked=True)[20, 0]
-    low, high = np.percentile(ramp, (2, 98))
-    np.testing.assert_allclose(got, (np.array([20.0, 40.0, 80.0]) - low) / (high - low))
+def test_false_colour_has_limits_of_its_own():
+    got = figures.picture(np.array([[[-10.0, -17.0]]]), None, sensors.S1)
+    np.testing.assert_allclose(got[0, 0], 0.5)
+    alone = figures.picture(np.array([[[-27.0]]]), None, sensors.S1.select(("VH",)))
+    np.testing.assert_array_equal(alone[0, 0], 0.0)
 
 
-@pytest.mark.parametrize("sensor", sensors.SENSORS.values(), ids=lambda s: s.name)
-def test_a_picture_is_stretched_as_another_one_asks(sensor):
-    like = np.linspace(0.0, 100.0, 101)[:, None, None] * [1.0, 0.1]
-    if sensor is sensors.S2:
-        like = like[..., :1].repeat(12, axis=-1)
-    middle = like[50:51].repeat(4, axis=0)
-    np.testing.assert_allclose(figures.picture(middle, like, sensor), 0.5)
-
-
-@pytest.mark.parametrize("linked", [True, False])
-def test_a_constant_image_can_be_stretched(linked):
-    flat = np.full((4, 4, 3), 7.0, np.float32)
-    np.testing.assert_array_equal(figures.stretch(flat, flat, linked), 0.0)
+def test_a_constant_image_can_be_drawn():
+    flat = np.full((4, 4, 12), 7.0, np.float32)
+    np.testing.assert_array_equal(figures.picture(flat, flat, sensors.S2), 0.0)
 
 
 def test_a_reconstruction_draws_eight_panels_of_every_pair():
