@@ -11,6 +11,7 @@ from matplotlib import figure, image, patches
 from data_pipeline import sensors
 
 GREY = 0.82  # of hidden patches
+LEAST_RANGE = 600.0  # DN; a forest stays dark green however little it varies
 # What is drawn black and what full, in dB.
 RADAR_LIMITS = {"VV": (-20.0, 0.0), "VH": (-27.0, -7.0), "VV - VH": (0.0, 14.0)}
 COLUMNS = ("input", "masked", "prediction", "target")
@@ -50,7 +51,8 @@ def picture(
     else:
         color = true_color(pixels, sensor)
         low, high = np.percentile(true_color(like, sensor), (2, 98))
-    return np.clip((color - low) / np.maximum(high - low, 1e-6), 0.0, 1.0)
+        high = max(high, low + LEAST_RANGE)
+    return np.clip((color - low) / (high - low), 0.0, 1.0)
 
 
 def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
@@ -133,3 +135,31 @@ def save_loss(workdir, rows: list[dict]) -> None:
     """Draws the run's losses into `figures/loss.png`; host 0 only."""
     if jax.process_index() == 0:
         save(loss_figure(rows), epath.Path(workdir) / "figures" / "loss.png")
+
+
+def scene_figure(scenes, *, covers: tuple[str, ...] = ()) -> figure.Figure:
+    """Draws whole scenes: Sentinel-2, Sentinel-1 and, where known, land cover.
+
+    Args:
+        scenes: one dict per scene: `name`, images `s2` and `s1` [H, W, C] in native
+            units with all bands, and with `covers` a `land_cover` [H, W] of indices.
+        covers: names of the land covers.
+    """
+    rows, cols = 2 + bool(covers), len(scenes)
+    fig = figure.Figure(figsize=(1.5 * cols + 1, 1.4 * rows + 0.2), layout="constrained")
+    axes = fig.subplots(rows, cols, squeeze=False)
+    for column, scene in zip(axes.T, scenes):
+        for ax, name in zip(column, ("s2", "s1")):
+            sensor = sensors.SENSORS[name]
+            ax.imshow(picture(scene[name], scene[name], sensor))
+        if covers:
+            shown = column[2].imshow(
+                scene["land_cover"], cmap="tab10", vmin=-0.5, vmax=len(covers) - 0.5
+            )
+        column[0].set_title(scene["name"], fontsize=7)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    if covers:
+        bar = fig.colorbar(shown, ax=axes[2, :], ticks=range(len(covers)))
+        bar.ax.set_yticklabels(covers, fontsize=5)
+    return fig

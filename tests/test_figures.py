@@ -65,12 +65,12 @@ def test_without_the_bands_for_colour_the_first_is_grey(sensor, color):
 
 
 def test_true_colour_is_stretched_as_another_picture_asks_and_keeps_hues():
-    like = np.linspace(0.0, 100.0, 101)[:, None, None].repeat(12, axis=-1)
-    shades = np.array([[[0.0, 20.0, 40.0, 80.0] + [0.0] * 8]])
+    like = np.linspace(0.0, 1000.0, 101)[:, None, None].repeat(12, axis=-1)
+    shades = np.array([[[0.0, 200.0, 400.0, 800.0] + [0.0] * 8]])
     got = figures.picture(shades, like, sensors.S2)[0, 0]
     names = sensors.S2.band_names
     blue, green, red = (shades[0, 0, names.index(b)] for b in ("B02", "B03", "B04"))
-    want = (np.array([red, green, blue]) - 2.0) / 96.0  # the middle 96 percent
+    want = (np.array([red, green, blue]) - 20.0) / 960.0  # the middle 96 percent
     np.testing.assert_allclose(got, np.clip(want, 0.0, 1.0))
 
 
