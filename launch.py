@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import re
 import sys
 
 from absl import app, flags
@@ -50,9 +51,23 @@ TASKS = {"pretrain": pretrain, "reconstruct": reconstruct, "prepare": prepare}
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; an unknown field or a wrong type becomes an InputError."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        name = re.search(r"\w+", str(error))[0]
+        near = re.search(r"Did you mean \W*(\w+)", str(error))
+        hint = f"did you mean {near[1]}?" if near else "see the config file."
+        raise InputError(f"The config has no field {name}; {hint}") from error
+    except (flags.Error, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    try:
+        _CONFIG.value is None or _CONFIG.value.task
+    except OSError as error:
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise InputError(
+            f"{path} cannot be loaded; name a file of configs/. "
+            f"({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return rest
 
 
 def main(argv: list[str]) -> None:

@@ -33,7 +33,7 @@ class Checkpoints:
             preserve.append(policies.EveryNSteps(keep_every))
         every = ocp.training.save_decision_policies.FixedIntervalPolicy(every)
         self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(directory),
+            epath.Path(directory).absolute(),  # Orbax refuses relative paths
             save_decision_policy=every,
             preservation_policy=policies.AnyPreservationPolicy(preserve),
             # A run killed while saving leaves a half-written folder behind.
@@ -85,7 +85,7 @@ def restore_params(directory, abstract_params, step: int | None = None):
     Raises:
         InputError: there is no such checkpoint, or it holds other parameters.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).absolute()
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     if not directory.is_dir():

@@ -146,7 +146,8 @@ def scene_figure(scenes, *, covers: tuple[str, ...] = ()) -> figure.Figure:
         covers: names of the land covers.
     """
     rows, cols = 2 + bool(covers), len(scenes)
-    fig = figure.Figure(figsize=(1.5 * cols + 1, 1.4 * rows + 0.2), layout="constrained")
+    size = (1.5 * cols + 1, 1.4 * rows + 0.2)
+    fig = figure.Figure(figsize=size, layout="constrained")
     axes = fig.subplots(rows, cols, squeeze=False)
     for column, scene in zip(axes.T, scenes):
         for ax, name in zip(column, ("s2", "s1")):

@@ -117,18 +117,19 @@ class Progress:
         """Shows a logged row: loss, rate, and the time left."""
         if row is None or jax.process_index() != 0:
             return
-        rate = f"{row.get('images_per_sec', 0.0):.1f} img/s"
+        text = f"loss {row['loss']:.4f}"
+        if "images_per_sec" in row:
+            text += f", {row['images_per_sec']:.1f} img/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {rate}")
+            self._bar.set_postfix_str(text)
             return
         elapsed = time.monotonic() - self._start
         left = elapsed / (row["step"] - self._first) * (self._last - row["step"])
         log.info(
-            "step %d/%d  loss %.4f  %s  %s left",
+            "step %d/%d, %s, %s left",
             row["step"],
             self._last,
-            row["loss"],
-            rate,
+            text,
             tqdm.tqdm.format_interval(left),
         )
 

@@ -8,10 +8,10 @@ import jax
 from etils import epath
 
 from data_pipeline import batches, sensors, sources
-from data_pipeline.errors import InputError
 from fusmae_jax import (
     build,
     checkpoint,
+    checks,
     figures,
     metrics,
     optim,
@@ -26,29 +26,6 @@ log = logging.getLogger("fusmae_jax")
 # Steps dispatched ahead of the device: enough to hide the host, few enough that
 # batches do not pile up in device memory.
 AHEAD = 2
-
-
-def count_steps(config, pairs: int) -> tuple[int, int]:
-    """Steps of the whole run and of its warm-up, from epochs over `pairs`."""
-    epochs, warmup = config.epochs, config.optim.warmup_epochs
-    steps = epochs * pairs // config.batch_size
-    if steps < 1:
-        raise InputError(
-            f"{epochs} epochs of {pairs} pairs are less than one batch of "
-            f"{config.batch_size}; lower batch_size or raise epochs."
-        )
-    return steps, warmup * pairs // config.batch_size
-
-
-def check_batch(config) -> None:
-    """Refuses a batch that does not divide over devices and parts."""
-    devices, size = jax.device_count(), config.batch_size
-    if config.accumulate < 1 or size < 1 or size % (devices * config.accumulate):
-        raise InputError(
-            f"batch_size={size} does not divide into accumulate={config.accumulate} "
-            f"parts over {devices} devices; choose a multiple of "
-            f"{devices * max(config.accumulate, 1)}."
-        )
 
 
 def load_batches(config, source, mesh, first: int):
@@ -126,13 +103,13 @@ def pretrain(config, workdir) -> train.TrainState:
             anything is written.
     """
     workdir = epath.Path(workdir)
+    checks.check_config(config)
     make_model, objective = build.model(config), build.objective(config)
-    check_batch(config)
     mesh = sharding.make_mesh(config.fsdp)
     fields = sensors.fields(objective.contract)
     source = sources.open_split(config.data, config.data.split, fields)
     held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
-    steps, warmup = count_steps(config, len(source))
+    steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     tx = build.optimizer(config, rate)
     run.open_workdir(workdir, config, source.fingerprint())

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 from flax import nnx
 
-from configs import pretrain_base, quickstart
+from configs import pretrain_base
 from data_pipeline.errors import InputError
-from fusmae_jax import build, pretrain, run
+from fusmae_jax import build, run
 
 FOLDER = pathlib.Path(pretrain_base.__file__).parent
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -53,26 +53,6 @@ def test_the_warm_up_is_a_tenth_of_the_epochs():
     assert (config.epochs, config.optim.warmup_epochs) == (100, 10)
     config.epochs = 40
     assert config.optim.warmup_epochs == 4
-
-
-def test_steps_come_from_epochs():
-    config = pretrain_base.get_config()
-    assert pretrain.count_steps(config, 269_695) == (26_337, 2_633)
-
-
-def test_less_than_one_batch_is_refused_with_the_numbers():
-    config = quickstart.get_config()
-    config.epochs, config.batch_size = 1, 64
-    with pytest.raises(InputError, match="1 epochs of 17 pairs .* batch of 64"):
-        pretrain.count_steps(config, 17)
-
-
-@pytest.mark.parametrize("batch_size, accumulate", [(6, 1), (12, 2), (0, 1), (8, 0)])
-def test_a_batch_that_does_not_divide_is_refused(batch_size, accumulate):
-    config = pretrain_base.get_config()
-    config.batch_size, config.accumulate = batch_size, accumulate
-    with pytest.raises(InputError, match=f"batch_size={batch_size} .* 4 devices"):
-        pretrain.check_batch(config)
 
 
 def test_fields_that_a_resumed_run_may_change_exist():

@@ -50,7 +50,8 @@ def free_port():
 
 def test_two_hosts_have_the_losses_of_one(tmp_path):
     alone = start(tmp_path / "alone", devices=2)
-    assert alone.wait(300) == 0, alone.stdout.read()
+    said = alone.communicate(timeout=300)[0]
+    assert alone.returncode == 0, said
     cluster = ["--multihost", f"--coordinator=localhost:{free_port()}", "--hosts=2"]
     hosts = [
         start(tmp_path / "both", *cluster, f"--host={host}", devices=1)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -72,8 +73,8 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
         ([config("quickstart"), "--config.stepz=1"], "stepz"),
         ([config("quickstart"), "--config.epochs=many"], "epochs"),
         ([config("quickstart"), "extra"], "extra"),
-        ([config("quickstart"), "--config.model.patch_size=9"], "112 .* 9"),
-        ([config("quickstart"), "--config.batch_size=0"], "batch_size=0"),
+        ([config("quickstart"), "--config.model.patch_size=9"], "64 .* 9"),
+        ([config("quickstart"), "--config.batch_size=0"], "batch_size is 0"),
         ([config("quickstart"), "--config.mask.ratio=1.0"], "ratio 1.0"),
         ([config("quickstart"), "--config.mask.mode=grid"], "'grid'"),
         ([config("quickstart"), "--config.data.source=web"], "'web'"),
@@ -84,8 +85,6 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
     ],
 )
 def test_what_cannot_work_is_said_in_a_sentence(tmp_path, arguments, message):
-    import re
-
     said = one_sentence(launch(*arguments, cwd=tmp_path))
     assert re.search(message, said), said
     assert not any(tmp_path.iterdir())
