@@ -4,6 +4,7 @@ import logging
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -52,20 +53,27 @@ def parse(argv: list[str]) -> list[str]:
     """Parses flags; an unknown field or a wrong type becomes an InputError."""
     try:
         rest = flags.FLAGS(argv)
+        config = _CONFIG.value
+        if config is None:
+            raise InputError("Name a run: --config=configs/quickstart.py, for example.")
+        if "task" not in config or config.task not in TASKS:
+            raise InputError(f"The config's task must be one of {list(TASKS)}.")
     except (AttributeError, KeyError) as error:
-        name = re.search(r"\w+", str(error))[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.name == "get_config" for frame in frames):
+            raise  # the config file itself is wrong: show where
+        name = re.search(r"\w+", str(error))
         near = re.search(r"Did you mean \W*(\w+)", str(error))
         hint = f"did you mean {near[1]}?" if near else "see the config file."
-        raise InputError(f"The config has no field {name}; {hint}") from error
+        raise InputError(
+            f"The config has no field {name and name[0]}; {hint}"
+        ) from error
     except (flags.Error, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    try:
-        _CONFIG.value is None or _CONFIG.value.task
     except OSError as error:
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
         raise InputError(
-            f"{path} cannot be loaded; name a file of configs/. "
-            f"({str(error).splitlines()[-1].strip()})"
+            f"{config_flags.get_config_filename(flags.FLAGS['config'])} cannot be "
+            f"loaded; name a file of configs/. ({str(error).splitlines()[-1].strip()})"
         ) from error
     return rest
 
@@ -79,10 +87,6 @@ def main(argv: list[str]) -> None:
     log.propagate = False
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs at length
     config = _CONFIG.value
-    if config is None:
-        raise InputError("Name a run: --config=configs/quickstart.py, for example.")
-    if config.task not in TASKS:
-        raise InputError(f"config.task is {config.task!r}; one of {list(TASKS)}.")
     if _MULTIHOST.value:
         import jax
 

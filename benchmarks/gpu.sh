@@ -5,7 +5,7 @@ set -uo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT}
 mkdir -p "$out"
 python -c 'import jax; print(jax.__version__, jax.devices())'
-# The tests bring fake CPU devices; a few of the numerical ones run on the real one too.
+# The tests run on fake CPU devices everywhere; the rest below runs on the real ones.
 python -m pytest -q 2>&1 | tee "$out/tests.log" | tail -5
 for config in small base large; do
     echo "== pretrain_$config"

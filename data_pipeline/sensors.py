@@ -72,6 +72,11 @@ class Sensor:
         return tuple(band.name for band in self.bands)
 
     @property
+    def families(self) -> tuple[str, ...]:
+        """The family of each band."""
+        return tuple(band.family for band in self.bands)
+
+    @property
     def grids(self) -> tuple[Grid, ...]:
         """Pixel grids from finest to coarsest."""
         return tuple(
@@ -100,8 +105,9 @@ class Sensor:
         return dataclasses.replace(self, bands=tuple(by_name[name] for name in names))
 
     def describe(self) -> dict:
-        """The contract as plain data, to be saved beside a checkpoint."""
-        return dataclasses.asdict(self)
+        """The contract as plain data with bands by name, to be saved with a run."""
+        bands = {band.name: dataclasses.asdict(band) for band in self.bands}
+        return dataclasses.asdict(self) | {"bands": bands}
 
 
 _V1 = "BigEarthNet v1 training split, after git.tu-berlin.de/rsim/bigearthnet-models-tf"

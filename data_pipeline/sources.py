@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from data_pipeline import records, synthetic
 from data_pipeline.errors import InputError
 
+SPLITS = ("train", "validation", "test")
 SAMPLE = pathlib.Path(__file__).parent / "sample"
 HOW_TO_GET_DATA = (
     "Build a dataset:   python launch.py --config=configs/prepare_bigearthnet.py "
@@ -33,8 +34,10 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
     if data.source == "sample":
         return records.Records(SAMPLE, split, fields=fields)
     if data.source == "synthetic":
+        if split not in SPLITS:
+            raise InputError(f"Split {split!r} is not one of {list(SPLITS)}.")
         # Held-out scenes come from seeds of their own.
-        seed = data.seed * 3 + {"train": 0, "validation": 1, "test": 2}[split]
+        seed = data.seed * len(SPLITS) + SPLITS.index(split)
         count = data.count if split == "train" else max(1, data.count // 10)
         return synthetic.Scenes(count, size=data.size, seed=seed, fields=fields)
     if data.source != "records":

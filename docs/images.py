@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_pipeline import sensors, synthetic  # noqa: E402
-from fusmae_jax import figures, reconstruct  # noqa: E402
+from fusmae_jax import figures, heldout  # noqa: E402
 
 _RUN = flags.DEFINE_string("run", "runs/quickstart", "A finished quickstart.")
 IMAGES = ROOT / "docs" / "images"
@@ -26,7 +26,7 @@ def main(argv):
     source = synthetic.Scenes(8)
     pairs = [source[i] for i in range(len(source))]
     drawn = {
-        name: reconstruct.scenes(pairs, sensor, source.size)
+        name: heldout.scenes(pairs, sensor, source.size)
         for name, sensor in sensors.SENSORS.items()
     }
     scenes = [

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import sensors
-from fusmae_jax import checkpoint, optim, patches, sharding
+from fusmae_jax import checkpoint, optim, sharding
 from fusmae_jax.model import FusMAE
 from fusmae_jax.objective import Objective
 
@@ -36,10 +36,7 @@ def objective(config) -> Objective:
     return Objective(
         contract=contract(config),
         image_size=config.model.image_size,
-        num_patches=patches.grid_side(
-            config.model.image_size, config.model.patch_size
-        )
-        ** 2,
+        patch_size=config.model.patch_size,
         mask_ratio=config.mask.ratio,
         mask_mode=config.mask.mode,
         normalize=config.loss.normalize,
@@ -61,6 +58,11 @@ def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
         weight_decay=c.weight_decay,
         clip_norm=c.clip_norm,
     )
+
+
+def graphdef(config) -> nnx.GraphDef:
+    """The model's graph definition, without allocating it."""
+    return nnx.graphdef(nnx.eval_shape(lambda: model(config)(rngs=nnx.Rngs(0))))
 
 
 def abstract_params(config, mesh: Mesh):

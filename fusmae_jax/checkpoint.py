@@ -1,7 +1,8 @@
 """Saving and restoring with Orbax. The only file that knows Orbax."""
 
+import pathlib
+
 import jax
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import InputError
@@ -33,7 +34,7 @@ class Checkpoints:
             preserve.append(policies.EveryNSteps(keep_every))
         every = ocp.training.save_decision_policies.FixedIntervalPolicy(every)
         self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(directory).absolute(),  # Orbax refuses relative paths
+            pathlib.Path(directory).absolute(),  # Orbax refuses relative paths
             save_decision_policy=every,
             preservation_policy=policies.AnyPreservationPolicy(preserve),
             # A run killed while saving leaves a half-written folder behind.
@@ -52,10 +53,13 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else int(newest.step)
 
-    def save(self, step: int, state, *, force: bool = False) -> None:
-        """Starts saving `state` if `step` is due or forced; the state may go then."""
-        if step != self.latest:
-            self._checkpointer.save_async(step, state, force=force)
+    def due(self, step: int) -> bool:
+        """Whether a state of this step is to be saved."""
+        return step != self.latest and self._checkpointer.should_save(step)
+
+    def save(self, step: int, state) -> None:
+        """Starts saving `state`, which may be donated as soon as this returns."""
+        self._checkpointer.save_async(step, state, force=True)
 
     def restore(self, state, layout):
         """The last saved state, laid out as `layout`."""
@@ -85,7 +89,7 @@ def restore_params(directory, abstract_params, step: int | None = None):
     Raises:
         InputError: there is no such checkpoint, or it holds other parameters.
     """
-    directory = epath.Path(directory).absolute()
+    directory = pathlib.Path(directory).absolute()
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
     if not directory.is_dir():

@@ -27,17 +27,22 @@ def field(config, name: str):
     return config
 
 
+def require(config, least: int, names: tuple[str, ...]) -> None:
+    """Refuses a config with a field that is smaller than `least`."""
+    for name in names:
+        value = field(config, name)
+        if not math.isfinite(value) or value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}.")
+
+
 def check_config(config) -> None:
     """Refuses numbers that are out of range and sizes that do not divide.
 
     Raises:
         InputError: names the field and its value.
     """
-    for least, names in ((1, AT_LEAST_ONE), (0, NOT_NEGATIVE)):
-        for name in names:
-            value = field(config, name)
-            if not math.isfinite(value) or value < least:
-                raise InputError(f"{name} is {value}; it must be at least {least}.")
+    require(config, 1, AT_LEAST_ONE)
+    require(config, 0, NOT_NEGATIVE)
     if config.model.dtype not in DTYPES:
         raise InputError(
             f"model.dtype is {config.model.dtype!r}; choose one of {list(DTYPES)}."

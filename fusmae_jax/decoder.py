@@ -18,15 +18,12 @@ class XAttnDecoder(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
-        def per_sensor(make):
-            return nnx.Dict({sensor: make() for sensor in SENSORS})
-
-        self.norm1 = per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.attn = per_sensor(
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.attn = layers.per_sensor(
             lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
         )
-        self.norm2 = per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.mlp = per_sensor(lambda: layers.Mlp(dim, dtype=dtype, rngs=rngs))
+        self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, dtype=dtype, rngs=rngs))
 
     def __call__(self, tokens: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Maps tokens {sensor: [B, K, D]} to tokens of the same shapes."""

@@ -22,11 +22,8 @@ class XAttnEncoder(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
-        def per_sensor(make):
-            return nnx.Dict({sensor: make() for sensor in SENSORS})
-
-        self.norm1 = per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.attn = per_sensor(
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.attn = layers.per_sensor(
             lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
         )
         self.norm2 = layers.layer_norm(dim, rngs)

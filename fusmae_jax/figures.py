@@ -1,11 +1,10 @@
 """Figures a person looks at: reconstructions, and the course of the loss."""
 
 import io
+import pathlib
 import textwrap
 
-import jax
 import numpy as np
-from etils import epath
 from matplotlib import figure, image, patches
 
 from data_pipeline import sensors
@@ -107,7 +106,7 @@ def loss_figure(rows: list[dict]) -> figure.Figure:
         ("eval_loss_s1", "C0o--", "Sentinel-1, held out"),
         ("eval_loss_s2", "C2o--", "Sentinel-2, held out"),
     ):
-        points = [(row["step"], row[name]) for row in rows if name in row]
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if points:
             ax.plot(*zip(*points), style, label=label, lw=1.2, ms=3)
     ax.set(xlabel="step", ylabel="mean squared error on hidden patches")
@@ -120,7 +119,7 @@ def loss_figure(rows: list[dict]) -> figure.Figure:
 
 def save(fig: figure.Figure, path) -> np.ndarray:
     """Writes a PNG, replacing it whole, and returns its pixels [H, W, 3] uint8."""
-    path = epath.Path(path)
+    path = pathlib.Path(path)
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=120, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +128,6 @@ def save(fig: figure.Figure, path) -> np.ndarray:
     aside.replace(path)
     buffer.seek(0)
     return (image.imread(buffer)[..., :3] * 255).astype(np.uint8)
-
-
-def save_loss(workdir, rows: list[dict]) -> None:
-    """Draws the run's losses into `figures/loss.png`; host 0 only."""
-    if jax.process_index() == 0:
-        save(loss_figure(rows), epath.Path(workdir) / "figures" / "loss.png")
 
 
 def scene_figure(scenes, *, covers: tuple[str, ...] = ()) -> figure.Figure:

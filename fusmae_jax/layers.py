@@ -4,11 +4,14 @@ Parameters are float32. Matrix products run in `dtype`; LayerNorm, softmax and t
 residual stream stay in float32.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
+from fusmae_jax.masking import SENSORS
 
 xavier = nnx.initializers.xavier_uniform()
 
@@ -16,6 +19,11 @@ xavier = nnx.initializers.xavier_uniform()
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over the last axis, in float32 whatever comes in."""
     return nnx.LayerNorm(dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+
+
+def per_sensor(make: Callable[[], nnx.Module]) -> nnx.Dict:
+    """One module of its own for each sensor, by name."""
+    return nnx.Dict({sensor: make() for sensor in SENSORS})
 
 
 class Attention(nnx.Module):

@@ -31,7 +31,8 @@ def num_visible(num_patches: int, ratio: float) -> int:
     Raises:
         InputError: the ratio leaves nothing visible or nothing hidden.
     """
-    kept = num_patches - int(num_patches * ratio)
+    # Rounded first: 100 * 0.29 is a little under 29.
+    kept = num_patches - int(round(num_patches * ratio, 6))
     if not 0.0 < ratio < 1.0 or not 0 < kept < num_patches:
         raise InputError(
             f"Mask ratio {ratio} leaves {kept} of {num_patches} patches visible; "

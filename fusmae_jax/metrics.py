@@ -3,16 +3,16 @@
 import json
 import logging
 import math
+import pathlib
 import sys
 import time
 
 import jax
 import tensorboardX
 import tqdm
-from etils import epath
 
 from data_pipeline.errors import InputError
-from fusmae_jax import flops
+from fusmae_jax import flops, views
 
 log = logging.getLogger("fusmae_jax")
 
@@ -20,13 +20,14 @@ log = logging.getLogger("fusmae_jax")
 class MetricWriter:
     """Appends one JSON object per logged step, and the same to TensorBoard.
 
-    Host 0 writes; on other hosts it does nothing. Device arrays are kept until the
-    next call, so that fetching them never stalls the step just dispatched.
+    A context manager. Host 0 writes; on other hosts it does nothing. Device arrays
+    are kept until the next call, so that fetching them never stalls the step just
+    dispatched.
     """
 
     def __init__(self, workdir, *, first_step: int = 0):
         """Opens the run's metrics, forgetting what was logged after `first_step`."""
-        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._path = pathlib.Path(workdir) / "metrics.jsonl"
         self._pending, self._board = None, None
         if jax.process_index() == 0:
             if self._path.exists():
@@ -36,8 +37,19 @@ class MetricWriter:
                 aside.write_text("".join(json.dumps(r) + "\n" for r in kept))
                 aside.replace(self._path)
             self._board = tensorboardX.SummaryWriter(
-                str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
+                str(pathlib.Path(workdir) / "tensorboard"), purge_step=first_step + 1
             )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self) -> None:
+        """Closes TensorBoard's file; what was not flushed is lost."""
+        if self._board is not None:
+            self._board.close()
 
     def write(self, step: int, metrics: dict) -> dict | None:
         """Takes metrics of a step that may still run; returns the row before it."""
@@ -59,18 +71,14 @@ class MetricWriter:
     def write_now(self, step: int, metrics: dict) -> dict:
         """Writes metrics that are known already; returns the row."""
         row = {"step": step} | {k: float(v) for k, v in metrics.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         if jax.process_index() == 0:
             with self._path.open("a") as f:
-                f.write(json.dumps(row) + "\n")
-            for name, value in row.items():
-                if name != "step":
+                f.write(json.dumps(finite) + "\n")
+            for name, value in finite.items():
+                if name != "step" and value is not None:
                     self._board.add_scalar(name, value, step)
-        if not math.isfinite(row.get("loss", 0.0)):
-            raise InputError(
-                f"The loss is {row['loss']} at step {step}; lower optim.base_lr, set "
-                "optim.clip_norm=1.0, or train from the last checkpoint with "
-                "model.dtype=float32."
-            )
+        check_finite(step, row.get("loss", 0.0))
         return row
 
     def add_figure(self, name: str, image, step: int) -> None:
@@ -78,21 +86,36 @@ class MetricWriter:
         if self._board is not None:
             self._board.add_image(name, image, step, dataformats="HWC")
 
-    def close(self) -> None:
-        """Writes what is left."""
-        self.flush()
-        if self._board is not None:
-            self._board.close()
+
+def check_finite(step: int, loss) -> None:
+    """Waits for the loss of a step.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    if not math.isfinite(loss):
+        raise InputError(
+            f"The loss is {float(loss)} at step {step}; start again in another "
+            "--workdir with a lower optim.base_lr or with optim.clip_norm=1.0."
+        )
 
 
 def read_metrics(workdir) -> list[dict]:
-    """The rows of a run's `metrics.jsonl`; a last line cut short is left out."""
-    rows = []
-    for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+    """The rows of a run's `metrics.jsonl`; a last line cut short is left out.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    path, rows = pathlib.Path(workdir) / "metrics.jsonl", []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(
+                    f"Line {number} of {path} is not JSON; mend or delete it."
+                ) from error
     return rows
 
 
@@ -102,7 +125,7 @@ class Progress:
     def __init__(self, first: int, last: int):
         """Counts steps from `first` (done already) to `last`."""
         self._last, self._start, self._first = last, time.monotonic(), first
-        self._bar = None
+        self._bar, self._warned = None, False
         if jax.process_index() == 0 and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=last, initial=first, unit="step", dynamic_ncols=True
@@ -117,6 +140,10 @@ class Progress:
         """Shows a logged row: loss, rate, and the time left."""
         if row is None or jax.process_index() != 0:
             return
+        if row.get("invalid_pixels") and not self._warned:
+            self._warned = True
+            warning = f"Step {row['step']}: {row['invalid_pixels']:.0f} pixels"
+            log.warning("%s %s", warning, views.INVALID_ADVICE)
         text = f"loss {row['loss']:.4f}"
         if "images_per_sec" in row:
             text += f", {row['images_per_sec']:.1f} img/s"

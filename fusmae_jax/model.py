@@ -67,7 +67,7 @@ class FusMAE(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kw = dict(dtype=jnp.dtype(dtype), rngs=rngs)
-        self.bands, self.patch_size = tuple(bands.items()), patch_size
+        self.patch_size = patch_size
         self.encoder = Encoder(
             bands=bands,
             image_size=image_size,

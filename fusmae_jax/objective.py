@@ -7,7 +7,7 @@ import jax
 
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
-from fusmae_jax import losses, masking, views
+from fusmae_jax import losses, masking, patches, views
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.model import FusMAE
 
@@ -45,7 +45,7 @@ class Objective:
     Attributes:
         contract: the sensors with the bands in use, by name.
         image_size: side of the images in pixels.
-        num_patches: patches N of one sensor's image.
+        patch_size: side of a patch in pixels.
         mask_ratio: share of patches hidden.
         mask_mode: "independent" masks per sensor, or "consistent" ones.
         normalize: target normalisation, see `losses.normalize_patches`.
@@ -56,7 +56,7 @@ class Objective:
 
     contract: dict[str, sensors.Sensor]
     image_size: int
-    num_patches: int
+    patch_size: int
     mask_ratio: float = 0.75
     mask_mode: str = "independent"
     normalize: str = "patch"
@@ -79,6 +79,11 @@ class Objective:
         masking.num_visible(self.num_patches, self.mask_ratio)
         jax.eval_shape(lambda: self.draw(jax.random.key(0), 1))
 
+    @property
+    def num_patches(self) -> int:
+        """Patches N of one sensor's image."""
+        return patches.grid_side(self.image_size, self.patch_size) ** 2
+
     def draw(self, key: jax.Array, batch: int) -> Draw:
         """Draws the views and masks of a training batch."""
         view_key, mask_key = jax.random.split(key)
@@ -91,10 +96,21 @@ class Objective:
         )
         return Draw(view, self._noise(mask_key, batch))
 
-    def draw_fixed(self, key: jax.Array, batch: int, scene_size: int) -> Draw:
-        """Draws masks for the plain middle of each scene, `scene_size` px at 10 m."""
-        fraction = min(1.0, self.image_size / scene_size)
-        return Draw(views.center_view(batch, fraction), self._noise(key, batch))
+    def draw_fixed(self, key: jax.Array, pairs: jax.Array, scene_size: int) -> Draw:
+        """Draws masks for the plain middle of each scene.
+
+        Args:
+            key: random key.
+            pairs: number of each pair, [B]; its masks depend on it and on the key.
+            scene_size: side of the scenes in pixels at 10 m.
+        """
+        box = views.center_box(self.image_size, scene_size)
+
+        def noise(pair):
+            drawn = self._noise(jax.random.fold_in(key, pair), 1)
+            return {s: x[0] for s, x in drawn.items()}
+
+        return Draw(views.fixed_view(len(pairs), box), jax.vmap(noise)(pairs))
 
     def _noise(self, key: jax.Array, batch: int) -> dict[str, jax.Array]:
         return masking.draw_noise(key, batch, self.num_patches, self.mask_mode)
@@ -129,13 +145,12 @@ class Objective:
         }
         keep = masking.num_visible(self.num_patches, self.mask_ratio)
         masks = {s: masking.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
-        predicted, patches = model(images, masks)
+        predicted, pixels = model(images, masks)
 
         metrics = {}
         for s in SENSORS:
-            families = [band.family for band in self.contract[s].bands]
             target, _, _ = losses.normalize_patches(
-                patches[s], self.normalize, families
+                pixels[s], self.normalize, self.contract[s].families
             )
             counts = masks[s].hidden
             if weight is not None:
@@ -143,4 +158,4 @@ class Objective:
             metrics[f"loss_{s}"] = losses.hidden_error(predicted[s], target, counts)
         loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in SENSORS)
         hidden = {s: masks[s].hidden for s in SENSORS}
-        return loss, metrics, Outcome(predicted, patches, hidden)
+        return loss, metrics, Outcome(predicted, pixels, hidden)

@@ -2,10 +2,10 @@
 
 import collections
 import logging
+import pathlib
 import time
 
 import jax
-from etils import epath
 
 from data_pipeline import batches, sensors, sources
 from fusmae_jax import (
@@ -13,6 +13,7 @@ from fusmae_jax import (
     checkpoint,
     checks,
     figures,
+    heldout,
     metrics,
     optim,
     reconstruct,
@@ -58,10 +59,9 @@ def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
     )
 
 
-def run_steps(config, workdir, state, train_step, stream, evaluation, saves, steps):
+def run_steps(config, state, train_step, stream, writer, evaluation, saves, steps):
     """Advances `state` to step `steps`, writing what a run leaves behind."""
     first = int(state.step)
-    writer = metrics.MetricWriter(workdir, first_step=first)
     progress = metrics.Progress(first, steps)
     clock, running = metrics.Clock(config), collections.deque()
     for step in range(first + 1, steps + 1):
@@ -78,12 +78,14 @@ def run_steps(config, workdir, state, train_step, stream, evaluation, saves, ste
             progress.show(writer.write(step, step_metrics | clock.rates()))
         if step % config.eval_every == 0 or step == steps:
             evaluation.start(step, state.params)
-        evaluation.collect(writer)
-        saves.save(step, state, force=step == steps)
+        evaluation.collect()
+        if saves.due(step) or step == steps:
+            # Saving waits for the step anyway; a run must never resume from NaN.
+            metrics.check_finite(step, step_metrics["loss"])
+            saves.save(step, state)
         progress.step()
     progress.show(writer.flush())
-    evaluation.collect(writer, wait=True)
-    writer.close()
+    evaluation.collect(wait=True)
     progress.close()
     return state
 
@@ -100,9 +102,9 @@ def pretrain(config, workdir) -> train.TrainState:
 
     Raises:
         InputError: the config, the data or the directory cannot work; raised before
-            anything is written.
+            anything is written. Later only for records damaged on the way, and for a
+            loss that is not finite.
     """
-    workdir = epath.Path(workdir)
     checks.check_config(config)
     make_model, objective = build.model(config), build.objective(config)
     mesh = sharding.make_mesh(config.fsdp)
@@ -112,7 +114,17 @@ def pretrain(config, workdir) -> train.TrainState:
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     tx = build.optimizer(config, rate)
-    run.open_workdir(workdir, config, source.fingerprint())
+    held_out = heldout.HeldOut(
+        build.graphdef(config),
+        objective,
+        mesh,
+        held,
+        seed=config.seed,
+        count=config.eval_pairs,
+    )
+    source[0], source[len(source) - 1]  # a damaged dataset shows itself here
+    run.open_workdir(workdir, config, objective.contract, source.fingerprint())
+    workdir = pathlib.Path(workdir)
 
     graphdef, state, layout = train.create_state(
         make_model, tx, mesh, config.seed, config.fsdp_min_size
@@ -127,9 +139,6 @@ def pretrain(config, workdir) -> train.TrainState:
         seed=config.seed,
         accumulate=config.accumulate,
     )
-    held_out = reconstruct.HeldOut(
-        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
-    )
     log.info(describe(config, state, len(source), held_out.count, steps))
     with checkpoint.Checkpoints(
         workdir / "checkpoints",
@@ -140,12 +149,18 @@ def pretrain(config, workdir) -> train.TrainState:
         if saves.latest is not None:
             log.info("Resuming from step %d.", saves.latest)
             state = saves.restore(state, layout)
-        evaluation = reconstruct.Evaluation(held_out, workdir, config.figure_pairs)
-        stream = load_batches(config, source, mesh, int(state.step))
-        state = run_steps(
-            config, workdir, state, train_step, stream, evaluation, saves, steps
-        )
-    figures.save_loss(workdir, metrics.read_metrics(workdir))
+        first = int(state.step)
+        stream = load_batches(config, source, mesh, first)
+        with metrics.MetricWriter(workdir, first_step=first) as writer:
+            evaluation = heldout.Evaluation(
+                held_out, writer, workdir, config.figure_pairs
+            )
+            state = run_steps(
+                config, state, train_step, stream, writer, evaluation, saves, steps
+            )
+    if jax.process_index() == 0:
+        fig = figures.loss_figure(metrics.read_metrics(workdir))
+        figures.save(fig, workdir / "figures" / "loss.png")
     reconstruct.report(
         held_out,
         state.params,

@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import json
+import pathlib
 
 import jax
 import ml_collections
-from etils import epath
 
+from data_pipeline import sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import build
 
@@ -17,6 +18,8 @@ FREE = (
     "log_every",
     "eval_every",
     "eval_pairs",
+    "eval_draws",
+    "data.eval_split",
     "figure_pairs",
     "checkpoint_every",
     "keep_checkpoints",
@@ -50,37 +53,50 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
 
 
-def open_workdir(workdir, config: ml_collections.ConfigDict, data: dict) -> bool:
+def describe(contract: dict[str, sensors.Sensor]) -> dict:
+    """The contract as JSON gives it back."""
+    plain = {name: sensor.describe() for name, sensor in contract.items()}
+    return json.loads(json.dumps(plain))
+
+
+def open_workdir(
+    workdir,
+    config: ml_collections.ConfigDict,
+    contract: dict[str, sensors.Sensor],
+    data: dict,
+) -> None:
     """Makes `workdir` this run's, or checks that it already is.
 
     Args:
         workdir: the run directory.
         config: the resolved config.
+        contract: the sensors with the bands in use.
         data: the dataset's fingerprint.
-
-    Returns:
-        Whether the directory held this run already.
 
     Raises:
         InputError: it holds another run or something else; nothing is touched.
     """
-    workdir = epath.Path(workdir)
-    path = workdir / "config.json"
+    if "://" in str(workdir):
+        raise InputError(
+            f"{workdir} is an object store, to which metrics cannot be appended; mount "
+            "it, or choose a --workdir on a file system."
+        )
+    workdir = pathlib.Path(workdir)
+    path, aside = workdir / "config.json", workdir / "config.json.part"
     if path.exists():
         saved = json.loads(path.read_text())
         fields = differences(saved["config"], config.to_dict())
         fields += differences({"dataset": saved["data"]}, {"dataset": data})
+        fields += differences(saved["contract"], describe(contract))
         if fields:
             raise InputError(
                 f"{workdir} holds another run, which differs in {', '.join(fields)}; "
                 "choose another --workdir, or launch with that run's values."
             )
-        return True
-    aside = workdir / "config.json.part"
-    # Host 0 may be writing these while another host looks, or was killed doing so.
-    ours = {path.name, aside.name}
+        return
+    # Host 0 may be writing, or may have been killed while it was.
     if workdir.exists() and (
-        not workdir.is_dir() or any(p.name not in ours for p in workdir.iterdir())
+        not workdir.is_dir() or set(workdir.iterdir()) - {path, aside}
     ):
         raise InputError(
             f"{workdir} is not empty and holds no run (no config.json); choose "
@@ -90,28 +106,35 @@ def open_workdir(workdir, config: ml_collections.ConfigDict, data: dict) -> bool
         workdir.mkdir(parents=True, exist_ok=True)
         description = {
             "config": config.to_dict(),
-            "contract": {s: c.describe() for s, c in build.contract(config).items()},
+            "contract": describe(contract),
             "data": data,
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         aside.write_text(json.dumps(description, indent=2) + "\n")
-        aside.rename(path)
-    return False
+        aside.replace(path)
 
 
 def load_config(workdir) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`.
 
     Raises:
-        InputError: there is no run.
+        InputError: there is no run, or its bands meant something else.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(
             f"{workdir} holds no run (no config.json); name a run's directory, as "
             "--workdir made it."
         )
-    saved = json.loads(path.read_text())["config"]
-    return ml_collections.ConfigDict(saved).lock()
+    saved = json.loads(path.read_text())
+    config = ml_collections.ConfigDict(saved["config"]).lock()
+    if "bands" in config:
+        fields = differences(saved["contract"], describe(build.contract(config)))
+        if fields:
+            raise InputError(
+                f"{workdir} was trained under another input contract, which differs in "
+                f"{', '.join(fields)}; restore data_pipeline/sensors.py to it."
+            )
+    return config

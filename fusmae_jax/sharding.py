@@ -30,8 +30,8 @@ def make_mesh(fsdp: int = 1) -> Mesh:
         InputError: the devices do not divide into such groups.
     """
     # Hosts one after the other: each owns consecutive rows of the batch, which is
-    # what makes a batch the same on any number of hosts; and a replica's devices
-    # are on one host, where links are fastest.
+    # what makes a batch the same on any number of hosts; and a replica stays on one
+    # host, where links are fastest, if its devices fit there.
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(

@@ -1,6 +1,7 @@
 """The training state and the compiled step that advances it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fusmae_jax import sharding, views
-from fusmae_jax.objective import Objective, Outcome
+from fusmae_jax.objective import Objective
 
 
 @jax.tree_util.register_dataclass
@@ -120,21 +121,26 @@ def make_eval_step(
     *,
     seed: int,
     scene_size: int,
-) -> Callable[..., tuple[dict[str, jax.Array], Outcome]]:
-    """Returns the compiled `step(params, fields, weight, index)`.
+):
+    """Returns the compiled `step(params, fields, weight, first, draw, rows)`.
 
-    It scores the plain middle of each scene under masks that depend on (seed,
-    `index`) alone, so that numbers are comparable between steps and runs. Results
-    are whole on every device, for any host to read.
+    It scores the plain middle of each scene. Masks depend on (seed, `draw`) and on
+    the number of the pair, `first` for the first of the batch: numbers are comparable
+    between steps, runs and devices. Results are whole on every device, for any host to
+    read; of the outcome only the first `rows` pairs leave the step.
     """
 
-    @jax.jit(out_shardings=sharding.whole(mesh))
-    def eval_step(params, fields, weight, index):
+    @functools.partial(
+        jax.jit, static_argnames="rows", out_shardings=sharding.whole(mesh)
+    )
+    def eval_step(params, fields, weight, first, draw, *, rows):
         # A stream of its own: training folds the step into the bare key.
-        key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], index)
-        draw = objective.draw_fixed(key, len(weight), scene_size)
+        key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], draw)
+        pairs = first + jnp.arange(len(weight))
+        fixed = objective.draw_fixed(key, pairs, scene_size)
         model = nnx.merge(graphdef, params)
-        loss, metrics, outcome = objective(model, fields, draw, weight)
-        return {"loss": loss, **metrics}, outcome
+        loss, metrics, outcome = objective(model, fields, fixed, weight)
+        metrics = {"loss": loss, **metrics, "pairs": weight.sum()}
+        return metrics, jax.tree.map(lambda x: x[:rows], outcome)
 
     return eval_step

@@ -14,6 +14,10 @@ from data_pipeline import sensors
 from data_pipeline.errors import InputError
 
 RESAMPLING = ("linear", "cubic")
+INVALID_ADVICE = (
+    "are not finite and count as their band's mean; prepare the data again to leave "
+    "such pairs out."
+)
 
 
 class View(NamedTuple):
@@ -64,11 +68,22 @@ def draw_views(
     return View(box, turns)
 
 
-def center_view(batch: int, fraction: float) -> View:
-    """The view of the middle `fraction` of each scene's side, not turned."""
+def center_box(image_size: int, scene_size: int) -> tuple[float, ...]:
+    """The box that shows the middle of a scene pixel by pixel, or all of a small one.
+
+    Args:
+        image_size: side of the image in pixels.
+        scene_size: side of the scene in pixels at 10 m.
+    """
+    fraction = min(1.0, image_size / scene_size)
     edge = (1.0 - fraction) / 2
-    box = jnp.broadcast_to(jnp.array([edge, edge, fraction, fraction]), (batch, 4))
-    return View(box, jnp.zeros((batch, 3), bool))
+    return edge, edge, fraction, fraction
+
+
+def fixed_view(batch: int, box: tuple[float, ...]) -> View:
+    """The view of one box in every scene, not turned."""
+    boxes = jnp.broadcast_to(jnp.array(box), (batch, 4))
+    return View(boxes, jnp.zeros((batch, 3), bool))
 
 
 def resample(

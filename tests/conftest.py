@@ -1,11 +1,13 @@
 """Fake devices, strict numerics, and a compile cache for every test."""
 
+import logging
 import pathlib
 
 import jax
 import pytest
 from absl import flags
 
+jax.config.update("jax_platforms", "cpu")  # on hosts with an accelerator too
 jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
@@ -17,3 +19,17 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; under pytest nobody pars
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def lines():
+    """What the project logs; its logger need not propagate to pytest's."""
+    log, caught = logging.getLogger("fusmae_jax"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: caught.append(record.getMessage())
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield caught
+    log.removeHandler(handler)
+    log.setLevel(level)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -79,7 +80,17 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
         ([config("quickstart"), "--config.mask.mode=grid"], "'grid'"),
         ([config("quickstart"), "--config.data.source=web"], "'web'"),
         ([config("quickstart"), "--config.data.split=all"], "'all'"),
-        ([config("quickstart"), "--config.task=fly"], "'fly'"),
+        ([config("quickstart"), "--config.task=fly"], "task must be one of"),
+        (
+            [
+                config("quickstart"),
+                "--config.data.source=synthetic",
+                "--config.data.split=all",
+            ],
+            "'all'",
+        ),
+        ([config("reconstruct")], "--config.checkpoint=runs"),
+        ([config("reconstruct"), "--config.shown=0"], "shown is 0"),
         ([config("pretrain_small"), "--config.data.dir=/nowhere"], "/nowhere"),
         ([config("reconstruct"), "--config.checkpoint=/nowhere"], "/nowhere"),
     ],
@@ -88,6 +99,32 @@ def test_what_cannot_work_is_said_in_a_sentence(tmp_path, arguments, message):
     said = one_sentence(launch(*arguments, cwd=tmp_path))
     assert re.search(message, said), said
     assert not any(tmp_path.iterdir())
+
+
+def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import math\n\n\ndef get_config():\n    return math.nothing\n")
+    result = launch(f"--config={path}")
+    assert result.returncode == 1 and "return math.nothing" in result.stderr
+
+
+def test_a_damaged_record_is_said_in_a_sentence(tmp_path):
+    shutil.copytree(ROOT / "data_pipeline" / "sample", tmp_path / "data")
+    shard = next((tmp_path / "data").glob("*-train.array_record-00001*"))
+    content = bytearray(shard.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    shard.write_bytes(content)
+    said = one_sentence(
+        launch(
+            config("quickstart"),
+            "--config.data.source=records",
+            f"--config.data.dir={tmp_path / 'data'}",
+            f"--workdir={tmp_path / 'run'}",
+        )
+    )
+    assert re.search(r"Record \d+ of split train .* does not decode", said), said
+    assert shard.name in said
 
 
 def test_a_workdir_that_holds_something_else_is_left_alone(tmp_path):

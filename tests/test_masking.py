@@ -55,6 +55,10 @@ def test_restore_puts_each_visible_token_back_in_its_place(key):
     np.testing.assert_array_equal(back, want)
 
 
+def test_the_hidden_share_is_not_cut_short_by_rounding():
+    assert masking.num_visible(100, 0.29) == 71  # 100 * 0.29 is 28.999...
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5, -1.0])
 def test_a_ratio_that_hides_all_or_nothing_is_refused(ratio):
     with pytest.raises(InputError, match=str(ratio)):

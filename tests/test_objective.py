@@ -61,7 +61,7 @@ def test_without_normalisation_the_parts_are_plain_errors_on_hidden_patches(
 
 def test_padding_does_not_count(key, fields):
     goal = objective()
-    score, draw = scorer(goal), goal.draw_fixed(key, 4, 24)
+    score, draw = scorer(goal), goal.draw_fixed(key, np.arange(4), 24)
     weight = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
     padded, _, _ = score(fields, draw, weight)
     other = {name: x.copy() for name, x in fields.items()}
@@ -75,7 +75,7 @@ def test_padding_does_not_count(key, fields):
 
 def test_padding_leaves_the_mean_over_the_others(key, fields):
     goal = objective()
-    score, draw = scorer(goal), goal.draw_fixed(key, 4, 24)
+    score, draw = scorer(goal), goal.draw_fixed(key, np.arange(4), 24)
     weight = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
     padded, _, _ = score(fields, draw, weight)
     three = {name: x[:3] for name, x in fields.items()}
@@ -122,16 +122,26 @@ def test_consistent_masks_show_both_sensors_the_same_patches(key):
 
 def test_fixed_draws_see_the_plain_middle_under_the_keys_own_masks(key):
     goal = objective()
-    first, again = goal.draw_fixed(key, 4, 48), goal.draw_fixed(key, 4, 48)
+    pairs = np.arange(4)
+    first, again = (goal.draw_fixed(key, pairs, 48) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     np.testing.assert_array_equal(first.view.box, [[0.25, 0.25, 0.5, 0.5]] * 4)
     assert not first.view.turn.any()
-    other = goal.draw_fixed(jax.random.key(1), 4, 48)
+    other = goal.draw_fixed(jax.random.key(1), pairs, 48)
     assert (first.noise["s1"] != other.noise["s1"]).any()
 
 
+def test_fixed_masks_belong_to_pairs_whatever_the_batch_they_come_in(key):
+    goal = objective()
+    whole = goal.draw_fixed(key, np.arange(6), 48).noise
+    part = goal.draw_fixed(key, np.arange(4, 6), 48).noise
+    for s in sensors.SENSORS:
+        np.testing.assert_array_equal(part[s], whole[s][4:])
+        assert len({tuple(row) for row in np.asarray(whole[s])}) == 6
+
+
 def test_a_scene_smaller_than_the_image_is_seen_whole(key):
-    box = objective().draw_fixed(key, 1, 12).view.box
+    box = objective().draw_fixed(key, np.arange(1), 12).view.box
     np.testing.assert_array_equal(box, [[0.0, 0.0, 1.0, 1.0]])
 
 

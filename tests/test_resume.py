@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipeline import synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics, pretrain, reconstruct, run
+from fusmae_jax import build, metrics, pretrain, reconstruct, run
 from tests import tiny
 
 
@@ -98,9 +99,9 @@ def test_a_checkpoint_is_reported_on_from_its_directory_alone(whole, tmp_path, c
     config.checkpoint = str(whole[0])
     config.data = tiny.config().data
     config.draws, config.shown = 2, 2
-    reconstruct.reconstruct(config, tmp_path)
+    reconstruct.reconstruct(config, tmp_path / "report")
     assert "inverse distance" in capsys.readouterr().out
-    mine = json.loads((tmp_path / "scores.json").read_text())
+    mine = json.loads((tmp_path / "report" / "scores.json").read_text())
     theirs = json.loads((whole[0] / "scores.json").read_text())
     for name, errors in theirs["mean_squared_error"].items():
         for sensor, error in errors.items():
@@ -116,7 +117,54 @@ def test_a_directory_without_checkpoints_is_refused(tmp_path):
     config.checkpoint = str(tmp_path)
     with pytest.raises(InputError, match="holds no run"):
         reconstruct.reconstruct(config, tmp_path / "out")
-    run.open_workdir(tmp_path / "run", tiny.config(), {})
+    tiny_config = tiny.config()
+    contract = build.contract(tiny_config)
+    run.open_workdir(tmp_path / "run", tiny_config, contract, {})
     config.checkpoint = str(tmp_path / "run")
     with pytest.raises(InputError, match="does not exist"):
         reconstruct.reconstruct(config, tmp_path / "out")
+
+
+def test_a_report_does_not_overwrite_the_run_it_reports_on(whole):
+    from configs import reconstruct as reconstruct_config
+
+    config = reconstruct_config.get_config()
+    config.checkpoint = str(whole[0])
+    config.data = tiny.config().data
+    before = (whole[0] / "scores.json").read_bytes()
+    with pytest.raises(InputError, match="holds another run"):
+        reconstruct.reconstruct(config, whole[0])
+    assert (whole[0] / "scores.json").read_bytes() == before
+
+
+def test_a_run_that_diverges_stops_and_never_saves_what_is_not_finite(tmp_path):
+    config = tiny.config()
+    config.optim.base_lr = 1e30
+    config.log_every = 6
+    config.checkpoint_every = 2
+    with pytest.raises(InputError, match="The loss is (nan|inf) at step"):
+        pretrain.pretrain(config, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+class SpoiledScenes(synthetic.Scenes):
+    """Scenes whose radar is missing and whose sea is flat."""
+
+    def __getitem__(self, i):
+        scene = super().__getitem__(i)
+        if i % 2:
+            scene["s1_10m"] = np.full_like(scene["s1_10m"], np.nan)
+        else:
+            flat = {k: np.full_like(v, 200) for k, v in scene.items() if "s2_" in k}
+            scene |= flat
+        return scene
+
+
+def test_missing_radar_and_constant_sea_train_with_a_warning(
+    tmp_path, monkeypatch, lines
+):
+    monkeypatch.setattr(synthetic, "Scenes", SpoiledScenes)
+    pretrain.pretrain(tiny.config(), tmp_path / "run")
+    assert np.isfinite(list(losses(tmp_path / "run").values())).all()
+    said = [line for line in lines if "are not finite" in line]
+    assert len(said) == 2 and "held-out" in said[0] and "Step 1" in said[1]

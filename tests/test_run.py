@@ -8,10 +8,14 @@ import pytest
 
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
-from fusmae_jax import run
+from fusmae_jax import build, run
 from tests import tiny
 
 DATA = dict(name="synthetic", count=24, size=24, seed=0)
+
+
+def claim(workdir, config, data):
+    run.open_workdir(workdir, config, build.contract(config), data)
 
 
 def content(folder):
@@ -26,10 +30,10 @@ def changed(**fields):
 
 def test_a_new_directory_says_what_the_run_is(tmp_path):
     workdir = tmp_path / "runs" / "one"
-    assert run.open_workdir(workdir, tiny.config(), DATA) is False
+    claim(workdir, tiny.config(), DATA)
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["model"]["dim"] == 32
-    assert saved["contract"]["s2"]["bands"][0]["name"] == "B01"
+    assert next(iter(saved["contract"]["s2"]["bands"])) == "B01"
     assert saved["contract"]["s1"]["unit"] == sensors.S1.unit
     assert saved["data"] == DATA
     assert saved["devices"] == jax.device_count()
@@ -40,26 +44,26 @@ def test_a_new_directory_says_what_the_run_is(tmp_path):
 def test_the_contract_holds_the_bands_in_use(tmp_path):
     config = tiny.config()
     config.bands.s2 = ("B8A", "B04")
-    run.open_workdir(tmp_path, config, DATA)
+    claim(tmp_path, config, DATA)
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert [b["name"] for b in saved["contract"]["s2"]["bands"]] == ["B8A", "B04"]
+    assert list(saved["contract"]["s2"]["bands"]) == ["B8A", "B04"]
 
 
 def test_the_same_run_may_go_on(tmp_path):
-    run.open_workdir(tmp_path, tiny.config(), DATA)
+    claim(tmp_path, tiny.config(), DATA)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     before = content(tmp_path)
-    assert run.open_workdir(tmp_path, tiny.config(), DATA) is True
+    claim(tmp_path, tiny.config(), DATA)
     assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("field", run.FREE)
 def test_how_a_run_is_carried_out_may_change(tmp_path, field):
-    run.open_workdir(tmp_path, tiny.config(), DATA)
+    claim(tmp_path, tiny.config(), DATA)
     config = tiny.config()
     old = run.flatten(config.to_dict())[field]
     config.update_from_flattened_dict({field: "x" if isinstance(old, str) else old + 1})
-    assert run.open_workdir(tmp_path, config, DATA) is True
+    claim(tmp_path, config, DATA)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +81,13 @@ def test_how_a_run_is_carried_out_may_change(tmp_path, field):
     ],
 )
 def test_another_run_is_refused_with_both_values(tmp_path, field, old, new):
-    run.open_workdir(tmp_path, tiny.config(), DATA)
+    claim(tmp_path, tiny.config(), DATA)
     before = content(tmp_path)
     shown = repr(list(new) if isinstance(new, tuple) else new)
     shown = shown.replace("[", r"\[").replace("]", r"\]")
     message = rf"{field} \({old} there, {shown} now\)"
     with pytest.raises(InputError, match=message):
-        run.open_workdir(tmp_path, changed(**{field: new}), DATA)
+        claim(tmp_path, changed(**{field: new}), DATA)
     assert content(tmp_path) == before
 
 
@@ -94,17 +98,17 @@ def test_a_field_that_only_one_of_the_runs_has_is_a_difference():
 
 
 def test_another_dataset_is_refused(tmp_path):
-    run.open_workdir(tmp_path, tiny.config(), DATA)
+    claim(tmp_path, tiny.config(), DATA)
     before = content(tmp_path)
     with pytest.raises(InputError, match=r"dataset.count \(24 there, 25 now\)"):
-        run.open_workdir(tmp_path, tiny.config(), DATA | {"count": 25})
+        claim(tmp_path, tiny.config(), DATA | {"count": 25})
     assert content(tmp_path) == before
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="not empty and holds no run"):
-        run.open_workdir(tmp_path, tiny.config(), DATA)
+        claim(tmp_path, tiny.config(), DATA)
     assert list(content(tmp_path)) == [str(tmp_path / "thesis.tex")]
 
 
@@ -112,13 +116,13 @@ def test_a_file_is_no_directory(tmp_path):
     path = tmp_path / "run"
     path.write_text("x")
     with pytest.raises(InputError, match="not empty and holds no run"):
-        run.open_workdir(path, tiny.config(), DATA)
+        claim(path, tiny.config(), DATA)
     assert path.read_text() == "x"
 
 
 def test_a_start_that_was_killed_while_writing_can_be_repeated(tmp_path):
     (tmp_path / "config.json.part").write_text('{"config": {"se')
-    assert run.open_workdir(tmp_path, tiny.config(), DATA) is False
+    claim(tmp_path, tiny.config(), DATA)
     assert run.load_config(tmp_path).seed == 0
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
@@ -127,20 +131,38 @@ def test_another_host_may_look_while_host_0_writes(tmp_path, monkeypatch):
     (tmp_path / "config.json.part").write_text('{"config": {"se')
     before = content(tmp_path)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert run.open_workdir(tmp_path, tiny.config(), DATA) is False
+    claim(tmp_path, tiny.config(), DATA)
     assert content(tmp_path) == before
 
 
 def test_a_saved_config_comes_back_as_it_was(tmp_path):
     config = changed(**{"bands.s2": ("B8A", "B04"), "optim.base_lr": 1.7e-5})
-    run.open_workdir(tmp_path, config, DATA)
+    claim(tmp_path, config, DATA)
     loaded = run.load_config(tmp_path)
     assert run.differences(loaded.to_dict(), config.to_dict()) == []
     assert loaded.optim.peak_lr == config.optim.peak_lr
     assert tuple(loaded.bands.s2) == ("B8A", "B04")
-    assert run.open_workdir(tmp_path, loaded, DATA) is True
+    claim(tmp_path, loaded, DATA)
 
 
 def test_a_directory_without_a_run_has_no_config(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         run.load_config(tmp_path)
+
+
+def test_bands_that_meant_something_else_are_refused(tmp_path):
+    claim(tmp_path, tiny.config(), DATA)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    saved["contract"]["s1"]["bands"]["VV"]["mean"] = -9.0
+    path.write_text(json.dumps(saved))
+    message = r"s1\.bands\.VV\.mean \(-9\.0 there, -12\.6"
+    with pytest.raises(InputError, match=message):
+        claim(tmp_path, tiny.config(), DATA)
+    with pytest.raises(InputError, match=message):
+        run.load_config(tmp_path)
+
+
+def test_an_object_store_is_refused():
+    with pytest.raises(InputError, match="gs://bucket/run .* mount it"):
+        claim("gs://bucket/run", tiny.config(), DATA)

@@ -119,7 +119,7 @@ def test_resampling_equals_gdal(side, box, size, method):
 @pytest.mark.parametrize("method", views.RESAMPLING)
 def test_the_middle_112_of_120_pixels_come_through_untouched(method):
     image = np.random.default_rng(0).normal(size=(120, 120)).astype(np.float32)
-    box = np.asarray(views.center_view(1, 112 / 120).box)[0]
+    box = np.asarray(views.fixed_view(1, views.center_box(112, 120)).box)[0]
     got = resample(image, box, 112, method)
     # Equal to the last bit where this was written; 1/30 is not a round number.
     np.testing.assert_allclose(got, image[4:116, 4:116], rtol=0, atol=1e-5)
@@ -190,7 +190,7 @@ def test_chosen_bands_are_columns_of_all_bands_in_the_order_chosen(key):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_pixel_becomes_the_mean_of_its_band_and_spreads_nowhere(bad):
-    fields, view = noise_fields(), views.center_view(2, 1.0)
+    fields, view = noise_fields(), views.fixed_view(2, WHOLE)
     clean = np.asarray(see(fields, view, sensors.S1, size=12)).copy()
     fields["s1_10m"][1, 3, 4, 0] = bad
     got = see(fields, view, sensors.S1, size=12)
@@ -210,7 +210,7 @@ def test_bad_pixels_are_counted_in_every_field_of_floats():
 @pytest.mark.parametrize("sensor", sensors.SENSORS.values(), ids=lambda s: s.name)
 def test_native_units_undo_the_normalisation(sensor):
     fields = noise_fields()
-    images = see(fields, views.center_view(2, 1.0), sensor, size=12)
+    images = see(fields, views.fixed_view(2, WHOLE), sensor, size=12)
     back = views.native_units(images, sensor)
     finest = sensor.grids[0]
     columns = [sensor.band_names.index(name) for name in finest.bands]
@@ -221,7 +221,7 @@ def test_normalised_bands_have_the_contracts_mean_at_zero_and_deviation_at_one()
     sensor = sensors.S1
     pixels = np.array([[b.mean, b.mean + b.std] for b in sensor.bands], np.float32)
     field = np.broadcast_to(pixels.T[:, None, None], (2, 12, 12, 2))
-    images = see({"s1_10m": field}, views.center_view(2, 1.0), sensor, size=12)
+    images = see({"s1_10m": field}, views.fixed_view(2, WHOLE), sensor, size=12)
     np.testing.assert_allclose(images[0], 0.0, atol=1e-6)
     np.testing.assert_allclose(images[1], 1.0, rtol=1e-6)
 
