@@ -13,7 +13,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -91,6 +91,7 @@ def measure(config, batch_size: int) -> dict[str, float]:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     kind = jax.devices()[0].device_kind
     print(f"{jax.device_count()} x {kind}, jax {jax.__version__}")
