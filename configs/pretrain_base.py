@@ -10,6 +10,13 @@ What the paper leaves open is chosen as docs/model.md explains.
 
 import ml_collections
 
+# By name; pixels have the units of data_pipeline/sensors.py.
+S1_BANDS = ("VV", "VH")
+S2_BANDS = (
+    *("B01", "B02", "B03", "B04", "B05", "B06"),
+    *("B07", "B08", "B8A", "B09", "B11", "B12"),
+)
+
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
@@ -31,14 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         seed=0,  # and which
     )
 
-    # Bands by name; pixels keep the units of data_pipeline/sensors.py.
-    c.bands = dict(
-        s1=("VV", "VH"),
-        s2=(
-            *("B01", "B02", "B03", "B04", "B05", "B06"),
-            *("B07", "B08", "B8A", "B09", "B11", "B12"),
-        ),
-    )
+    c.bands = dict(s1=S1_BANDS, s2=S2_BANDS)
     c.view = dict(
         crop_scale=(0.2, 1.0),  # of the scene's area
         crop_ratio=(3 / 4, 4 / 3),
@@ -60,11 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
         decoder_heads=8,
         dtype="bfloat16",  # of matrix products; parameters stay float32
     )
-    c.loss = dict(
-        normalize="patch",  # or "none", "group"
-        weight_s1=1.0,
-        weight_s2=1.0,
-    )
+    c.loss = dict(normalize="patch", weight_s1=1.0, weight_s2=1.0)  # "none", "group"
 
     c.optim = dict(
         base_lr=1.5e-4,  # for 256 pairs
@@ -79,7 +75,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.fsdp = 1  # devices that share one copy of the parameters
     c.fsdp_min_size = 2**18  # kernels with fewer elements stay whole
+    keep_books(c)
+    return c.lock()
 
+
+def keep_books(c: ml_collections.ConfigDict) -> None:
+    """How often a run logs, evaluates, draws and saves."""
     c.log_every = 50  # steps
     c.eval_every = 1_000
     c.eval_pairs = 512  # held-out pairs in use
@@ -88,4 +89,3 @@ def get_config() -> ml_collections.ConfigDict:
     c.checkpoint_every = 1_000
     c.keep_checkpoints = 3  # the last ones,
     c.keep_every = 10_000  # and every 10,000th for good
-    return c.lock()

@@ -90,6 +90,47 @@ def run_steps(config, state, train_step, stream, writer, evaluation, saves, step
     return state
 
 
+def compile_step(config, objective, mesh, rate):
+    """Makes the state and the step that the config describes.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        objective: what the model learns.
+        mesh: the devices.
+        rate: learning rate by step.
+
+    Returns:
+        The fresh state, its layout, and the compiled step.
+    """
+    tx = build.optimizer(config, rate)
+    graphdef, state, layout = train.create_state(
+        build.model(config), tx, mesh, config.seed, config.fsdp_min_size
+    )
+    train_step = train.make_train_step(
+        graphdef,
+        objective,
+        tx,
+        rate,
+        layout,
+        mesh,
+        seed=config.seed,
+        accumulate=config.accumulate,
+    )
+    return state, layout, train_step
+
+
+def open_data(config, graphdef, objective, mesh):
+    """Opens the training pairs, and puts the held-out ones on the devices."""
+    fields = sensors.fields(objective.contract)
+    source = sources.open_split(config.data, config.data.split, fields)
+    held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
+    source[0], source[len(source) - 1]  # a damaged dataset shows itself here
+    held_out = heldout.HeldOut(
+        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
+    )
+    return source, held_out
+
+
 def pretrain(config, workdir) -> train.TrainState:
     """Trains `config.epochs` epochs, from the last checkpoint in `workdir` if any.
 
@@ -106,39 +147,15 @@ def pretrain(config, workdir) -> train.TrainState:
             loss that is not finite.
     """
     checks.check_config(config)
-    make_model, objective = build.model(config), build.objective(config)
-    mesh = sharding.make_mesh(config.fsdp)
-    fields = sensors.fields(objective.contract)
-    source = sources.open_split(config.data, config.data.split, fields)
-    held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
+    objective, mesh = build.objective(config), sharding.make_mesh(config.fsdp)
+    graphdef = build.graphdef(config)  # refuses sizes that do not divide
+    source, held_out = open_data(config, graphdef, objective, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
-    tx = build.optimizer(config, rate)
-    held_out = heldout.HeldOut(
-        build.graphdef(config),
-        objective,
-        mesh,
-        held,
-        seed=config.seed,
-        count=config.eval_pairs,
-    )
-    source[0], source[len(source) - 1]  # a damaged dataset shows itself here
     run.open_workdir(workdir, config, objective.contract, source.fingerprint())
     workdir = pathlib.Path(workdir)
 
-    graphdef, state, layout = train.create_state(
-        make_model, tx, mesh, config.seed, config.fsdp_min_size
-    )
-    train_step = train.make_train_step(
-        graphdef,
-        objective,
-        tx,
-        rate,
-        layout,
-        mesh,
-        seed=config.seed,
-        accumulate=config.accumulate,
-    )
+    state, layout, train_step = compile_step(config, objective, mesh, rate)
     log.info(describe(config, state, len(source), held_out.count, steps))
     with checkpoint.Checkpoints(
         workdir / "checkpoints",
@@ -161,12 +178,8 @@ def pretrain(config, workdir) -> train.TrainState:
     if jax.process_index() == 0:
         fig = figures.loss_figure(metrics.read_metrics(workdir))
         figures.save(fig, workdir / "figures" / "loss.png")
+    draws, shown = config.eval_draws, config.figure_pairs
     reconstruct.report(
-        held_out,
-        state.params,
-        workdir,
-        step=steps,
-        draws=config.eval_draws,
-        shown=config.figure_pairs,
+        held_out, state.params, workdir, step=steps, draws=draws, shown=shown
     )
     return state
