@@ -19,7 +19,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from data_pipeline import sensors, synthetic  # noqa: E402
-from fusmae_jax import build, flops, optim, sharding, train  # noqa: E402
+from fusmae_jax import build, flops, optim, pretrain, sharding  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _BATCH = flags.DEFINE_list("batch", [], "Batch sizes; the config's by default.")
@@ -41,20 +41,7 @@ def measure(config, batch_size: int) -> dict[str, float]:
     """Compiles and times the step at one batch size."""
     mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
     rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
-    tx = build.optimizer(config, rate)
-    graphdef, state, layout = train.create_state(
-        build.model(config), tx, mesh, config.seed, config.fsdp_min_size
-    )
-    step = train.make_train_step(
-        graphdef,
-        objective,
-        tx,
-        rate,
-        layout,
-        mesh,
-        seed=config.seed,
-        accumulate=config.accumulate,
-    )
+    state, _, step = pretrain.compile_step(config, objective, mesh, rate)
     fields = device_batch(objective.contract, config.data.size, batch_size, mesh)
     start = time.perf_counter()
     state, metrics = step(state, fields)
