@@ -65,7 +65,10 @@ def prepare(config) -> None:
 
     shards = _shards(out, chosen, config.pairs_per_shard, config.strict)
     results = _build(shards, config.workers)
-    _finish(out, config.licence, shards, results, skipped)
+    placed = {pair.s2_name for members in chosen.values() for pair in members}
+    placed |= {skip.s2_name for skip in skipped}
+    unlisted = sum(pair.s2_name not in placed for pair in pairs)
+    _finish(out, config.licence, shards, results, skipped, unlisted)
 
 
 def build_shard(shard: Shard) -> dict:
@@ -200,7 +203,7 @@ def _build(shards: dict[str, list[Shard]], workers: int) -> dict[Shard, dict]:
     return results
 
 
-def _finish(out, licence: str, shards, results, skipped) -> None:
+def _finish(out, licence: str, shards, results, skipped, unlisted: int) -> None:
     """Turns finished shards into a dataset and says what became of every pair."""
     infos = {}
     for split, members in shards.items():
@@ -234,9 +237,10 @@ def _finish(out, licence: str, shards, results, skipped) -> None:
         for shard in members:
             shard.result.unlink()
     written = {split: sum(i.count for i in infos[split]) for split in infos}
-    total = sum(written.values()) + len(skipped)
+    total = sum(written.values()) + len(skipped) + unlisted
     counts = ", ".join(f"{count} in {split}" for split, count in written.items())
-    print(f"{out}: of {total} pairs wrote {counts}; skipped {len(skipped)}.")
+    left = f"; {unlisted} are in no list" if unlisted else ""
+    print(f"{out}: of {total} pairs wrote {counts}; skipped {len(skipped)}{left}.")
 
 
 def _write_json(path: pathlib.Path, content) -> None:

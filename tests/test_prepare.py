@@ -102,11 +102,14 @@ def write_lists(config, path, train, val, test):
     config.splits_dir = str(path)
 
 
-def test_lists_decide_the_split_and_leave_the_rest_out(config, tmp_path):
+def test_lists_decide_the_split_and_the_rest_is_counted(config, tmp_path, capsys):
     write_lists(config, tmp_path / "lists", [5, 1], [2], [0])
     prepare.prepare(config)
     got = {s: [n.split("_")[3] for n in ids(config, s)] for s in splits.LISTS}
     assert got == {"train": ["1", "5"], "validation": ["2"], "test": ["0"]}
+    said = capsys.readouterr().out
+    assert "of 6 pairs wrote 2 in train, 1 in validation, 1 in test" in said
+    assert "skipped 0; 2 are in no list" in said
 
 
 def test_listed_pair_that_is_not_there_is_counted_as_skipped(config, tmp_path, capsys):
@@ -114,7 +117,7 @@ def test_listed_pair_that_is_not_there_is_counted_as_skipped(config, tmp_path, c
     with (tmp_path / "lists" / "val.csv").open("a") as file:
         file.write("S2A_GONE,S1A_GONE\n")
     prepare.prepare(config)
-    assert "of 5 pairs wrote 2 in train, 1 in validation, 1 in test; skipped 1" in (
+    assert "of 7 pairs wrote 2 in train, 1 in validation, 1 in test; skipped 1" in (
         capsys.readouterr().out
     )
 
