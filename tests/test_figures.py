@@ -120,6 +120,21 @@ def test_the_frame_marks_the_box_on_the_scene():
         assert (frame.get_width(), frame.get_height()) == (9.0, 6.0)
 
 
+@pytest.mark.parametrize("covers", [(), ("water", "forest")])
+def test_whole_scenes_are_drawn_with_their_land_cover_where_it_is_known(covers):
+    scenes = [
+        {"name": name, "land_cover": np.eye(8, dtype=np.uint8)}
+        | {s: pixels(sensor) for s, sensor in sensors.SENSORS.items()}
+        for name in ("one", "two", "three")
+    ]
+    fig = figures.scene_figure(scenes, covers=covers)
+    drawn = [ax for ax in fig.axes if ax.images]
+    assert len(drawn) == 3 * (3 if covers else 2)
+    assert [ax.get_title() for ax in fig.axes[:3]] == ["one", "two", "three"]
+    labels = [t.get_text() for ax in fig.axes for t in ax.get_yticklabels()]
+    assert labels == list(covers)
+
+
 def test_single_bands_can_be_drawn():
     contract = {
         "s1": sensors.S1.select(("VH",)),
