@@ -10,7 +10,8 @@ python -m pytest -q 2>&1 | tee "$out/tests.log" | tail -5
 for config in small base large; do
     echo "== pretrain_$config"
     python benchmarks/pretrain_step.py --config=configs/pretrain_$config.py \
-        --batch=256,512,1024 2>&1 | tee "$out/step_$config.log" | tail -4
+        --batch=256,512,1024 2>&1 | tee "$out/step_$config.log" |
+        grep -E '^ *(batch|[0-9]+ )|RESOURCE_EXHAUSTED' | cut -c1-200
 done
 python benchmarks/pretrain_step.py --config=configs/pretrain_base.py --batch=512 \
     --steps=5 --profile="$out/profile" | tail -1

@@ -20,15 +20,9 @@ def contract(config) -> dict[str, sensors.Sensor]:
 
 
 def model(config) -> Callable[..., FusMAE]:
-    """What makes the model, given `rngs`.
-
-    Raises:
-        InputError: sizes that do not divide, before anything is allocated.
-    """
+    """What makes the model, given `rngs`."""
     bands = {s: len(names) for s, names in config.bands.items()}
-    make = functools.partial(FusMAE, bands=bands, **config.model)
-    nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-    return make
+    return functools.partial(FusMAE, bands=bands, **config.model)
 
 
 def objective(config) -> Objective:
@@ -60,15 +54,17 @@ def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
-def graphdef(config) -> nnx.GraphDef:
-    """The model's graph definition, without allocating it."""
-    return nnx.graphdef(nnx.eval_shape(lambda: model(config)(rngs=nnx.Rngs(0))))
+def abstract_model(config) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's graph definition and the shapes of its parameters.
+
+    Raises:
+        InputError: sizes that do not divide; nothing has been allocated yet.
+    """
+    return nnx.split(nnx.eval_shape(lambda: model(config)(rngs=nnx.Rngs(0))))
 
 
 def abstract_params(config, mesh: Mesh):
-    """The model's graph definition, and its parameters as shapes laid out whole."""
-    graphdef, params = nnx.split(
-        nnx.eval_shape(lambda: model(config)(rngs=nnx.Rngs(0)))
-    )
+    """The same, with every parameter laid out whole on `mesh`, to be restored."""
+    graphdef, params = abstract_model(config)
     layout = jax.tree.map(lambda _: sharding.whole(mesh), params)
     return graphdef, checkpoint.abstract(params, layout)

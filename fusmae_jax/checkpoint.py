@@ -23,11 +23,6 @@ class Checkpoints:
             keep: how many of the latest stay.
             keep_every: checkpoints of its multiples stay for good; 0 for none.
         """
-        if every < 1 or keep < 1 or keep_every < 0:
-            raise InputError(
-                f"checkpoint_every={every} and keep_checkpoints={keep} must be at "
-                f"least 1, keep_every={keep_every} at least 0."
-            )
         policies = ocp.training.preservation_policies
         preserve = [policies.LatestN(keep)]
         if keep_every:

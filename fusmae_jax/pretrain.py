@@ -148,7 +148,7 @@ def pretrain(config, workdir) -> train.TrainState:
     """
     checks.check_config(config)
     objective, mesh = build.objective(config), sharding.make_mesh(config.fsdp)
-    graphdef = build.graphdef(config)  # refuses sizes that do not divide
+    graphdef, _ = build.abstract_model(config)  # refuses sizes that do not divide
     source, held_out = open_data(config, graphdef, objective, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)

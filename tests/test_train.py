@@ -48,6 +48,16 @@ def test_loss_does_not_depend_on_the_layout(replicated, fsdp):
     np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_loss_does_not_depend_on_the_number_of_devices(
+    replicated, devices, monkeypatch
+):
+    some = jax.devices()[:devices]
+    monkeypatch.setattr(jax, "devices", lambda: some)
+    losses, _ = run(3)
+    np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
+
+
 def test_loss_does_not_depend_on_gradient_accumulation(replicated):
     losses, _ = run(3, accumulate=2)
     np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
