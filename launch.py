@@ -41,7 +41,7 @@ def reconstruct(config, workdir):
 def prepare(config, workdir):
     """Builds a dataset; writes to config.out, not to the run directory."""
     del workdir
-    from data_pipeline import prepare
+    from data_pipeline.building import prepare
 
     prepare.prepare(config)
 

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from data_pipeline import sensors, synthetic  # noqa: E402
+from data_pipeline import layout, synthetic  # noqa: E402
 from fusmae_jax import build, flops, optim, pretrain, sharding  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
@@ -29,7 +29,8 @@ _PROFILE = flags.DEFINE_string("profile", None, "Where to leave a trace.")
 
 def device_batch(contract, size: int, batch_size: int, mesh):
     """A batch of synthetic pairs on the devices."""
-    scenes = synthetic.Scenes(16, size=size, fields=sensors.fields(contract))
+    fields = layout.native(size).fields(contract)
+    scenes = synthetic.Scenes(16, size=size, fields=fields)
     pairs = [scenes[i] for i in range(16)]
     places = np.arange(batch_size) % 16
     return sharding.to_devices(

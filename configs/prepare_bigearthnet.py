@@ -1,46 +1,41 @@
-r"""Builds a dataset of records from the unpacked archives of BigEarthNet v1.
+r"""Builds a dataset of records from the archives of BigEarthNet v1.
 
     python launch.py --config=configs/prepare_bigearthnet.py --config.source=DIR \
         --config.out=DIR
 
-Both archives lie unpacked in the source: BigEarthNet-v1.0/ and BigEarthNet-S1-v1.0/.
-A build that was stopped goes on where it was when the command is given again.
+Both archives lie in the source, unpacked or as they were downloaded: BigEarthNet-v1.0
+and BigEarthNet-S1-v1.0, folders or .tar, .tar.gz, .tar.zst. A build that was stopped
+goes on where it was when the command is given again.
 """
 
 import ml_collections
-
-LICENCE = """\
-The data in this folder is licensed under the Community Data License Agreement -
-Permissive, Version 1.0 (CDLA-Permissive-1.0): https://cdla.dev/permissive-1-0/
-
-It comes from BigEarthNet:
-
-    G. Sumbul, M. Charfuelan, B. Demir, V. Markl, "BigEarthNet: A Large-Scale Benchmark
-    Archive for Remote Sensing Image Understanding", IGARSS 2019.
-    G. Sumbul, A. de Wall, T. Kreuziger, F. Marcelino, H. Costa, P. Benevides,
-    M. Caetano, B. Demir, V. Markl, "BigEarthNet-MM: A Large-Scale, Multimodal,
-    Multilabel Benchmark Archive for Remote Sensing Image Classification and
-    Retrieval", IEEE Geoscience and Remote Sensing Magazine, 2021.
-
-It contains modified Copernicus Sentinel data 2017-2018.
-
-What was changed: the pixels and labels were encoded anew, as ArrayRecord files;
-Sentinel-1 backscatter was rounded from 32-bit to 16-bit floating point; the 19 classes
-were derived from the 43 labels.
-"""
 
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "prepare"
-    c.source = ""  # folder with both unpacked archives
+    c.archive = "bigearthnet_v1"  # module of data_pipeline that reads the source
+    c.source = ""  # folder with both archives
     c.out = ""  # folder to build in, empty or with a build that was stopped
-    # Split by the official lists train.csv, val.csv and test.csv in a folder, or hold
-    # out all pairs of some MGRS tiles for validation; with neither, all are "train".
-    c.splits_dir = ""
+    # Split by lists: a folder with train.csv, val.csv and test.csv, or one .csv or
+    # .parquet with a column "split"; empty takes the archive's own splits, if it has
+    # any. Or hold out for validation the pairs of some MGRS tiles, or of a share of the
+    # tiles, drawn by their names. With none of these all pairs are "train".
+    c.splits = ""
     c.holdout_tiles = ()
+    c.holdout_share = 0.0
+    # Files of names to leave out: snow, clouds, no class of the 19. "FILE:test" leaves
+    # out only the names that the file's column "split" puts there.
+    c.exclude = ()
     c.pairs_per_shard = 2048  # about 400 MB
     c.workers = 8  # processes; 0 builds in this one
     c.strict = False  # stop at the first bad pair instead of listing it
-    c.licence = LICENCE
+    c.check_values = True  # refuse data whose values cannot be dB or DN
+    c.compression = "zstd:3"  # or "none": larger by a fifth, faster to read
+    # Folder for what was found in tars, and for compressed tars, which are expanded
+    # there once; empty is <out>-scratch. What is put there is removed at the end.
+    c.scratch = ""
+    c.runner = ""  # a Beam runner, e.g. FlinkRunner; empty: processes of this machine
+    c.runner_options = ()  # passed to Beam, e.g. ("--flink_master=HOST:8081",)
+    c.read = ml_collections.ConfigDict()  # what only this archive needs: nothing
     return c.lock()

@@ -28,10 +28,16 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = dict(
         source="records",  # or "sample", "synthetic"
-        dir="",  # a dataset that configs/prepare_*.py built
+        dir="",  # a dataset that configs/prepare_*.py built, or several: "A,B"
+        weights=(),  # of several; () counts their pairs
         split="train",
         eval_split="validation",
-        threads=8,  # that read records
+        classes=(),  # only pairs with one of these; () takes all
+        fraction=1.0,  # of the training pairs, every class kept,
+        subset_seed=0,  # and which
+        statistics="published",  # that normalise bands, or "computed" at the build
+        allow_overlap=False,  # let training pairs be held-out ones too
+        threads=0,  # that read records; 0 for one a core, at most 8
         workers=0,  # processes that do, instead
         count=10_000,  # synthetic scenes,
         size=120,  # their side at 10 m,

@@ -4,12 +4,17 @@ Batch `s` is a function of (seed, s): the same for any number of hosts, threads 
 worker processes, so resuming is starting at a step and needs no saved iterator.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from data_pipeline.errors import InputError
+
+MOST_THREADS = 8
 
 
 def train_batches(
@@ -20,20 +25,25 @@ def train_batches(
     start_step: int = 0,
     host: int = 0,
     hosts: int = 1,
-    threads: int = 8,
+    threads: int = 0,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's rows of every global batch from `start_step` on, for ever.
 
+    A batch is one thread's work, so max(2, threads) batches are in the making or
+    waiting while the caller holds another. Worker processes share the threads among
+    them; of each, max(2, its threads) + 4 batches are in the making or waiting.
+
     Args:
-        source: random-access pairs, dicts of arrays.
+        source: random-access pairs, dicts of arrays; or a `sources.Mixture`.
         batch_size: pairs of a global batch, over all hosts.
         seed: of the order; each epoch is shuffled anew.
         start_step: the first batch.
         host: which of the `hosts` this is; host h owns the h-th run of rows.
         hosts: how many there are.
-        threads: that read and stack records.
-        workers: processes that do so instead, when decoding outweighs copying.
+        threads: that read and stack records; 0 for one a core, at most 8. More than
+            there are cores help only where reading waits for a network.
+        workers: processes that the threads are spread over, if any.
 
     Raises:
         InputError: the batch does not divide over the hosts.
@@ -43,17 +53,20 @@ def train_batches(
             f"A batch of {batch_size} does not divide over {hosts} hosts; change "
             "batch_size."
         )
-    # Grain shuffles epoch e with seed + e: hashing keeps runs with neighbouring seeds
-    # from sharing orders.
-    order = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    rows = grain.MapDataset.source(source).shuffle(seed=order).repeat()
-    local = rows.batch(batch_size // hosts, drop_remainder=True)
-    local = local[host::hosts][start_step:]
+    order, local = Order(source, seed), batch_size // hosts
+
+    def read(step: int) -> dict[str, np.ndarray]:
+        first = step * batch_size + host * local
+        return stack(source, order.pairs(first, first + local))
+
+    steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
+    threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+    threads = max(1, threads // max(1, workers))
     # The buffer counts batches; Grain's default of 500 would hold gigabytes.
     options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(2, min(threads, 8))
+        num_threads=threads, prefetch_buffer_size=max(2, threads)
     )
-    stream = local.to_iter_dataset(options)
+    stream = steps.to_iter_dataset(options)
     if workers:
         stream = stream.mp_prefetch(
             grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
@@ -88,6 +101,88 @@ def eval_batches(
     for start in range(0, count, batch_size):
         first = start + host * local
         places = np.arange(first, first + local)
-        pairs = [source[int(min(i, count - 1))] for i in places]
-        batch = {key: np.stack([pair[key] for pair in pairs]) for key in fields}
+        batch = stack(source, np.minimum(places, count - 1), fields)
         yield batch, (places < count).astype(np.float32)
+
+
+class Order:
+    """The endless order in which pairs are seen: a function of seed and position.
+
+    Every dataset of a mixture goes through epochs and shuffles of its own.
+    """
+
+    def __init__(self, source, seed: int):
+        """Orders the pairs of `source`, or of each of its `parts` by its `shares`."""
+        parts = getattr(source, "parts", (source,))
+        self._shares = np.array(getattr(source, "shares", (1.0,)))
+        self._sizes = np.array([len(part) for part in parts])
+        self._starts = np.cumsum([0, *self._sizes[:-1]])
+        self._seed = seed
+
+    def pairs(self, first: int, last: int) -> list[int]:
+        """Indices into the source of the pairs at positions `first` to `last` - 1."""
+        part, turn = take_turns(self._shares, first, last)
+        epoch, place = np.divmod(turn, self._sizes[part])
+        index = np.empty(len(part), np.int64)
+        for p, e in {*zip(part.tolist(), epoch.tolist())}:
+            mine = (part == p) & (epoch == e)
+            order = shuffled(int(self._sizes[p]), self._seed, p, e)
+            index[mine] = self._starts[p] + order[place[mine]]
+        return index.tolist()
+
+
+@functools.lru_cache(maxsize=8)  # some 20 MB of the largest archives
+def shuffled(count: int, seed: int, part: int, epoch: int) -> np.ndarray:
+    """The numbers up to `count` in an order that the other arguments decide."""
+    bits = np.random.MT19937(np.random.SeedSequence([seed, part, epoch]))
+    # Unlike `Generator`, `RandomState` promises the same order in any later NumPy.
+    return np.random.RandomState(bits).permutation(count)
+
+
+def take_turns(
+    shares: np.ndarray, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interleaves endless sequences as evenly as possible.
+
+    Element j of a sequence with share w is due at time (j + 1/2) / w, so that up to
+    any position each sequence is within a few elements of its share, for ever.
+
+    Args:
+        shares: of each sequence; they sum to 1.
+        first: position in the interleaved sequence.
+        last: position to stop before.
+
+    Returns:
+        Which sequence, and which element of it, stands at each position.
+    """
+    # About as many elements are due by a time as that time says, give or take half
+    # of one a sequence: this window holds all that can stand at these positions.
+    slack = len(shares)
+    start = np.maximum(np.floor((first - slack) * shares + 0.5), 0).astype(int)
+    stop = np.floor((last + slack) * shares + 0.5).astype(int) + 1
+    which = np.repeat(np.arange(len(shares)), stop - start)
+    turn = np.concatenate([np.arange(a, b) for a, b in zip(start, stop)])
+    due = np.lexsort((which, (turn + 0.5) / shares[which]))
+    chosen = due[first - start.sum() : last - start.sum()]
+    return which[chosen], turn[chosen]
+
+
+def stack(
+    source, indices: Sequence[int], fields: Iterable[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Reads pairs into one array [B, ...] for each of `fields`, by default all.
+
+    A record is copied and let go before the next is read, so the memory that holds it
+    stays in the processor's cache and is not asked for anew.
+    """
+    batch = {}
+    for row, index in enumerate(indices):
+        pair = source[int(index)]
+        for field in pair if fields is None else fields:
+            value = np.asarray(pair[field])
+            if not row:
+                text = value.dtype.kind == "U"  # lengths differ
+                shape = (len(indices), *value.shape)
+                batch[field] = np.empty(shape, object if text else value.dtype)
+            batch[field][row] = value
+    return {k: v.astype(str) if v.dtype == object else v for k, v in batch.items()}

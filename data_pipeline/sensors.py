@@ -7,8 +7,12 @@ pixels (reading, writing, normalising, plotting) asks here, so there is one answ
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 
 from data_pipeline.errors import InputError
+
+FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,19 @@ class Grid:
     """The bands of a sensor that share a pixel grid, stored as one array.
 
     Attributes:
-        field: the record's field that holds them, [H, W, C], e.g. "s2_20m".
+        sensor: the sensor's name.
         gsd: ground sampling distance in metres.
         bands: names in stored order.
     """
 
-    field: str
+    sensor: str
     gsd: int
     bands: tuple[str, ...]
+
+    @property
+    def field(self) -> str:
+        """The record's field that holds them, [H, W, C], e.g. "s2_20m"."""
+        return f"{self.sensor}_{self.gsd}m"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Sensor:
     Attributes:
         name: key in batches, parameters and metrics.
         title: name for people.
+        level: processing level of the product, e.g. "L2A", surface reflectance.
         unit: what a pixel value means.
         dtype: how pixels are stored; no conversion happens on disk.
         valid_range: values outside cannot be what the unit claims.
@@ -61,6 +71,7 @@ class Sensor:
 
     name: str
     title: str
+    level: str
     unit: str
     dtype: str
     valid_range: tuple[float, float]
@@ -78,13 +89,9 @@ class Sensor:
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """Pixel grids from finest to coarsest."""
+        """The bands' own pixel grids, from finest to coarsest."""
         return tuple(
-            Grid(
-                field=f"{self.name}_{gsd}m",
-                gsd=gsd,
-                bands=tuple(b.name for b in self.bands if b.gsd == gsd),
-            )
+            Grid(self.name, gsd, tuple(b.name for b in self.bands if b.gsd == gsd))
             for gsd in sorted({band.gsd for band in self.bands})
         )
 
@@ -104,10 +111,48 @@ class Sensor:
             )
         return dataclasses.replace(self, bands=tuple(by_name[name] for name in names))
 
+    def with_statistics(
+        self, mean: Mapping[str, float], std: Mapping[str, float], source: str
+    ) -> "Sensor":
+        """The same sensor with other means and deviations, by band name."""
+        bands = tuple(
+            dataclasses.replace(band, mean=mean[band.name], std=std[band.name])
+            for band in self.bands
+        )
+        return dataclasses.replace(self, bands=bands, source=source)
+
     def describe(self) -> dict:
         """The contract as plain data with bands by name, to be saved with a run."""
         bands = {band.name: dataclasses.asdict(band) for band in self.bands}
-        return dataclasses.asdict(self) | {"bands": bands}
+        return dataclasses.asdict(self) | {
+            "bands": bands,
+            "valid_range": list(self.valid_range),
+        }
+
+
+def restore(described: Mapping) -> Sensor:
+    """The sensor that `Sensor.describe` described, by way of JSON or not.
+
+    Raises:
+        InputError: that is no description of a sensor.
+    """
+    try:
+        bands = tuple(Band(**band) for band in described["bands"].values())
+        valid_range = tuple(described["valid_range"])
+        return Sensor(**{**described, "bands": bands, "valid_range": valid_range})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"This is no description of a sensor ({error}): {described}."
+        ) from error
+
+
+def canonical(name: str) -> str:
+    """The contract's spelling of a band's name: "b2" is B02, "vv" is VV."""
+    upper = name.strip().upper()
+    short = re.fullmatch(r"B0?(\d)(A?)", upper)
+    if not short:
+        return upper
+    return f"B{short[1]}A" if short[2] else f"B0{short[1]}"
 
 
 _V1 = "BigEarthNet v1 training split, after git.tu-berlin.de/rsim/bigearthnet-models-tf"
@@ -115,6 +160,7 @@ _V1 = "BigEarthNet v1 training split, after git.tu-berlin.de/rsim/bigearthnet-mo
 S1 = Sensor(
     name="s1",
     title="Sentinel-1",
+    level="GRD",
     unit="dB",
     dtype="float16",
     valid_range=(-80.0, 40.0),
@@ -128,6 +174,7 @@ S1 = Sensor(
 S2 = Sensor(
     name="s2",
     title="Sentinel-2",
+    level="L2A",
     unit="DN (reflectance x 10000)",
     dtype="uint16",
     valid_range=(0.0, 32767.0),
@@ -150,30 +197,25 @@ S2 = Sensor(
 
 SENSORS = {sensor.name: sensor for sensor in (S1, S2)}
 
-# A pair is cut out on the finest grid; its side must be whole on every coarser one.
-FINEST_GSD = min(band.gsd for sensor in SENSORS.values() for band in sensor.bands)
-
-
-def shapes(size: int) -> dict[str, tuple[int, int, int]]:
-    """Shape [H, W, C] of every stored field of a pair `size` pixels wide at 10 m.
-
-    Raises:
-        InputError: `size` is not whole on a coarser grid.
-    """
-    result = {}
-    for sensor in SENSORS.values():
-        for grid in sensor.grids:
-            factor = grid.gsd // FINEST_GSD
-            if size <= 0 or size % factor:
-                raise InputError(
-                    f"A pair of {size} px at {FINEST_GSD} m is not whole at "
-                    f"{grid.gsd} m; choose a multiple of {factor}."
-                )
-            side = size // factor
-            result[grid.field] = (side, side, len(grid.bands))
-    return result
-
-
-def fields(contract: dict[str, Sensor]) -> tuple[str, ...]:
-    """The stored fields that hold the contract's bands."""
-    return tuple(g.field for sensor in contract.values() for g in sensor.grids)
+# Top-of-atmosphere reflectance, where the cirrus band B10 exists too.
+S2_L1C = dataclasses.replace(
+    S2,
+    level="L1C",
+    bands=(*S2.bands[:10], Band("B10", 60, "cirrus", 0.0, 1.0), *S2.bands[10:]),
+).with_statistics(
+    mean={
+        **{"B01": 1605.57504906, "B02": 1390.78157673, "B03": 1314.8729939},
+        **{"B04": 1363.52445545, "B05": 1549.44374991, "B06": 2091.74883118},
+        **{"B07": 2371.7172463, "B08": 2299.90463006, "B8A": 2560.29504086},
+        **{"B09": 830.06605044, "B10": 22.10351321, "B11": 2177.07172323},
+        **{"B12": 1524.06546312},
+    },
+    std={
+        **{"B01": 786.78685367, "B02": 850.34818441, "B03": 875.06484736},
+        **{"B04": 1138.84957046, "B05": 1122.17775652, "B06": 1161.59187054},
+        **{"B07": 1274.39184232, "B08": 1248.42891965, "B8A": 1345.52684884},
+        **{"B09": 577.31607053, "B10": 51.15431158, "B11": 1336.09932639},
+        **{"B12": 1136.53823676},
+    },
+    source="SSL4EO-S12, S2C, after github.com/zhu-xlab/SSL4EO-S12",
+)

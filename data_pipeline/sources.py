@@ -1,9 +1,10 @@
-"""Opens what `config.data` names: a prepared dataset, the sample, or synthetic."""
+"""Opens what `config.data` names: prepared datasets, the sample, or synthetic."""
 
 import pathlib
 from collections.abc import Iterable
 
-from data_pipeline import records, synthetic
+from data_pipeline import metadata, mixtures, records, subsets, synthetic
+from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -16,34 +17,109 @@ HOW_TO_GET_DATA = (
 
 
 def open_split(data, split: str, fields: Iterable[str] | None = None):
-    """Opens one split of a dataset for random access.
+    """Opens one split of one or several datasets for random access.
 
     Args:
-        data: the config's `data`: `source` is "records" (read from `dir`), "sample"
-            (real pairs that come with the project) or "synthetic" (`count` scenes
-            of `size` px, from `seed`).
+        data: the config's `data`: `source` is "records" (read from `dir`, or from
+            several folders with commas between them), "sample" (real pairs that come
+            with the project) or "synthetic" (`count` scenes of `size` px, from
+            `seed`). It may have `statistics` of the bands, "published" or "computed";
+            `weights` of several datasets, else they count by
+            their pairs; `classes`, of which a pair must have one; and `fraction` and
+            `subset_seed` of the pairs that are drawn of the split `data.split`.
         split: "train", "validation" or "test".
         fields: the record's fields that are wanted; None for all.
 
     Returns:
-        A sequence of pairs with `size`, `classes` and `fingerprint()`.
+        A sequence of pairs with `description`, `fields`, `fingerprint()`, `index` of
+        what is known without reading and, unless synthetic, `places`.
 
     Raises:
         InputError: there is no such data, and what to do about it.
     """
-    if data.source == "sample":
-        return records.Records(SAMPLE, split, fields=fields)
+    fields = None if fields is None else tuple(fields)
+    parts = [
+        _part(data, split, source) for source in _open(data, split, fields)
+    ]
+    weights = data.get("weights", ())
+    return mixtures.Mixture(parts, weights) if len(parts) > 1 else parts[0]
+
+
+def describe(data) -> Description:
+    """What the first dataset of `config.data` holds, without opening its records.
+
+    Raises:
+        InputError: there is no such data, and what to do about it.
+    """
+    if data.source == "synthetic":
+        return synthetic.Scenes(1, size=data.size).description
+    return metadata.read_description(_folders(data)[0], _statistics(data))
+
+
+def check_overlap(train, held_out, allow: bool = False) -> int:
+    """Counts held-out pairs whose place and time are among the training pairs.
+
+    Sources that do not know their places pass, as do pairs of which it is unknown.
+
+    Args:
+        train: the training pairs.
+        held_out: the pairs that must not be among them.
+        allow: count, but do not refuse.
+
+    Raises:
+        InputError: there are some.
+    """
+    if not (hasattr(train, "places") and hasattr(held_out, "places")):
+        return 0
+    known = set(train.places.tolist()) - {""}
+    shared = [place for place in held_out.places.tolist() if place in known]
+    if shared and not allow:
+        raise InputError(
+            f"{len(shared)} of {len(held_out)} held-out pairs are training pairs too, "
+            f"such as {shared[0]}; train on other splits or datasets, or pass "
+            "--config.data.allow_overlap=True."
+        )
+    return len(shared)
+
+
+def _open(data, split: str, fields) -> list:
+    """The whole split of each dataset."""
     if data.source == "synthetic":
         if split not in SPLITS:
             raise InputError(f"Split {split!r} is not one of {list(SPLITS)}.")
         # Held-out scenes come from seeds of their own.
         seed = data.seed * len(SPLITS) + SPLITS.index(split)
         count = data.count if split == "train" else max(1, data.count // 10)
-        return synthetic.Scenes(count, size=data.size, seed=seed, fields=fields)
+        return [synthetic.Scenes(count, size=data.size, seed=seed, fields=fields)]
+    statistics = _statistics(data)
+    return [
+        records.Records(folder, split, fields, statistics) for folder in _folders(data)
+    ]
+
+
+def _folders(data) -> list[str | pathlib.Path]:
+    """Where the datasets are."""
+    if data.source == "sample":
+        return [SAMPLE]
     if data.source != "records":
         raise InputError(
             f"data.source is {data.source!r}; choose records, sample or synthetic."
         )
-    if not data.dir:
+    folders = [folder.strip() for folder in data.dir.split(",") if folder.strip()]
+    if not folders:
         raise InputError(HOW_TO_GET_DATA)
-    return records.Records(data.dir, split, fields=fields)
+    return folders
+
+
+def _statistics(data) -> str:
+    return data.get("statistics", "published")
+
+
+def _part(data, split: str, source):
+    """What the config wants of one dataset."""
+    if classes := data.get("classes", ()):
+        source = subsets.with_classes(source, classes)
+    fraction = data.get("fraction", 1.0)
+    if split == data.get("split") and fraction != 1.0:
+        source = subsets.with_fraction(source, fraction, data.get("subset_seed", 0))
+    return source

@@ -16,12 +16,14 @@ twins are laid out by one process: neither tone nor shape nor place gives a twin
 """
 
 import dataclasses
+import functools
 import math
 import operator
 
 import numpy as np
 
-from data_pipeline import sensors
+from data_pipeline import layout, sensors
+from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
 
@@ -138,20 +140,31 @@ def _parcels(rng, size: int, width: float, length: float) -> np.ndarray:
 class Scenes:
     """A random-access source of `count` labelled Sentinel-1/Sentinel-2 pairs.
 
-    A record holds the pixel fields of `sensors.shapes(size)` in stored unit and type,
+    A record holds the pixel fields of `layout.native(size)` in stored unit and type,
     `land_cover` (class of each 10 m pixel, [H, W] uint8), `labels` (multi-hot over
-    `classes["labels"]`, uint8) and `id`; or only those of them named in `fields`.
+    `LAND_COVERS`, uint8) and `id`; or only those of them named in `fields`.
     """
 
     def __init__(self, count: int, *, size: int = 120, seed: int = 0, fields=None):
         if count < 1 or seed < 0:
             raise InputError(f"Need count > 0 and seed >= 0, not {count} and {seed}.")
-        known = ("id", *sensors.shapes(size), "land_cover", "labels")
+        names = tuple(c.name for c in LAND_COVERS)
+        self.description = Description(
+            name="synthetic",
+            title="Procedural Sentinel-1/Sentinel-2 pairs with land cover.",
+            source="data_pipeline/synthetic.py",
+            licence="Apache-2.0, as this project.",
+            layout=layout.native(size),
+            sensors=sensors.SENSORS,
+            classes={"labels": names},
+            maps={"land_cover": names},
+        )
+        shapes = self.description.layout.shapes
+        known = ("id", *shapes, "land_cover", "labels")
         self.fields = known if fields is None else tuple(fields)
         if not set(self.fields) <= set(known):
             raise InputError(f"Fields {self.fields} must be among {known}.")
         self.count, self.size, self.seed = count, size, seed
-        self.classes = {"labels": tuple(c.name for c in LAND_COVERS)}
         self._landform = [_spread(size, *octave) for octave in LANDFORM]
         self._texture = [_spread(size, *octave) for octave in TEXTURE]
 
@@ -174,6 +187,15 @@ class Scenes:
         if any(field.startswith("s2_") for field in self.fields):
             record |= self._optical(self._rng(index, _OPTICAL), cover, parcel)
         return {field: record[field] for field in self.fields}
+
+    @functools.cached_property
+    def index(self) -> dict[str, np.ndarray]:
+        """`id` [N] and `labels` [N, classes], for which every scene is laid out."""
+        labels = Scenes(self.count, size=self.size, seed=self.seed, fields=("labels",))
+        return {
+            "id": np.array([f"synthetic-{i:06d}" for i in range(self.count)]),
+            "labels": np.stack([labels[i]["labels"] for i in range(self.count)]),
+        }
 
     def fingerprint(self) -> dict:
         """What decides the content of every scene."""

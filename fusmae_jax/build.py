@@ -1,7 +1,8 @@
 """From a config to the objects it describes; modules take plain arguments."""
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
@@ -9,14 +10,52 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import sensors
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+from data_pipeline.layout import Layout
 from fusmae_jax import checkpoint, optim, sharding
 from fusmae_jax.model import FusMAE
 from fusmae_jax.objective import Objective
 
+log = logging.getLogger("fusmae_jax")
 
-def contract(config) -> dict[str, sensors.Sensor]:
-    """The sensors with the bands that the config uses, by name."""
-    return {s: sensors.SENSORS[s].select(config.bands[s]) for s in sensors.SENSORS}
+
+def contract(
+    config, known: Mapping[str, sensors.Sensor] = sensors.SENSORS
+) -> dict[str, sensors.Sensor]:
+    """The sensors with the bands that the config uses, by name.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        known: the sensors of the training data, whose statistics normalise the bands.
+
+    Raises:
+        InputError: a band is not among them.
+    """
+    return {s: known[s].select(config.bands[s]) for s in config.bands}
+
+
+def check_data(
+    contract: dict[str, sensors.Sensor], description: Description
+) -> tuple[str, ...]:
+    """The fields of the data that hold the contract's bands.
+
+    Raises:
+        InputError: a band is missing, or its values mean something else.
+    """
+    for name, sensor in contract.items():
+        stored = description.sensors[name]
+        if stored.unit != sensor.unit:
+            raise InputError(
+                f"The model takes {sensor.title} in {sensor.unit}, and "
+                f"{description.name} holds {stored.unit}; prepare the data again."
+            )
+        if stored.level != sensor.level:
+            log.warning(
+                "%s is %s %s, and the model learnt from %s: expect other brightness.",
+                *(description.name, sensor.title, stored.level, sensor.level),
+            )
+    return description.layout.fields(contract)
 
 
 def model(config) -> Callable[..., FusMAE]:
@@ -25,10 +64,21 @@ def model(config) -> Callable[..., FusMAE]:
     return functools.partial(FusMAE, bands=bands, **config.model)
 
 
-def objective(config) -> Objective:
-    """The pretraining objective."""
+def objective(
+    config,
+    known: Mapping[str, sensors.Sensor] = sensors.SENSORS,
+    layout: Layout | None = None,
+) -> Objective:
+    """The pretraining objective.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        known: see `contract`.
+        layout: of the data; None where every band is on its own grid.
+    """
     return Objective(
-        contract=contract(config),
+        contract=contract(config, known),
+        grids=layout and {s: layout.of(s) for s in config.bands},
         image_size=config.model.image_size,
         patch_size=config.model.patch_size,
         mask_ratio=config.mask.ratio,

@@ -7,12 +7,13 @@ import jax
 from data_pipeline.errors import InputError
 
 AT_LEAST_ONE = (
-    *("epochs", "batch_size", "accumulate", "fsdp", "data.threads"),
+    *("epochs", "batch_size", "accumulate", "fsdp"),
     *("log_every", "eval_every", "eval_pairs", "eval_draws", "figure_pairs"),
     *("checkpoint_every", "keep_checkpoints"),
 )
 NOT_NEGATIVE = (
-    *("seed", "data.workers", "data.seed", "fsdp_min_size", "keep_every"),
+    *("seed", "data.threads", "data.workers", "data.seed"),
+    *("data.subset_seed", "fsdp_min_size", "keep_every"),
     *("model.decoder_depth", "loss.weight_s1", "loss.weight_s2"),
     *("optim.base_lr", "optim.peak_lr", "optim.warmup_epochs"),
     *("optim.weight_decay", "optim.clip_norm"),

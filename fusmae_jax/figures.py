@@ -7,51 +7,10 @@ import textwrap
 import numpy as np
 from matplotlib import figure, image, patches
 
-from data_pipeline import sensors
+from data_pipeline.looks import picture
 
 GREY = 0.82  # of hidden patches
-LEAST_RANGE = 600.0  # DN; a forest stays dark green however little it varies
-# What is drawn black and what full, in dB.
-RADAR_LIMITS = {"VV": (-20.0, 0.0), "VH": (-27.0, -7.0), "VV - VH": (0.0, 14.0)}
 COLUMNS = ("input", "masked", "prediction", "target")
-
-
-def true_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
-    """Red, green and blue of Sentinel-2 images [..., C] in DN; grey without them."""
-    names = sensor.band_names
-    wanted = ("B04", "B03", "B02")
-    chosen = wanted if set(wanted) <= set(names) else names[:1] * 3
-    return np.stack([pixels[..., names.index(name)] for name in chosen], axis=-1)
-
-
-def false_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
-    """VV, VH and VV - VH of Sentinel-1 images [..., C] in dB; grey without both."""
-    names = sensor.band_names
-    if not {"VV", "VH"} <= set(names):
-        return np.repeat(pixels[..., :1], 3, axis=-1)
-    vv, vh = pixels[..., names.index("VV")], pixels[..., names.index("VH")]
-    return np.stack([vv, vh, vv - vh], axis=-1)
-
-
-def picture(
-    pixels: np.ndarray, like: np.ndarray, sensor: sensors.Sensor
-) -> np.ndarray:
-    """An RGB picture in [0, 1] of images [..., C] in native units.
-
-    Sentinel-2 is stretched from the 2nd to the 98th percentile of `like`, all colours
-    alike, which keeps hues true; Sentinel-1 between fixed limits, which keeps speckle
-    from shouting and scenes comparable.
-    """
-    if sensor.name == "s1":
-        color = false_color(pixels, sensor)
-        both = {"VV", "VH"} <= set(sensor.band_names)
-        names = RADAR_LIMITS if both else sensor.band_names[:1]
-        low, high = np.transpose([RADAR_LIMITS[name] for name in names])
-    else:
-        color = true_color(pixels, sensor)
-        low, high = np.percentile(true_color(like, sensor), (2, 98))
-        high = max(high, low + LEAST_RANGE)
-    return np.clip((color - low) / (high - low), 0.0, 1.0)
 
 
 def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
@@ -128,32 +87,3 @@ def save(fig: figure.Figure, path) -> np.ndarray:
     aside.replace(path)
     buffer.seek(0)
     return (image.imread(buffer)[..., :3] * 255).astype(np.uint8)
-
-
-def scene_figure(scenes, *, covers: tuple[str, ...] = ()) -> figure.Figure:
-    """Draws whole scenes: Sentinel-2, Sentinel-1 and, where known, land cover.
-
-    Args:
-        scenes: one dict per scene: `name`, images `s2` and `s1` [H, W, C] in native
-            units with all bands, and with `covers` a `land_cover` [H, W] of indices.
-        covers: names of the land covers.
-    """
-    rows, cols = 2 + bool(covers), len(scenes)
-    size = (1.5 * cols + 1, 1.4 * rows + 0.2)
-    fig = figure.Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(rows, cols, squeeze=False)
-    for column, scene in zip(axes.T, scenes):
-        for ax, name in zip(column, ("s2", "s1")):
-            sensor = sensors.SENSORS[name]
-            ax.imshow(picture(scene[name], scene[name], sensor))
-        if covers:
-            shown = column[2].imshow(
-                scene["land_cover"], cmap="tab10", vmin=-0.5, vmax=len(covers) - 0.5
-            )
-        column[0].set_title(scene["name"], fontsize=7)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-    if covers:
-        bar = fig.colorbar(shown, ax=axes[2, :], ticks=range(len(covers)))
-        bar.ax.set_yticklabels(covers, fontsize=5)
-    return fig

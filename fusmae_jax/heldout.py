@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline import batches, sensors
+from data_pipeline import batches
 from fusmae_jax import figures, losses, patches, sharding, train, views
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.objective import Objective, Outcome
@@ -41,7 +41,7 @@ class HeldOut:
         parts = list(
             batches.eval_batches(
                 source,
-                fields=sensors.fields(objective.contract),
+                fields=source.description.layout.fields(objective.contract),
                 batch_size=self._at_once,
                 count=self.count,
                 host=jax.process_index(),
@@ -52,8 +52,9 @@ class HeldOut:
         if invalid:
             log.warning("%d held-out pixels %s", invalid, views.INVALID_ADVICE)
         self._parts = [sharding.to_devices(part, mesh) for part in parts]
+        size = source.description.layout.size
         self._step = train.make_eval_step(
-            graphdef, objective, mesh, seed=seed, scene_size=source.size
+            graphdef, objective, mesh, seed=seed, scene_size=size
         )
 
     def __len__(self) -> int:
@@ -85,11 +86,11 @@ class HeldOut:
         """Draws the pairs of the first batch's `outcome`."""
         outcome = jax.tree.map(np.asarray, outcome)
         pairs = [self.source[i] for i in range(len(outcome.hidden["s1"]))]
-        drawn = {}
+        drawn, size = {}, self.source.description.layout.size
         for s in SENSORS:
-            scene = scenes(pairs, self.objective.contract[s], self.source.size)
+            scene = scenes(pairs, s, self.objective, size)
             drawn[s] = pictures(outcome, s, self.objective) | {"scene": scene}
-        box = views.center_box(self.objective.image_size, self.source.size)
+        box = views.center_box(self.objective.image_size, size)
         samples = [
             {"name": pair["id"], "box": box}
             | {s: {k: v[i] for k, v in drawn[s].items()} for s in SENSORS}
@@ -149,15 +150,16 @@ def average_losses(rows) -> dict[str, float]:
     }
 
 
-def scenes(pairs, sensor: sensors.Sensor, size: int) -> np.ndarray:
-    """Whole scenes in native units on the finest grid, [B, H, W, C]."""
+def scenes(pairs, s: str, objective: Objective, size: int) -> np.ndarray:
+    """One sensor's whole scenes in native units on the 10 m grid, [B, H, W, C]."""
     fields = {
-        grid.field: np.stack([pair[grid.field] for pair in pairs])
-        for grid in sensor.grids
+        field: np.stack([pair[field] for pair in pairs])
+        for field in pairs[0]
+        if field.startswith(f"{s}_")
     }
     whole = views.fixed_view(len(pairs), (0.0, 0.0, 1.0, 1.0))
-    images = views.see(fields, whole, sensor, size=size)
-    return np.asarray(views.native_units(images, sensor))
+    images = objective.see(fields, whole, s, size)
+    return np.asarray(views.native_units(images, objective.contract[s]))
 
 
 def pictures(outcome: Outcome, s: str, objective: Objective) -> dict[str, np.ndarray]:

@@ -46,6 +46,8 @@ class Objective:
         contract: the sensors with the bands in use, by name.
         image_size: side of the images in pixels.
         patch_size: side of a patch in pixels.
+        grids: how the data stores each sensor, {sensor: grids}; None where every
+            band is on its own grid.
         mask_ratio: share of patches hidden.
         mask_mode: "independent" masks per sensor, or "consistent" ones.
         normalize: target normalisation, see `losses.normalize_patches`.
@@ -57,6 +59,7 @@ class Objective:
     contract: dict[str, sensors.Sensor]
     image_size: int
     patch_size: int
+    grids: dict[str, tuple[sensors.Grid, ...]] | None = None
     mask_ratio: float = 0.75
     mask_mode: str = "independent"
     normalize: str = "patch"
@@ -112,6 +115,19 @@ class Objective:
 
         return Draw(views.fixed_view(len(pairs), box), jax.vmap(noise)(pairs))
 
+    def see(
+        self, fields: dict[str, jax.Array], view: views.View, s: str, size: int = 0
+    ) -> jax.Array:
+        """One sensor's images, see `views.see`; of `image_size` unless said."""
+        return views.see(
+            fields,
+            view,
+            self.contract[s],
+            size=size or self.image_size,
+            grids=self.grids and self.grids[s],
+            method=self.resampling,
+        )
+
     def _noise(self, key: jax.Array, batch: int) -> dict[str, jax.Array]:
         return masking.draw_noise(key, batch, self.num_patches, self.mask_mode)
 
@@ -133,16 +149,7 @@ class Objective:
         Returns:
             The loss, its parts `loss_s1` and `loss_s2`, and what was seen.
         """
-        images = {
-            s: views.see(
-                fields,
-                draw.view,
-                self.contract[s],
-                size=self.image_size,
-                method=self.resampling,
-            )
-            for s in SENSORS
-        }
+        images = {s: self.see(fields, draw.view, s) for s in SENSORS}
         keep = masking.num_visible(self.num_patches, self.mask_ratio)
         masks = {s: masking.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
         predicted, pixels = model(images, masks)

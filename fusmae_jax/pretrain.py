@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from data_pipeline import batches, sensors, sources
+from data_pipeline import batches, sources
 from fusmae_jax import (
     build,
     checkpoint,
@@ -119,16 +119,15 @@ def compile_step(config, objective, mesh, rate):
     return state, layout, train_step
 
 
-def open_data(config, graphdef, objective, mesh):
-    """Opens the training pairs, and puts the held-out ones on the devices."""
-    fields = sensors.fields(objective.contract)
+def open_data(config):
+    """Opens the training pairs and the held-out ones, which must be others."""
+    description = sources.describe(config.data)
+    fields = build.check_data(build.contract(config, description.sensors), description)
     source = sources.open_split(config.data, config.data.split, fields)
     held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
+    sources.check_overlap(source, held, allow=config.data.allow_overlap)
     source[0], source[len(source) - 1]  # a damaged dataset shows itself here
-    held_out = heldout.HeldOut(
-        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
-    )
-    return source, held_out
+    return source, held
 
 
 def pretrain(config, workdir) -> train.TrainState:
@@ -147,9 +146,15 @@ def pretrain(config, workdir) -> train.TrainState:
             loss that is not finite.
     """
     checks.check_config(config)
-    objective, mesh = build.objective(config), sharding.make_mesh(config.fsdp)
+    mesh = sharding.make_mesh(config.fsdp)
     graphdef, _ = build.abstract_model(config)  # refuses sizes that do not divide
-    source, held_out = open_data(config, graphdef, objective, mesh)
+    source, held = open_data(config)
+    objective = build.objective(
+        config, source.description.sensors, source.description.layout
+    )
+    held_out = heldout.HeldOut(
+        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
+    )
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     run.open_workdir(workdir, config, objective.contract, source.fingerprint())

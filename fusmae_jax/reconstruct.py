@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from data_pipeline import sensors, sources
+from data_pipeline import sources
 from data_pipeline.errors import InputError
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
 from fusmae_jax import sharding
@@ -128,10 +128,11 @@ def reconstruct(config, workdir) -> None:
     checks.require(config, 0, ("step",))
     if not config.checkpoint:
         raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
-    trained = run.load_config(config.checkpoint)
-    objective = build.objective(trained)
-    fields = (*sensors.fields(objective.contract), "id")
-    source = sources.open_split(config.data, config.split, fields)
+    trained, contract = run.load(config.checkpoint)
+    description = sources.describe(config.data)
+    fields = build.check_data(contract, description)
+    source = sources.open_split(config.data, config.split, (*fields, "id"))
+    objective = build.objective(trained, contract, description.layout)
     mesh = sharding.make_mesh(1)
     graphdef, params = build.abstract_params(trained, mesh)
     step, params = checkpoint.restore_params(

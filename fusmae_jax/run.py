@@ -9,7 +9,6 @@ import ml_collections
 
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
-from fusmae_jax import build
 
 # These say how a run is carried out; all others say what its steps mean.
 FREE = (
@@ -26,6 +25,7 @@ FREE = (
     "keep_every",
     "accumulate",
     "data.dir",
+    "data.allow_overlap",
     "data.threads",
     "data.workers",
 )
@@ -116,11 +116,13 @@ def open_workdir(
         aside.replace(path)
 
 
-def load_config(workdir) -> ml_collections.ConfigDict:
-    """The config of the run in `workdir`.
+def load(
+    workdir,
+) -> tuple[ml_collections.ConfigDict, dict[str, sensors.Sensor]]:
+    """The config of the run in `workdir`, and the contract it was trained under.
 
     Raises:
-        InputError: there is no run, or its bands meant something else.
+        InputError: there is no run.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
@@ -129,12 +131,5 @@ def load_config(workdir) -> ml_collections.ConfigDict:
             "--workdir made it."
         )
     saved = json.loads(path.read_text())
-    config = ml_collections.ConfigDict(saved["config"]).lock()
-    if "bands" in config:
-        fields = differences(saved["contract"], describe(build.contract(config)))
-        if fields:
-            raise InputError(
-                f"{workdir} was trained under another input contract, which differs in "
-                f"{', '.join(fields)}; restore data_pipeline/sensors.py to it."
-            )
-    return config
+    contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
+    return ml_collections.ConfigDict(saved["config"]).lock(), contract

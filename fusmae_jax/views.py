@@ -124,6 +124,7 @@ def see(
     sensor: sensors.Sensor,
     *,
     size: int,
+    grids: tuple[sensors.Grid, ...] | None = None,
     method: str = "linear",
 ) -> jax.Array:
     """One sensor's images under `view`, normalised, [B, size, size, C].
@@ -133,25 +134,29 @@ def see(
         view: the views, shared by all sensors.
         sensor: the contract, with the bands wanted in the order wanted.
         size: side of the images in pixels.
+        grids: how the data stores this sensor; None where every band is on its own
+            grid.
         method: "linear" or "cubic".
 
     Returns:
         Each band minus its mean, over its standard deviation. Pixels that are not
         finite in the record count as the band's mean.
     """
-    stored = {g.field: g.bands for g in sensors.SENSORS[sensor.name].grids}
+    bands = {band.name: band for band in sensor.bands}
     images = {}
-    for grid in sensor.grids:
-        columns = [stored[grid.field].index(name) for name in grid.bands]
-        bands = [b for b in sensor.bands if b.gsd == grid.gsd]
-        mean = jnp.array([b.mean for b in bands], jnp.float32)
-        std = jnp.array([b.std for b in bands], jnp.float32)
+    for grid in sensors.SENSORS[sensor.name].grids if grids is None else grids:
+        names = [name for name in grid.bands if name in bands]
+        if not names:
+            continue
+        columns = [grid.bands.index(name) for name in names]
+        mean = jnp.array([bands[name].mean for name in names], jnp.float32)
+        std = jnp.array([bands[name].std for name in names], jnp.float32)
         pixels = fields[grid.field][..., columns].astype(jnp.float32)
         pixels = (pixels - mean[None, None, None]) / std[None, None, None]
         # Before the resample, or one bad pixel would spoil its whole row and column.
         pixels = jnp.where(jnp.isfinite(pixels), pixels, 0.0)
         resampled = resample(pixels, view.box, size, method)
-        images |= {name: resampled[..., i] for i, name in enumerate(grid.bands)}
+        images |= {name: resampled[..., i] for i, name in enumerate(names)}
     stacked = jnp.stack([images[name] for name in sensor.band_names], axis=-1)
     return turn_images(stacked, view.turn)
 

@@ -45,7 +45,8 @@ def write_pair(
         side = 1200 // band.gsd
         write_band(s2, band.name, rng.integers(0, 9000, (side, side), np.uint16))
     for band in sensors.S1.bands:
-        write_band(s1, band.name, rng.normal(-15, 4, (120, 120)).astype(np.float32))
+        image = rng.normal(band.mean, 4, (120, 120)).astype(np.float32)
+        write_band(s1, band.name, image)
     write_labels(s2, {"labels": labels} | (s2_changes or {}))
     content = {"labels": labels, "corresponding_s2_patch": s2.name}
     write_labels(s1, content | (s1_changes or {}))

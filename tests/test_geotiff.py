@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import tifffile
 
-from data_pipeline import geotiff
+from data_pipeline.archives import geotiff
 from data_pipeline.errors import InputError
 from tests import shared_data
 
@@ -73,3 +73,14 @@ def test_real_files_equal_rasterio():
 def test_what_cannot_be_read_is_refused_with_the_name_and_reason(data, reason):
     with pytest.raises(InputError, match=f"^x.tif .*{reason}"):
         geotiff.read(data, "x.tif")
+
+
+def test_a_file_is_read_by_its_path(tmp_path):
+    path = tmp_path / "x.tif"
+    path.write_bytes(encode(IMAGE))
+    np.testing.assert_array_equal(geotiff.read_file(str(path)), IMAGE)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="gone.tif cannot be read .*unpack it again"):
+        geotiff.read_file(str(tmp_path / "gone.tif"))

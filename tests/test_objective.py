@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipeline import sensors, synthetic
+from data_pipeline import layout, sensors, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build
 from tests import tiny
@@ -27,7 +27,7 @@ def objective(**changes):
 
 @pytest.fixture(scope="module")
 def fields():
-    scenes = synthetic.Scenes(4, size=24, fields=tuple(sensors.shapes(24)))
+    scenes = synthetic.Scenes(4, size=24, fields=tuple(layout.native(24).shapes))
     records = [scenes[i] for i in range(4)]
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
 

@@ -10,11 +10,13 @@ import pytest
 
 from configs import prepare_bigearthnet
 from configs import prepare_sample
-from data_pipeline import bigearthnet
-from data_pipeline import prepare
+from data_pipeline.archives import bigearthnet_v1
+from data_pipeline.building import lists
+from data_pipeline.building import plan
+from data_pipeline.building import prepare
 from data_pipeline import records
+from data_pipeline import shards
 from data_pipeline import sources
-from data_pipeline import splits
 from data_pipeline.errors import InputError
 from tests import shared_data
 
@@ -63,11 +65,12 @@ def skipped(config):
 
 def test_records_hold_every_pair_in_order(config):
     prepare.prepare(config)
-    pairs, _ = bigearthnet.find_pairs(config.source)
+    archive = bigearthnet_v1.open_archive(config)
+    pairs, _ = archive.find_pairs()
     opened = records.Records(config.out, "train")
     assert ids(config, "train") == [pair.s2_name for pair in pairs]
     for got, pair in zip(opened, pairs, strict=True):
-        want = bigearthnet.read_pair(pair)
+        want = archive.read_pair(pair)
         np.testing.assert_array_equal(got["s2_20m"], want["s2_20m"])
         np.testing.assert_array_equal(got["s1_10m"], want["s1_10m"])
 
@@ -99,13 +102,13 @@ def write_lists(config, path, train, val, test):
     for name, columns in (("train", train), ("val", val), ("test", test)):
         lines = [s2_folder(config, column).name for column in columns]
         (path / f"{name}.csv").write_text("".join(line + "\n" for line in lines))
-    config.splits_dir = str(path)
+    config.splits = str(path)
 
 
 def test_lists_decide_the_split_and_the_rest_is_counted(config, tmp_path, capsys):
     write_lists(config, tmp_path / "lists", [5, 1], [2], [0])
     prepare.prepare(config)
-    got = {s: [n.split("_")[3] for n in ids(config, s)] for s in splits.LISTS}
+    got = {s: [n.split("_")[3] for n in ids(config, s)] for s in lists.SPLITS}
     assert got == {"train": ["1", "5"], "validation": ["2"], "test": ["0"]}
     said = capsys.readouterr().out
     assert "of 6 pairs wrote 2 in train, 1 in validation, 1 in test" in said
@@ -127,7 +130,8 @@ def test_listed_partner_other_than_the_archive_says_is_skipped(config, tmp_path)
     name = s2_folder(config, 1).name
     (tmp_path / "lists" / "test.csv").write_text(f"{name},S1A_OTHER\n")
     prepare.prepare(config)
-    assert skipped(config)[0][:2] == [name, "S1A_OTHER"]
+    ((s2_name, _, reason),) = skipped(config)
+    assert s2_name == name and reason == "test.csv pairs it with S1A_OTHER"
 
 
 def test_bad_pair_is_skipped_listed_and_counted(config, capsys):
@@ -169,7 +173,7 @@ def test_strict_stops_at_a_bad_pair(config, workers):
     config.strict, config.workers = True, workers
     with pytest.raises(InputError, match="B02.tif is not a TIFF"):
         prepare.prepare(config)
-    assert "dataset_info.json" not in files(config)
+    assert "card.json" not in files(config)
 
 
 def test_strict_stops_at_a_patch_without_partner(config):
@@ -193,7 +197,7 @@ def stopped(config):
 
 
 def test_restart_finishes_without_rewriting_a_finished_shard(stopped):
-    name = records.shard_name(bigearthnet.NAME, "train", 0, 3)
+    name = shards.shard_name("bigearthnet_v1", "train", 0, 3)
     first = pathlib.Path(stopped.out) / name
     before = first.stat()
     prepare.prepare(stopped)
@@ -248,10 +252,10 @@ def test_folder_with_other_files_is_refused(config, tmp_path):
     [
         ({"source": ""}, "Pass --config.source"),
         ({"out": ""}, "Pass --config.source"),
-        ({"source": "nowhere"}, "nowhere has no folder BigEarthNet-v1.0"),
+        ({"source": "nowhere"}, "nowhere has neither a folder BigEarthNet-v1.0"),
         ({"holdout_tiles": ("29SND",)}, r"\['29SND'\] .*\['33UUP', '35VPK'\]"),
-        ({"splits_dir": "x", "holdout_tiles": ("33UUP",)}, "two ways to split"),
-        ({"splits_dir": "nowhere"}, "train.csv is missing"),
+        ({"splits": "x", "holdout_tiles": ("33UUP",)}, "2 ways to split"),
+        ({"splits": "nowhere"}, "nowhere is missing"),
         ({"pairs_per_shard": 0}, "pairs_per_shard=0 must be at least 1"),
         ({"workers": -1}, "workers=-1 at least 0"),
     ],
@@ -269,6 +273,13 @@ def test_pair_in_two_lists_is_refused(config, tmp_path):
     write_lists(config, tmp_path / "lists", [5, 1], [2], [1])
     with pytest.raises(InputError, match="listed in train.csv and again in test.csv"):
         prepare.prepare(config)
+
+
+def test_second_build_into_a_folder_is_refused(config):
+    with plan.lock(pathlib.Path(config.out)):
+        with pytest.raises(InputError, match="Another build is writing"):
+            prepare.prepare(config)
+    prepare.prepare(config)  # once the other one has let go
 
 
 def test_sample_is_what_its_config_builds_from_the_real_pairs(tmp_path):

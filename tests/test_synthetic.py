@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
+from data_pipeline import layout
 from data_pipeline import sensors
 from data_pipeline import synthetic
 from data_pipeline.errors import InputError
 
-NAMES = synthetic.Scenes(1).classes["labels"]
+NAMES = synthetic.Scenes(1).description.classes["labels"]
 WATER = NAMES.index("water")
 B08 = sensors.S2.grids[0].bands.index("B08")
 B8A = sensors.S2.grids[1].bands.index("B8A")
@@ -40,7 +41,7 @@ def test_a_scene_depends_on_seed_and_index_alone():
 def test_scenes_differ_by_index_and_by_seed():
     scenes = synthetic.Scenes(2, size=24)
     reseeded = synthetic.Scenes(2, size=24, seed=1)
-    for field in sensors.shapes(24):
+    for field in layout.native(24).shapes:
         assert (scenes[0][field] != scenes[1][field]).any()
         assert (scenes[0][field] != reseeded[0][field]).any()
 
@@ -56,11 +57,11 @@ def test_chosen_fields_are_those_of_the_whole_record(records):
 def test_records_keep_the_contract(size):
     scenes = synthetic.Scenes(3, size=size)
     for record in scenes:
-        shapes = sensors.shapes(size)
+        shapes = layout.native(size).shapes
         assert set(record) == {"id", "land_cover", "labels", *shapes}
         assert record["land_cover"].shape == (size, size)
         assert record["land_cover"].dtype == record["labels"].dtype == np.uint8
-        assert record["labels"].shape == (len(scenes.classes["labels"]),)
+        assert record["labels"].shape == (len(NAMES),)
         for sensor in sensors.SENSORS.values():
             for grid in sensor.grids:
                 pixels = record[grid.field]

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipeline import batches, sensors, sources
+from data_pipeline import batches, sources, synthetic
 from fusmae_jax import build, sharding, train
 from tests import tiny
 
@@ -24,9 +24,8 @@ def run(steps, *, fsdp=1, accumulate=1, rate=1e-3, repeat=False, **fields):
     step = train.make_train_step(
         graphdef, objective, tx, schedule, layout, mesh, seed=0, accumulate=accumulate
     )
-    source = sources.open_split(
-        config.data, "train", sensors.fields(objective.contract)
-    )
+    fields = synthetic.Scenes(1).description.layout.fields(objective.contract)
+    source = sources.open_split(config.data, "train", fields)
     stream = batches.train_batches(source, batch_size=8, seed=0, threads=1)
     first = next(stream)
     losses = []

@@ -61,6 +61,16 @@ def read(data: bytes, name: str) -> np.ndarray:
     return image.astype(dtype.newbyteorder("="), copy=False)
 
 
+def read_file(path: str) -> np.ndarray:
+    """Decodes the file at `path`; see `read`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
+    return read(data, path)
+
+
 def _directory(data: bytes, order: str) -> tuple[dict[int, tuple[int, ...]], bool]:
     """Integer tags of the first image, and whether another image follows.
 

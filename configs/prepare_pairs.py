@@ -1,0 +1,43 @@
+r"""Builds a dataset of records from your own pairs of GeoTIFFs.
+
+    python launch.py --config=configs/prepare_pairs.py --config.source=DIR \
+        --config.out=DIR --config.read.s1_unit=dB --config.read.s2_unit=DN
+
+The source is one of two:
+
+    DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif
+    PAIRS.csv  with the columns s1 and s2, paths from the CSV's folder, and perhaps id,
+               split (train, validation, test; rows without one are left out when others
+               have one), tile, labels (names separated by ;), acquired_s1, acquired_s2
+
+Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same.
+Band descriptions in the files name them, VV, VH, B02 or B2, in any order; other bands
+are left out, and so are scale factors that a tag may hold. Without splits in a CSV, all
+pairs are for training, unless --config.holdout_share=0.1 keeps some for validation.
+"""
+
+import ml_collections
+
+from configs import prepare_bigearthnet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = prepare_bigearthnet.get_config()
+    c.unlock()
+    c.archive = "geotiff_pairs"
+    c.read = read = ml_collections.ConfigDict()
+    read.name = "pairs"  # of the dataset: small letters, digits and underscores
+    read.licence = "Not stated."
+    # Names in file order, for files whose bands have no descriptions: ("VV", "VH").
+    read.s1_bands = ()
+    read.s2_bands = ()
+    read.s1_unit = "dB"  # or "linear", power
+    read.s2_unit = "DN"  # or "reflectance", 1 for a surface that scatters all light
+    read.s2_level = "L2A"  # or "L1C", which has B10 too
+    # Processing baseline 04.00 and later (2022) add 1000 DN. "auto" looks for the
+    # baseline in file names and tags; "1000" takes the offset out, "0" says that there
+    # is none, or none any more.
+    read.s2_offset = "auto"
+    read.size = 0  # side of a pair in pixels; 0 is that of the first pair
+    read.classes = ()  # names in order; () is all in the CSV by alphabet
+    return c.lock()

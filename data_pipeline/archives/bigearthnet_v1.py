@@ -1,0 +1,243 @@
+"""BigEarthNet v1: folders of GeoTIFF bands, paired over the two archives.
+
+One folder is one patch of 1.2 km: twelve Sentinel-2 bands, or Sentinel-1 VV and VH,
+and a json of labels. The Sentinel-1 json names the Sentinel-2 patch it belongs to.
+Either archive may be unpacked, or still be a tar.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+import tqdm
+
+from data_pipeline import archive, classes, layout, sensors
+from data_pipeline.archives import geotiff, names
+from data_pipeline.building import lists
+from data_pipeline.archives import tars
+from data_pipeline.archive import Pair, Skipped
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+
+# The folder or tar of each archive: its own name first, then those of many copies.
+S2_NAMES = ("BigEarthNet-v1.0", "BigEarthNet-S2-v1.0", "BigEarthNet-S2")
+S1_NAMES = ("BigEarthNet-S1-v1.0", "BigEarthNet-S1")
+
+LICENCE = """\
+The data in this folder is licensed under the Community Data License Agreement -
+Permissive, Version 1.0 (CDLA-Permissive-1.0): https://cdla.dev/permissive-1-0/
+
+It comes from BigEarthNet:
+
+    G. Sumbul, M. Charfuelan, B. Demir, V. Markl, "BigEarthNet: A Large-Scale Benchmark
+    Archive for Remote Sensing Image Understanding", IGARSS 2019.
+    G. Sumbul, A. de Wall, T. Kreuziger, F. Marcelino, H. Costa, P. Benevides,
+    M. Caetano, B. Demir, V. Markl, "BigEarthNet-MM: A Large-Scale, Multimodal,
+    Multilabel Benchmark Archive for Remote Sensing Image Classification and
+    Retrieval", IEEE Geoscience and Remote Sensing Magazine, 2021.
+
+It contains modified Copernicus Sentinel data 2017-2018.
+
+What was changed: the pixels and labels were encoded anew, as ArrayRecord files;
+Sentinel-1 backscatter was rounded from 32-bit to 16-bit floating point; the 19 classes
+were derived from the 43 labels."""
+
+DESCRIPTION = Description(
+    name="bigearthnet_v1",
+    title=(
+        "BigEarthNet v1 (BigEarthNet-MM): pairs of Sentinel-1 and Sentinel-2 patches "
+        "over Europe, 2017-2018, with CORINE land cover labels."
+    ),
+    source="https://zenodo.org/records/12687186",
+    licence=LICENCE,
+    layout=layout.native(120),
+    sensors=sensors.SENSORS,
+    classes={
+        "labels": classes.BIGEARTHNET_19,
+        "labels_43": classes.BIGEARTHNET_43,
+    },
+)
+
+_S1_NAME = re.compile(r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_(\d{2}[A-Z]{3})_\d+_\d+")
+_PARTNER = "corresponding_s2_patch"  # key of a Sentinel-1 json
+
+
+def open_archive(config) -> "BigEarthNet":
+    """The archive that a `prepare` config describes."""
+    return BigEarthNet(config.source, tars.scratch_folder(config), config.splits)
+
+
+@dataclasses.dataclass(frozen=True)
+class BigEarthNet:
+    """Both archives, below one folder.
+
+    Attributes:
+        root: that folder.
+        scratch: folder for what `tars.index` keeps.
+        lists: of pairs, for `lists.listed`, which spare the matching where they name
+            both patches of every pair; "" where there are none.
+    """
+
+    root: str
+    scratch: str
+    lists: str = ""
+    description = DESCRIPTION
+
+    def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
+        """Matches the patches of both archives.
+
+        Returns:
+            Pairs in the order of their Sentinel-2 names, and the patches without
+            partner. Where lists spare the matching, a Sentinel-1 patch that they do not
+            name is passed over: what it belongs to is not known.
+
+        Raises:
+            InputError: an archive is not there, or a list is bad.
+        """
+        s2_root, s2, _ = _patches(self.root, S2_NAMES, self.scratch)
+        s1_root, s1, partners = _patches(self.root, S1_NAMES, self.scratch, _PARTNER)
+        rows = lists.listed(self.lists, s2) if self.lists else {}
+        complete = bool(rows) and all(row.s1_name for row in rows.values())
+        told = {row.s1_name: name for name, row in rows.items() if row.s1_name}
+        partners = told | partners  # the archive itself knows better than a list
+        pairs, skipped = {}, []
+        for s1_name in tqdm.tqdm(sorted(s1), desc="matching", leave=False):
+            if complete and s1_name not in partners:
+                continue  # its json need not be read, which takes long for all of them
+            s2_name, reason = partners.get(s1_name, ""), ""
+            try:
+                s2_name = s2_name or _partner(s1[s1_name], s1_name)
+            except InputError as error:
+                reason = str(error)
+            if not reason and not _S1_NAME.fullmatch(s1_name):
+                reason = "the folder is not named like a Sentinel-1 patch"
+            elif not reason and s2_name not in s2:
+                reason = f"its Sentinel-2 patch {s2_name!r} is not in {s2_root}"
+            elif s2_name in pairs:
+                first = pairs[s2_name].s1_name
+                reason = f"{first} belongs to the same Sentinel-2 patch"
+            if reason:
+                skipped.append(Skipped(s2_name, s1_name, reason))
+            else:
+                tile, where = _S1_NAME.fullmatch(s1_name)[1], (s2[s2_name], s1[s1_name])
+                pairs[s2_name] = Pair(s2_name, s1_name, tile, where=where)
+        matched = pairs.keys() | {skip.s2_name for skip in skipped}
+        reason = f"no patch in {s1_root} names it"
+        if complete:
+            reason = f"{self.lists} names no patch in {s1_root} for it"
+        alone = [Skipped(name, "", reason) for name in sorted(s2.keys() - matched)]
+        return sorted(pairs.values()), skipped + alone
+
+    def read_pair(self, pair: Pair) -> dict:
+        """Reads a pair as the fields of a record.
+
+        Raises:
+            InputError: a file is missing or damaged, or its content cannot be true.
+        """
+        read_s2, read_s1 = map(tars.reader, pair.where)
+        s2 = _metadata(read_s2, pair.s2_name)
+        s1 = _metadata(read_s1, pair.s1_name)
+        if s1.get(_PARTNER) != pair.s2_name:
+            raise InputError(
+                f"{pair.s1_name} belongs to {s1.get(_PARTNER)} by its json, not to "
+                f"{pair.s2_name}; correct the list that pairs them."
+            )
+        labels_43 = _labels(pair, s1, s2)
+        to_19 = classes.BIGEARTHNET_43_TO_19
+        targets = {to_19[classes.BIGEARTHNET_43[i]] for i in labels_43} - {None}
+        return {
+            **_pixels("s1", read_s1, pair.s1_name, stored="float32"),
+            **_pixels("s2", read_s2, pair.s2_name, stored="uint16"),
+            "labels": sorted(targets),
+            "labels_43": labels_43,
+            "id": pair.s2_name,
+            "id_s1": pair.s1_name,
+            "place": pair.s2_name,
+            "tile": pair.tile,
+            "acquired_s1": _acquired(s1.get("acquisition_time"), pair.s1_name),
+            "acquired_s2": _acquired(s2.get("acquisition_date"), pair.s2_name),
+        }
+
+
+def _patches(
+    root: str, archive_names: tuple[str, ...], scratch: str, noted: str = ""
+) -> tuple[str, dict[str, str | tuple], dict[str, str]]:
+    """The folder or tar of one archive, the place of each patch, and `noted` texts."""
+    for name in archive_names:
+        path = os.path.join(root, name)
+        if os.path.isdir(path):
+            with os.scandir(path) as entries:
+                found = {entry.name: entry.path for entry in entries if entry.is_dir()}
+            return path, found, {}
+    for name in archive_names:
+        for suffix in tars.SUFFIXES:
+            path = os.path.join(root, name + suffix)
+            if os.path.isfile(path):
+                return path, *tars.index(path, scratch, noted)
+    raise InputError(
+        f"{root} has neither a folder {' or '.join(archive_names)} nor a tar of that "
+        "name; pass with --config.source=DIR the folder with both BigEarthNet v1 "
+        "archives."
+    )
+
+
+def _partner(where: str | tuple, s1_name: str) -> str:
+    return _metadata(tars.reader(where), s1_name).get(_PARTNER, "")
+
+
+def _metadata(read: Callable[[str], bytes], name: str) -> dict:
+    """The json of a patch; its labels are a list of texts, and its texts are texts."""
+    file = f"{name}_labels_metadata.json"
+    try:
+        content = json.loads(read(file))
+        texts = (_PARTNER, "acquisition_time", "acquisition_date")
+        found = [content[key] for key in texts if key in content]
+        sound = all(isinstance(text, str) for text in found + content["labels"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error!r}); unpack it again.") from None
+    if not sound:
+        raise InputError(f"{file} has numbers where texts belong; unpack it again.")
+    return content
+
+
+def _labels(pair: Pair, s1: dict, s2: dict) -> list[int]:
+    """Indices in classes.BIGEARTHNET_43, ascending."""
+    labels = s2["labels"]
+    if not labels or set(labels) != set(s1["labels"]):
+        raise InputError(
+            f"{pair.s2_name} is labelled {labels} and {pair.s1_name} {s1['labels']}; "
+            "both must have the same labels, at least one."
+        )
+    unknown = sorted(set(labels) - set(classes.BIGEARTHNET_43))
+    if unknown:
+        raise InputError(
+            f"{pair.s2_name} has the labels {unknown}, which are not among "
+            f"the {len(classes.BIGEARTHNET_43)} of BigEarthNet v1; correct its json."
+        )
+    return sorted(classes.BIGEARTHNET_43.index(label) for label in set(labels))
+
+
+def _pixels(
+    sensor: str, read: Callable[[str], bytes], name: str, *, stored: str
+) -> dict[str, np.ndarray]:
+    """Fields of one sensor, whose bands are stored as type `stored`."""
+
+    def read_band(band: str) -> np.ndarray:
+        file = f"{name}_{band}.tif"
+        image = geotiff.read(read(file), file)
+        if image.dtype != stored:
+            raise InputError(
+                f"{file} is of type {image.dtype}, where BigEarthNet has {stored}; "
+                "unpack it again."
+            )
+        return image
+
+    return archive.pixels(DESCRIPTION, sensor, read_band, name)
+
+
+def _acquired(metadata: str | None, name: str) -> str:
+    """Acquisition time in ISO 8601, from the json or else from the patch's name."""
+    return metadata.replace(" ", "T") if metadata else names.acquired(name)

@@ -1,0 +1,294 @@
+"""Anybody's own pairs: one GeoTIFF of Sentinel-1 and one of Sentinel-2 for each place.
+
+The source is a folder with s1/ and s2/, whose files pair by name, or a CSV with a row
+for each pair. Bands go by name, from the files' band descriptions or the config, in
+whatever order they lie; bands that the contract does not know are left out. All bands
+of a file share its 10 m grid.
+"""
+
+import dataclasses
+import os
+import re
+
+import numpy as np
+
+from data_pipeline import archive, layout, sensors, units
+from data_pipeline.archives import names, pair_lists, rasters
+from data_pipeline.archive import Pair, Skipped
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+
+LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
+_ALIGNED = 0.01  # pixels by which two grids may differ from rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the files do not say of themselves.
+
+    Attributes:
+        bands: names in file order of each sensor, () where the files name them.
+        unit: of each sensor's pixels, among units.UNITS.
+        offset: of Sentinel-2 in DN, or None to ask each file's metadata.
+    """
+
+    bands: dict[str, tuple[str, ...]] = dataclasses.field(hash=False)
+    unit: dict[str, str] = dataclasses.field(hash=False)
+    offset: int | None
+
+
+def open_archive(config) -> "GeotiffPairs":
+    """The archive that a `prepare` config describes.
+
+    Raises:
+        InputError: the source has no pairs, the settings contradict it or each other,
+            or no file says what its bands or its offset are.
+    """
+    read = config.read
+    settings, contract = _settings(read), _contract(read)
+    rows, _ = pair_lists.rows(config.source)
+    first = _first(rows, settings, contract)
+    height, width = first["s2"].pixels.shape[1:]
+    if not read.size and height != width:
+        raise InputError(
+            f"The first pair is {height} x {width} px, where pairs are square; cut the "
+            "images to squares."
+        )
+    contract = {
+        name: sensor.select([b for b in sensor.band_names if b in first["bands"][name]])
+        for name, sensor in contract.items()
+    }
+    bands = " and ".join(
+        f"{sensor.title} {', '.join(sensor.band_names)}" for sensor in contract.values()
+    )
+    description = Description(
+        name=read.name,
+        title=f"Pairs of {bands} from GeoTIFFs.",
+        source=config.source,
+        licence=read.licence,
+        layout=layout.resampled(read.size or height, contract),
+        sensors=contract,
+        classes=_classes(read, rows),
+    )
+    return GeotiffPairs(config.source, settings, description)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeotiffPairs:
+    """Pairs of GeoTIFFs in a folder or a list.
+
+    Attributes:
+        source: the folder, or the CSV.
+        settings: how to understand the files.
+        description: what the records hold.
+    """
+
+    source: str
+    settings: Settings
+    description: Description = dataclasses.field(hash=False)
+
+    def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
+        """Matches file names, or reads the CSV."""
+        rows, skipped = pair_lists.rows(self.source)
+        pairs = {}
+        for row in rows:
+            if row["id"] in pairs:
+                reason = f"another pair has the id {row['id']!r} too"
+                skipped.append(Skipped(row["id"], pair_lists.stem(row["s1"]), reason))
+                continue
+            where = tuple(row[name] for name in pair_lists.COLUMNS)
+            pairs[row["id"]] = Pair(
+                row["id"], pair_lists.stem(row["s1"]), row["tile"], row["split"], where
+            )
+        return sorted(pairs.values()), skipped
+
+    def read_pair(self, pair: Pair) -> dict:
+        """Reads a pair as the fields of a record.
+
+        Raises:
+            InputError: a file is missing or damaged, lacks a band, does not cover the
+                place, or its content cannot be true.
+        """
+        row = dict(zip(pair_lists.COLUMNS, pair.where))
+        s2_file = pair_lists.stem(row["s2"])
+        images = {name: rasters.read(row[name]) for name in ("s1", "s2")}
+        _check_aligned(row, images)
+        fields = {}
+        for name, image in images.items():
+            fields |= self._pixels(name, row[name], image)
+        if self.description.classes:
+            fields["labels"] = self._labels(row)
+        return fields | {
+            "id": pair.s2_name,
+            "id_s1": pair.s1_name,
+            "place": pair.s2_name,
+            "tile": pair.tile,
+            "acquired_s1": row["acquired_s1"] or names.acquired(pair.s1_name),
+            "acquired_s2": row["acquired_s2"] or names.acquired(s2_file),
+        }
+
+    def _pixels(self, name: str, path: str, raster: rasters.Raster) -> dict:
+        """Fields of one sensor."""
+        sensor = self.description.sensors[name]
+        bands = _band_names(path, raster, sensor, self.settings)
+        missing = [band for band in sensor.band_names if band not in bands]
+        if missing:
+            raise InputError(
+                f"{path} has no {', '.join(missing)}, which the first pair of the "
+                "dataset has; add them, or take them out of the other files."
+            )
+        if raster.pixels.dtype.kind not in "uif":
+            raise InputError(
+                f"{path} is of type {raster.pixels.dtype}; write whole or real numbers."
+            )
+        pixels = raster.pixels[[bands.index(band) for band in sensor.band_names]]
+        _check_measured(path, pixels, raster.nodata)
+        offset = _offset(path, raster, self.settings) if name == "s2" else 0
+        pixels = units.to_contract(
+            pixels, name, unit=self.settings.unit[name], offset=offset
+        )
+        images = dict(zip(sensor.band_names, pixels))
+        return archive.pixels(self.description, name, images.__getitem__, path)
+
+    def _labels(self, row: dict) -> list[int]:
+        """Indices of the classes of a pair."""
+        classes = self.description.classes["labels"]
+        present = pair_lists.names(row["labels"])
+        unknown = sorted(set(present) - set(classes))
+        if unknown:
+            raise InputError(
+                f"{row['id']} has the labels {unknown}, which are not among the "
+                f"{len(classes)} of config.read.classes; correct the CSV."
+            )
+        return sorted({classes.index(name) for name in present})
+
+
+def _settings(read) -> Settings:
+    for name, unit in (("s1", read.s1_unit), ("s2", read.s2_unit)):
+        units.check_unit(name, unit)
+    if read.s2_offset not in ("auto", "0", str(units.OFFSET)):
+        raise InputError(
+            f"read.s2_offset is {read.s2_offset!r}; use 'auto', '0' or "
+            f"'{units.OFFSET}'."
+        )
+    return Settings(
+        bands={
+            "s1": tuple(map(sensors.canonical, read.s1_bands)),
+            "s2": tuple(map(sensors.canonical, read.s2_bands)),
+        },
+        unit={"s1": read.s1_unit, "s2": read.s2_unit},
+        offset=None if read.s2_offset == "auto" else int(read.s2_offset),
+    )
+
+
+def _contract(read) -> dict[str, sensors.Sensor]:
+    """All bands that files can have."""
+    if read.s2_level not in LEVELS:
+        raise InputError(f"read.s2_level is {read.s2_level!r}; use {list(LEVELS)}.")
+    if not re.fullmatch(r"[a-z]\w*", read.name, re.ASCII):
+        raise InputError(
+            f"read.name is {read.name!r}; use letters, digits and underscores, a small "
+            "letter first."
+        )
+    return {"s1": sensors.S1, "s2": LEVELS[read.s2_level]}
+
+
+def _classes(read, rows: list[dict]) -> dict[str, tuple[str, ...]]:
+    """Names of the classes, as given or else all that occur, sorted."""
+    found = sorted({name for row in rows for name in pair_lists.names(row["labels"])})
+    if read.classes and not found:
+        raise InputError(
+            f"read.classes names {len(read.classes)} classes, but no pair has a label; "
+            "pass a CSV with a column 'labels', names separated by ';'."
+        )
+    return {"labels": tuple(read.classes) or tuple(found)} if found else {}
+
+
+def _first(rows: list[dict], settings: Settings, contract: dict) -> dict:
+    """The rasters and band names of the first pair that can be read."""
+    error = None
+    for row in rows:
+        try:
+            images = {name: rasters.read(row[name]) for name in contract}
+            bands = {
+                name: _band_names(row[name], images[name], sensor, settings)
+                for name, sensor in contract.items()
+            }
+        except InputError as reason:
+            error = error or reason
+            continue
+        _offset(row["s2"], images["s2"], settings)  # refuses here, not pair by pair
+        return images | {"bands": bands}
+    raise error
+
+
+def _band_names(
+    path: str, raster: rasters.Raster, sensor: sensors.Sensor, settings: Settings
+) -> tuple[str, ...]:
+    """The contract's name of each band of a file, or what the file calls it."""
+    given = settings.bands[sensor.name]
+    described = tuple(map(sensors.canonical, raster.bands))
+    known = set(sensor.band_names)
+    bands = described if known & set(described) else given
+    option = f"--config.read.{sensor.name}_bands"
+    if len(bands) != len(raster.bands) or not known & set(bands):
+        raise InputError(
+            f"{path} has {len(raster.bands)} bands called {list(raster.bands)}, none "
+            f"as {sensor.title} has them ({', '.join(sensor.band_names)}); name each, "
+            f"in file order, with {option}, now {list(given)}."
+        )
+    if given and bands != given:
+        raise InputError(
+            f"{path} calls its bands {list(raster.bands)} and {option} {list(given)}; "
+            "correct the one that is wrong."
+        )
+    repeated = sorted(band for band in known if bands.count(band) > 1)
+    if repeated:
+        raise InputError(
+            f"{path} has more than one band {', '.join(repeated)}; keep one of each."
+        )
+    return bands
+
+
+def _offset(path: str, raster: rasters.Raster, settings: Settings) -> int:
+    """What was added to each DN of a Sentinel-2 file."""
+    if settings.offset is not None:
+        return settings.offset
+    said = [os.path.basename(path), *(f"{k}={v}" for k, v in raster.tags.items())]
+    baseline = units.processing_baseline("\n".join(said))
+    if baseline is None:
+        raise InputError(
+            f"{path} does not say by which processing baseline it was made, neither in "
+            "its name (_N0400_) nor in a tag (PROCESSING_BASELINE); pass "
+            f"--config.read.s2_offset={units.OFFSET} when {units.OFFSET} was added to "
+            "each DN, as since January 2022, and =0 when not or when it was removed."
+        )
+    return units.baseline_offset(baseline)
+
+
+def _check_aligned(row: dict, images: dict[str, rasters.Raster]) -> None:
+    """Refuses images of different places; images without coordinates are believed."""
+    s1, s2 = images["s1"], images["s2"]
+    if not (s1.crs and s2.crs and s1.transform and s2.transform):
+        return
+    tolerance = _ALIGNED * np.hypot(s2.transform[0], s2.transform[3])
+    if s1.crs != s2.crs or not np.allclose(
+        s1.transform, s2.transform, rtol=0, atol=tolerance
+    ):
+        raise InputError(
+            f"{row['s1']} lies in {s1.crs} at {s1.transform} and {row['s2']} in "
+            f"{s2.crs} at {s2.transform}; resample one onto the other's grid."
+        )
+
+
+def _check_measured(path: str, pixels: np.ndarray, nodata: float | None) -> None:
+    """Refuses an image [C, H, W] with holes."""
+    if nodata is None:
+        return
+    holes = np.isnan(pixels) if np.isnan(nodata) else pixels == nodata
+    share = holes.any(axis=0).mean()
+    if share:
+        raise InputError(
+            f"{path} has no data (value {nodata:g}) in {share:.2%} of its pixels; fill "
+            "them or leave the pair out."
+        )

@@ -1,0 +1,97 @@
+"""GeoTIFFs of any number of bands, compressed or tiled, read by rasterio."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipeline.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Raster:
+    """The content of a GeoTIFF.
+
+    Attributes:
+        pixels: [C, H, W], of the file's type.
+        bands: description of each band, "" where it has none.
+        tags: metadata of the file and of its bands; the file's own come first.
+        nodata: value that stands for "not measured", or None.
+        crs: coordinate reference system, "" where unknown.
+        transform: from (column, row) to coordinates, six numbers, or None.
+    """
+
+    pixels: np.ndarray
+    bands: tuple[str, ...]
+    tags: dict[str, str]
+    nodata: float | None
+    crs: str
+    transform: tuple[float, ...] | None
+
+
+def read(path: str) -> Raster:
+    """Reads the GeoTIFF at `path`.
+
+    Raises:
+        InputError: it is not there, damaged or no GeoTIFF, or rasterio is missing.
+    """
+    try:
+        import rasterio
+    except ImportError:
+        raise InputError(
+            f"Reading {path} needs rasterio; install it with "
+            "`pip install -e '.[archives]'`."
+        ) from None
+    if not os.path.isfile(path):  # GDAL would also take addresses and recipes
+        raise InputError(f"{path} is not a file; unpack or write it again.")
+    try:
+        with warnings.catch_warnings(), _complaints() as complaints:
+            # Whether a patch needs coordinates is for its archive to say.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff") as file:
+                content = _content(file)
+        reason = next((text for text in complaints if "IO error" in text), "")
+    except rasterio.errors.RasterioError as error:
+        reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
+    if reason:
+        raise InputError(
+            f"{path} is damaged or no GeoTIFF ({reason}); unpack or write it again."
+        )
+    return content
+
+
+def _content(file) -> Raster:
+    tags = {}
+    for index in file.indexes:
+        tags |= file.tags(index)
+    return Raster(
+        pixels=file.read(),
+        bands=tuple(text or "" for text in file.descriptions),
+        tags=tags | file.tags(),
+        nodata=file.nodata,
+        crs=file.crs.to_string() if file.crs else "",
+        transform=None if file.transform.is_identity else tuple(file.transform)[:6],
+    )
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What GDAL has to say; it passes over metadata that are cut off with a warning."""
+    log, thread = logging.getLogger("rasterio._env"), threading.get_ident()
+    complaints = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.thread == thread:
+            complaints.append(record.getMessage())
+        return record.thread != thread
+
+    log.addFilter(keep)
+    try:
+        yield complaints
+    finally:
+        log.removeFilter(keep)

@@ -1,0 +1,290 @@
+"""SSL4EO-S12 v1: four seasons of Sentinel-1 and Sentinel-2 at each location.
+
+A location is a folder s1/0000200 and another s2a/0000200 (or s2c/0000200), each with
+four product folders of single-band GeoTIFFs at their native resolution. Nothing says
+which products belong together, but their dates do.
+"""
+
+import csv
+import dataclasses
+import datetime
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from data_pipeline import archive, layout, sensors, units
+from data_pipeline.archives import geotiff, names
+from data_pipeline.archive import Pair, Skipped
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+
+SIZE = 264
+SEASONS = 4
+FOLDERS = {"L2A": "s2a", "L1C": "s2c"}
+DTYPES = {"s1": "float32", "s2": "uint16"}
+
+LICENCE = """\
+The data in this folder is licensed under Creative Commons Attribution 4.0
+International (CC BY 4.0): https://creativecommons.org/licenses/by/4.0/
+
+It comes from SSL4EO-S12:
+
+    Y. Wang, N. A. A. Braham, Z. Xiong, C. Liu, C. M. Albrecht, X. X. Zhu, "SSL4EO-S12:
+    A Large-Scale Multimodal, Multitemporal Dataset for Self-Supervised Learning in
+    Earth Observation", IEEE Geoscience and Remote Sensing Magazine, 2023.
+
+It contains modified Copernicus Sentinel data 2020-2021.
+
+What was changed: the pixels were encoded anew, as ArrayRecord files; Sentinel-1
+backscatter was rounded from 32-bit to 16-bit floating point; the seasons of a location
+were paired by date."""
+
+_SOURCE = "SSL4EO-S12, 50,000 locations, after github.com/zhu-xlab/SSL4EO-S12"
+
+_S1 = sensors.S1.with_statistics(
+    mean={"VV": -12.54847273, "VH": -20.19237134},
+    std={"VV": 5.25697717, "VH": 5.91150917},
+    source=_SOURCE,
+)
+
+_S2_L2A = sensors.S2.with_statistics(
+    mean={
+        **{"B01": 752.40087073, "B02": 884.29673756, "B03": 1144.16202635},
+        **{"B04": 1297.47289228, "B05": 1624.90992062, "B06": 2194.6423161},
+        **{"B07": 2422.21248945, "B08": 2517.76053101, "B8A": 2581.64687018},
+        **{"B09": 2645.51888987, "B11": 2368.51236873, "B12": 1805.06846033},
+    },
+    std={
+        **{"B01": 1108.02887453, "B02": 1155.15170768, "B03": 1183.6292542},
+        **{"B04": 1368.11351514, "B05": 1370.265037, "B06": 1355.55390699},
+        **{"B07": 1416.51487101, "B08": 1474.78900051, "B8A": 1439.3086061},
+        **{"B09": 1582.28010962, "B11": 1455.52084939, "B12": 1343.48379601},
+    },
+    source=_SOURCE,
+)
+
+
+def describe(level: str) -> Description:
+    """The dataset with Sentinel-2 of one processing level, "L2A" or "L1C"."""
+    contract = {"s1": _S1, "s2": _S2_L2A if level == "L2A" else sensors.S2_L1C}
+    return Description(
+        name=f"ssl4eo_{level.lower()}",
+        title=(
+            f"SSL4EO-S12 v1: pairs of Sentinel-1 and Sentinel-2 ({level}) patches "
+            "around cities of the world, in four seasons, without labels."
+        ),
+        source="https://mediatum.ub.tum.de/1660427",
+        licence=LICENCE,
+        layout=layout.native(SIZE, contract),
+        sensors=contract,
+    )
+
+
+_DESCRIPTIONS = {level: describe(level) for level in FOLDERS}
+_VOID = "is listed as void"
+_LOCATION = re.compile(r"\d{7}")
+
+
+def open_archive(config) -> "Ssl4eo":
+    """The archive that a `prepare` config describes.
+
+    Raises:
+        InputError: there is no such level, or the list of void ids cannot be read.
+    """
+    if config.read.level not in FOLDERS:
+        raise InputError(
+            f"read.level is {config.read.level!r}; choose one of {list(FOLDERS)}."
+        )
+    return Ssl4eo(config.source, config.read.level, _void_ids(config.read.void_ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ssl4eo:
+    """The archive, unpacked below one folder.
+
+    Attributes:
+        root: that folder.
+        level: of the Sentinel-2 products.
+        void: numbers of locations to leave out.
+    """
+
+    root: str
+    level: str
+    void: frozenset[int] = frozenset()
+
+    @property
+    def description(self) -> Description:
+        return _DESCRIPTIONS[self.level]
+
+    def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
+        """Matches the products of each location, one pair a season.
+
+        Returns:
+            Pairs in the order of their Sentinel-2 names, and what has no partner.
+
+        Raises:
+            InputError: the archive is not there.
+        """
+        roots = [self._folder(name) for name in ("s1", FOLDERS[self.level])]
+        locations = sorted({name for root in roots for name in _folders(root)})
+        pairs, skipped = [], []
+        for place in tqdm.tqdm(locations, desc="matching", unit="place", leave=False):
+            s1, s2 = ([*_folders(os.path.join(root, place))] for root in roots)
+            reason = ""
+            if not _LOCATION.fullmatch(place):
+                reason = f"{place} is not named like a location, by seven digits"
+            elif int(place) in self.void:
+                reason = f"location {place} {_VOID}"
+            elif max(len(s1), len(s2)) > SEASONS:
+                reason = (
+                    f"location {place} holds {len(s1)} Sentinel-1 and {len(s2)} "
+                    f"Sentinel-2 products, where the archive has {SEASONS}"
+                )
+            matched = [] if reason else match_seasons(s1, s2)
+            for first, second in matched:
+                where = tuple(os.path.join(root, place) for root in roots)
+                pairs.append(Pair(f"{place}_{second}", first, place, where=where))
+            wanted = not reason.endswith(_VOID)
+            skipped += _rest(place, s1, s2, matched, reason, wanted)
+        return sorted(pairs), skipped
+
+    def read_pair(self, pair: Pair) -> dict:
+        """Reads a pair as the fields of a record.
+
+        Raises:
+            InputError: a file is missing or damaged, or its content cannot be true.
+        """
+        s1_folder, s2_folder = pair.where
+        s1_folder = os.path.join(s1_folder, pair.s1_name)
+        s2_folder = os.path.join(s2_folder, pair.s2_name.removeprefix(f"{pair.tile}_"))
+        return {
+            **self._pixels("s1", s1_folder, offset=0),
+            **self._pixels("s2", s2_folder, offset=_offset(s2_folder)),
+            "id": pair.s2_name,
+            "id_s1": pair.s1_name,
+            "place": pair.tile,
+            "tile": pair.tile,
+            "acquired_s1": names.acquired(pair.s1_name),
+            "acquired_s2": names.acquired(pair.s2_name),
+        }
+
+    def _folder(self, name: str) -> str:
+        folder = os.path.join(self.root, name)
+        if not os.path.isdir(folder):
+            raise InputError(
+                f"{self.root} has no folder {name}; pass with --config.source=DIR the "
+                "folder into which SSL4EO-S12 was unpacked, and with "
+                "--config.read.level=L2A or L1C the level that is there."
+            )
+        return folder
+
+    def _pixels(self, sensor: str, folder: str, *, offset: int) -> dict:
+        """Fields of one sensor, without what its processing added to each DN."""
+
+        def read(band: str) -> np.ndarray:
+            path = os.path.join(folder, f"{short_name(band)}.tif")
+            image = geotiff.read_file(path)
+            if image.dtype != DTYPES[sensor]:
+                raise InputError(
+                    f"{path} is of type {image.dtype}, where SSL4EO-S12 has "
+                    f"{DTYPES[sensor]}; unpack it again."
+                )
+            return units.remove_offset(image, offset) if offset else image
+
+        return archive.pixels(self.description, sensor, read, folder)
+
+
+def short_name(band: str) -> str:
+    """The archive's spelling of a band: B02 is B2."""
+    return re.sub(r"^B0", "B", band)
+
+
+def match_seasons(s1: Sequence[str], s2: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs the products of one location, nearest in the year, whichever year it is.
+
+    Args:
+        s1: names of Sentinel-1 products.
+        s2: names of Sentinel-2 products. Those whose name has no date are left out.
+
+    Returns:
+        As many pairs as there can be, of the least sum of distances in days.
+    """
+    s1, s2 = ([name for name in group if _day(name)] for group in (s1, s2))
+    days = [_day(name) for name in s1], [_day(name) for name in s2]
+    swap = len(s1) > len(s2)
+    few, many = days[::-1] if swap else days
+
+    def total(chosen: tuple[int, ...]) -> int:
+        return sum(_distance(few[i], many[j]) for i, j in enumerate(chosen))
+
+    best = min(itertools.permutations(range(len(many)), len(few)), key=total)
+    if swap:
+        return [(s1[j], s2[i]) for i, j in enumerate(best)]
+    return [(s1[i], s2[j]) for i, j in enumerate(best)]
+
+
+def _day(name: str) -> int:
+    """Day of the year, from 1, of a product; 0 where its name has no date."""
+    found = re.search(r"(?:^|_)(\d{8})T\d{6}_", name)
+    try:
+        day = datetime.datetime.strptime(found[1], "%Y%m%d") if found else None
+    except ValueError:  # no such day
+        day = None
+    return day.timetuple().tm_yday if day else 0
+
+
+def _distance(day: int, other: int) -> int:
+    apart = abs(day - other)
+    return min(apart, 365 - apart)
+
+
+def _rest(place: str, s1, s2, matched, reason: str, wanted) -> Iterator[Skipped]:
+    """What of a location is in no pair, for `reason` or else because of its name."""
+    used = {name for pair in matched for name in pair}
+    for name in [*s1, *s2]:
+        if name in used:
+            continue
+        other = "Sentinel-2" if name in s1 else "Sentinel-1"
+        why = reason or f"location {place} has no {other} product left to pair it with"
+        if not reason and not _day(name):
+            why = f"the name of the product, in location {place}, tells no date"
+        names = ("", name) if name in s1 else (f"{place}_{name}", "")
+        yield Skipped(*names, why, wanted)
+
+
+def _offset(folder: str) -> int:
+    """What the processing baseline added to each DN, after the product's metadata.
+
+    The archive was downloaded before ESA began to add anything; later downloads by the
+    same program would have it.
+    """
+    try:
+        with open(os.path.join(folder, "metadata.json"), encoding="utf-8") as file:
+            baseline = units.processing_baseline(file.read())
+    except (OSError, ValueError):
+        return 0
+    return units.baseline_offset(baseline) if baseline else 0
+
+
+def _folders(root: str) -> Iterator[str]:
+    """Names of the folders in `root`, sorted; none where it is not there."""
+    if os.path.isdir(root):
+        with os.scandir(root) as entries:
+            yield from sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _void_ids(path: str) -> frozenset[int]:
+    if not path:
+        return frozenset()
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return frozenset(int(row[0]) for row in csv.reader(file) if row)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as one number a line ({error}); pass with "
+            "--config.read.void_ids=FILE the void_ids.csv of SSL4EO-S12, or nothing."
+        ) from None

@@ -1,0 +1,268 @@
+"""Patches read straight from tar archives, which are never unpacked into files.
+
+A patch is a folder of a few files: it lies in a folder on disk, or in one or more spans
+of bytes of a tar archive. `reader` reads either. To find the spans an archive is read
+through once; one that is compressed becomes a plain tar on the way, as a compressed one
+cannot be read at random. What was found is kept in a scratch folder for the next run.
+"""
+
+import fcntl
+import io
+import json
+import os
+import pathlib
+import shutil
+import tarfile
+from collections.abc import Callable
+from typing import BinaryIO
+
+import tqdm
+
+from data_pipeline.archives import compressed
+from data_pipeline.errors import InputError
+
+SUFFIXES = tuple(f".tar{suffix}" for suffix in ("", *compressed.SUFFIXES))
+
+_BLOCK = 512  # a tar consists of blocks of so many bytes
+_INDEX, _PLAIN = ".index.json", ".plain.tar"  # what is added to the archive's name
+
+
+def scratch_folder(config) -> str:
+    """The folder that a `prepare` config sets aside for `index`."""
+    return config.scratch or f"{config.out}-scratch"
+
+
+def reader(where: str | tuple) -> Callable[[str], bytes]:
+    """Opens a patch.
+
+    Args:
+        where: path of a folder, or a place in a tar as `index` returns it.
+
+    Returns:
+        A function from the name of a file to its content; it raises an InputError for
+        a file that is missing.
+
+    Raises:
+        InputError: the tar is damaged, or holds a file of the patch twice.
+    """
+    if isinstance(where, str):
+        return lambda name: _read_file(os.path.join(where, name))
+    tar, *bounds = where
+    files = {}
+    for start, stop in zip(bounds[::2], bounds[1::2]):
+        for name, content in _members(tar, start, stop):
+            if name in files:
+                raise InputError(
+                    f"{tar} holds {name} twice; remove one from the archive, or leave "
+                    "the patch out."
+                )
+            files[name] = content
+
+    def read(name: str) -> bytes:
+        if name not in files:
+            raise InputError(f"{tar} has no {name}; download it again.")
+        return files[name]
+
+    return read
+
+
+def index(path: str, scratch: str, noted: str = "") -> tuple[dict, dict]:
+    """Finds the patches in a tar, in one pass that the next call need not repeat.
+
+    A compressed tar is written out as a plain one in the scratch folder.
+
+    Args:
+        path: a .tar, .tar.gz, .tar.zst or .tar.bz2 with files <patch>/<patch>_<any>.
+        scratch: folder to keep the index and the plain tar in; made where missing.
+        noted: a key of the patches' json files whose text is to be noted.
+
+    Returns:
+        The place of each patch for `reader`: a plain tar, start, stop, and further
+        starts and stops where its files do not follow each other; and the noted texts.
+
+    Raises:
+        InputError: the archive is truncated or damaged, or the disk is too small.
+    """
+    folder, state = pathlib.Path(scratch), os.stat(path)
+    known = folder / (os.path.basename(path) + _INDEX)
+    plain = folder / (os.path.basename(path) + _PLAIN)
+    expand = not path.endswith(".tar")
+    key = [os.path.abspath(path), state.st_size, state.st_mtime_ns, noted]
+    try:
+        found = json.loads(known.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    tar = str(plain) if expand else path
+    if found.get("key") != key or not os.path.exists(tar):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            spans, notes = (
+                _expand(path, plain, noted) if expand else _scan(path, noted)
+            )
+            found = {"key": key, "spans": spans, "notes": notes}
+            part = known.with_name(known.name + ".part")
+            part.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(part, known)
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be indexed in {folder} ({error}); make room there, or "
+                "pass another --config.scratch=DIR."
+            ) from None
+    where = {patch: (tar, *bounds) for patch, bounds in found["spans"].items()}
+    return where, found["notes"]
+
+
+def clean(scratch: str) -> None:
+    """Removes from the scratch folder what `index` keeps there, and then the folder.
+
+    Other files in it, and hence the folder, stay.
+    """
+    folder = pathlib.Path(scratch)
+    for suffix in (_INDEX, _PLAIN):
+        for path in (*folder.glob("*" + suffix), *folder.glob(f"*{suffix}.part")):
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
+
+
+def _members(tar: str, start: int, stop: int) -> list[tuple[str, bytes]]:
+    """Name and content of the files between two positions of a plain tar."""
+    try:
+        with open(tar, "rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as members:
+            found = [member for member in members if member.isreg()]
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"{tar} cannot be read ({error}); it was changed since the build began, so "
+            "begin another."
+        ) from None
+    return [
+        (os.path.basename(m.name), data[m.offset_data : m.offset_data + m.size])
+        for m in found
+    ]
+
+
+def _scan(path: str, noted: str) -> tuple[dict, dict]:
+    """Spans and notes of the patches in a plain tar."""
+    with open(path, "rb") as file, _progress(path) as progress:
+        advance = lambda: _advance(progress, file.tell())
+        *found, end = _survey(file, path, noted, advance)
+        _check_end(file, end, path)
+    return found
+
+
+def _expand(path: str, plain: pathlib.Path, noted: str) -> tuple[dict, dict]:
+    """The same of a compressed tar, which is written to `plain` at the same time."""
+    part = plain.with_name(plain.name + ".part")
+    expected = compressed.expected_size(path)
+    free = shutil.disk_usage(plain.parent).free
+    if expected > free:
+        raise InputError(
+            f"{path} will take about {expected / 1e9:.1f} GB decompressed, and "
+            f"{plain.parent} has {free / 1e9:.1f} GB free; make room there, or pass "
+            "another --config.scratch=DIR."
+        )
+    with open(part, "ab", buffering=compressed.CHUNK) as sink:
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another build is decompressing {path} into {part}; wait for it, or "
+                "pass another --config.scratch=DIR."
+            ) from None
+        try:
+            sink.truncate(0)  # of a build that was killed
+            *found, end = _copy(path, sink, noted)
+            sink.flush()
+            with open(part, "rb") as file:
+                _check_end(file, end, path)
+        except (OSError, InputError):
+            part.unlink()
+            raise
+        os.replace(part, plain)
+    return found
+
+
+def _copy(path: str, sink: BinaryIO, noted: str) -> tuple[dict, dict, int]:
+    """What `_survey` returns of a compressed tar, whose content goes to `sink`."""
+    with (
+        open(path, "rb") as file,
+        compressed.decompressed(file, path) as stream,
+        _progress(path) as progress,
+    ):
+        copy = compressed.Copy(stream, sink, path)
+        found = _survey(copy, path, noted, lambda: _advance(progress, file.tell()))
+        while copy.read(compressed.CHUNK):  # to the end, where a checksum is verified
+            pass
+    return found
+
+
+def _survey(
+    file: BinaryIO, path: str, noted: str, advance: Callable[[], None]
+) -> tuple[dict, dict, int]:
+    """Spans and notes of the patches in a tar that is read forwards, and where it ends.
+
+    Args:
+        file: the tar; needs only `read`, `tell` and `seek`.
+        path: what it is called in errors.
+        noted: see `index`.
+        advance: called for every file.
+    """
+    spans, notes = {}, {}
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:")
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # tarfile remembers all of them, 1 kB each
+            advance()
+            patch, name = ("", *member.name.split("/"))[-2:]
+            if not member.isreg() or not name.startswith(patch + "_"):
+                continue
+            bounds = spans.setdefault(patch, [])
+            if not bounds or bounds[-1] != member.offset:
+                bounds += [member.offset, member.offset]
+            bounds[-1] = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+            if noted and name.endswith(".json"):
+                file.seek(member.offset_data)
+                _note(notes, patch, file.read(member.size), noted)
+    except tarfile.TarError as error:
+        raise compressed.damaged(path, error) from None
+    return spans, notes, tar.offset
+
+
+def _check_end(file: BinaryIO, end: int, path: str) -> None:
+    """Refuses a tar that does not end in zeros.
+
+    tarfile takes a damaged or missing header for the end, too.
+    """
+    file.seek(end)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise compressed.damaged(path, f"no valid header at byte {end}")
+
+
+def _note(notes: dict[str, str], patch: str, content: bytes, noted: str) -> None:
+    """Notes a text of a json; whoever reads the patch reports what is wrong with it."""
+    try:
+        value = json.loads(content)[noted]
+    except (ValueError, KeyError, TypeError):
+        return
+    if isinstance(value, str):
+        notes[patch] = value
+
+
+def _progress(path: str) -> tqdm.tqdm:
+    title = f"indexing {os.path.basename(path)}"
+    return tqdm.tqdm(total=os.path.getsize(path), desc=title, unit="B", unit_scale=True)
+
+
+def _advance(progress: tqdm.tqdm, position: int) -> None:
+    progress.update(position - progress.n)

@@ -1,0 +1,168 @@
+"""What a build is going to do, written down so that a restart can go on with it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+
+from data_pipeline import metadata, shards
+from data_pipeline.building import units_of_work
+from data_pipeline.archive import Archive, Pair
+from data_pipeline.errors import InputError
+from data_pipeline.building.units_of_work import Shard
+
+FOLDER = "_build"  # is there until the dataset is complete
+COMPRESSION = {"zstd:3": "group_size:1,zstd:3", "none": "group_size:1,uncompressed"}
+
+
+def options(config) -> dict:
+    """What a restarted build must have in common with the first one.
+
+    Raises:
+        InputError: an option is missing or cannot work.
+    """
+    if not config.source or not config.out:
+        raise InputError(
+            "Pass --config.source=DIR, where the archive is, and --config.out=DIR, the "
+            "folder to build in."
+        )
+    if config.pairs_per_shard < 1 or config.workers < 0:
+        raise InputError(
+            f"pairs_per_shard={config.pairs_per_shard} must be at least 1 and "
+            f"workers={config.workers} at least 0; change them."
+        )
+    if config.compression not in COMPRESSION:
+        raise InputError(
+            f"compression is {config.compression!r}; choose one of {list(COMPRESSION)}."
+        )
+    return {
+        "archive": config.archive,
+        "source": os.path.abspath(config.source),
+        "splits": config.splits and os.path.abspath(config.splits),
+        "exclude": [os.path.abspath(path) for path in config.exclude],
+        "holdout_tiles": list(config.holdout_tiles),
+        "holdout_share": config.holdout_share,
+        "pairs_per_shard": config.pairs_per_shard,
+        "compression": config.compression,
+        "read": json.loads(json.dumps(config.read.to_dict())),
+    }
+
+
+def check_out(out: pathlib.Path, plan: dict) -> None:
+    """Refuses a folder in which this build can neither start nor go on.
+
+    Raises:
+        InputError: it holds something else; nothing was touched.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is not a folder; pass another --config.out=DIR.")
+    begun = out / FOLDER / "plan.json"
+    if not begun.exists():
+        if (out / metadata.CARD_FILE).exists():
+            raise InputError(
+                f"{out} holds a complete dataset; use it, delete it, or pass another "
+                "--config.out=DIR."
+            )
+        if {path.name for path in out.iterdir()} - {FOLDER}:
+            raise InputError(
+                f"{out} holds other files; pass an empty --config.out=DIR."
+            )
+        return
+    other = json.loads(begun.read_text())
+    differing = [key for key in plan if other.get(key) != plan[key]]
+    if differing:
+        raise InputError(
+            f"{out} holds a build begun with "
+            f"{', '.join(f'{key}={other.get(key)!r}' for key in differing)}, not "
+            f"{', '.join(f'{key}={plan[key]!r}' for key in differing)}; repeat those "
+            "options, delete it, or pass another --config.out=DIR."
+        )
+
+
+@contextlib.contextmanager
+def lock(out: pathlib.Path) -> Iterator[None]:
+    """Holds `out` against other builds; a killed process lets go of it.
+
+    Raises:
+        InputError: another build is at work there.
+    """
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    with (out / FOLDER / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another build is writing into {out}; wait for it, or pass another "
+                "--config.out=DIR."
+            ) from None
+        yield
+
+
+def begin(
+    out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]
+) -> None:
+    """Writes the plan down, or checks that it is the one that was begun."""
+    names = {s: [(p.s2_name, p.s1_name) for p in pairs] for s, pairs in chosen.items()}
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    plan = plan | {"pairs": digest}
+    check_out(out, plan)
+    units_of_work.write_whole(out / FOLDER / "plan.json", json.dumps(plan, indent=1))
+    for part in out.glob("*.part"):  # of a build that was killed
+        part.unlink()
+
+
+def end(out: pathlib.Path) -> None:
+    """Removes what only a build needs."""
+    shutil.rmtree(out / FOLDER)
+
+
+def units(
+    config, archive: Archive, chosen: Mapping[str, Sequence[Pair]]
+) -> dict[str, list[Shard]]:
+    """Plans the units of work of each split, near equal in size."""
+    out, name = pathlib.Path(config.out), archive.description.name
+    work = {}
+    for split, pairs in chosen.items():
+        total = math.ceil(len(pairs) / config.pairs_per_shard)
+        work[split] = []
+        for i in range(total):
+            part = pairs[len(pairs) * i // total : len(pairs) * (i + 1) // total]
+            shard = Shard(
+                path=out / shards.shard_name(name, split, i, total),
+                result=out / FOLDER / f"{split}-{i:05d}-result.json",
+                plan=out / FOLDER / f"{split}-{i:05d}-pairs.json",
+                size=len(part),
+                archive=archive,
+                strict=config.strict,
+                options=COMPRESSION[config.compression],
+            )
+            rows = json.dumps([dataclasses.astuple(pair) for pair in part])
+            units_of_work.write_whole(shard.plan, rows)
+            work[split].append(shard)
+    return work
+
+
+def check_space(work: Sequence[Shard], archive: Archive) -> None:
+    """Refuses to begin what cannot end for lack of disk space.
+
+    Raises:
+        InputError: says how much is needed and how much is free.
+    """
+    layout, out = archive.description.layout, work[0].path.parent
+    pair = 2 * sum(h * w * c for h, w, c in layout.shapes.values())  # bytes, 16 bit
+    # Compression saves a sixth of real pixels and more of smooth ones: half is sure.
+    least = pair * sum(shard.size for shard in work if not shard.path.exists()) / 2
+    free = shutil.disk_usage(out).free
+    if free < least:
+        raise InputError(
+            f"{out} has {free / 1e9:.1f} GB free, and this build needs at least "
+            f"{least / 1e9:.1f} GB; pass another --config.out=DIR."
+        )

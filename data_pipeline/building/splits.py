@@ -1,0 +1,176 @@
+"""Which split a pair is in: by lists, by the archive's own word, or by its tile."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from data_pipeline.building import lists
+from data_pipeline.archive import Pair, Skipped
+from data_pipeline.errors import InputError
+
+
+def assign(
+    config, pairs: Sequence[Pair], unmatched: Sequence[Skipped]
+) -> tuple[dict[str, list[Pair]], list[Skipped], list[Pair]]:
+    """Decides what becomes of each pair, and of each image without partner.
+
+    Lists (`config.splits`), or else the archive's own splits, ask for pairs; a pair
+    they do not ask for is unlisted. An image without partner is unlisted if there are
+    lists and they do not ask for it. What is asked for but missing or bad is skipped,
+    and stops a strict build; what `config.exclude` names is skipped, but not wanted.
+
+    Args:
+        config: of `prepare`.
+        pairs: found in the archive.
+        unmatched: found in the archive without partner.
+
+    Returns:
+        Sorted pairs of each split, what is skipped, and what is unlisted, with "" for
+        an unknown name. Each pair, image and listed name is in one of them, once.
+
+    Raises:
+        InputError: options or lists contradict each other, a list or tile is not there,
+            no pair is left, or `config.strict` is set and a pair must be skipped.
+    """
+    check(config)
+    rows = _rows(config, pairs, unmatched)
+    excluded = lists.excluded(config.exclude)
+    splits = {split: [] for split in lists.SPLITS}
+    skipped, unlisted, seen = [], [], set()
+    for pair in pairs:
+        row = rows.get(pair.s2_name)
+        reason = _contradiction(row, pair, seen)
+        seen.add(pair.s2_name)
+        file = excluded.get(pair.s2_name) or excluded.get(pair.s1_name)
+        if file:
+            reason = f"named by {file}"
+            skipped.append(Skipped(pair.s2_name, pair.s1_name, reason, wanted=False))
+        elif not row:
+            unlisted.append(pair)
+        elif reason:
+            skipped.append(Skipped(pair.s2_name, pair.s1_name, reason))
+        else:
+            splits[row.split].append(pair)
+    for image in _with_absent(config, rows, unmatched, seen):
+        file = excluded.get(image.s2_name) or excluded.get(image.s1_name)
+        if file:
+            skipped.append(image._replace(reason=f"named by {file}", wanted=False))
+        elif config.splits and not _asks(rows.get(image.s2_name), image):
+            unlisted.append(Pair(image.s2_name, image.s1_name))
+        else:
+            skipped.append(image)
+    missed = [image for image in skipped if image.wanted]
+    if missed and config.strict:
+        raise InputError(
+            f"{missed[0].s2_name or missed[0].s1_name} cannot be used "
+            f"({missed[0].reason}); mend it, or set --config.strict=False to skip it."
+        )
+    _hold_out(config, splits)
+    splits = {s: sorted(chosen) for s, chosen in splits.items() if chosen}
+    if not splits:
+        raise InputError(
+            f"None of the {len(pairs)} pairs in {config.source} belongs to a split; "
+            "change config.source, config.splits or config.exclude."
+        )
+    return splits, skipped, unlisted
+
+
+def check(config) -> None:
+    """Refuses options that cannot work, before an archive is searched for hours.
+
+    Raises:
+        InputError: they contradict each other, or a file is not there.
+    """
+    ways = {
+        "splits": config.splits,
+        "holdout_tiles": config.holdout_tiles,
+        "holdout_share": config.holdout_share,
+    }
+    chosen = [f"{name}={value}" for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        raise InputError(
+            f"{' and '.join(chosen)} are {len(chosen)} ways to split; set one of them."
+        )
+    if not 0 <= config.holdout_share < 1:
+        raise InputError(
+            f"holdout_share is {config.holdout_share}; choose a share from 0 to 1."
+        )
+    for path in lists.files(config.splits, config.exclude):
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing; config.splits takes a file or a folder with "
+                f"{', '.join(lists.SPLITS.values())}, and config.exclude takes files."
+            )
+
+
+def _rows(config, pairs, unmatched) -> Mapping[str, lists.Listed]:
+    """What is asked for, by name of the Sentinel-2 image."""
+    if config.splits:
+        known = {image.s2_name for image in (*pairs, *unmatched)}
+        return lists.listed(config.splits, known)
+    by_archive = any(pair.split for pair in pairs)
+    return {
+        pair.s2_name: lists.Listed(pair.split or "train", "", config.source)
+        for pair in pairs
+        if pair.split or not by_archive
+    }
+
+
+def _contradiction(row: lists.Listed | None, pair: Pair, seen: set[str]) -> str:
+    if pair.s2_name in seen:
+        return "another pair has the same Sentinel-2 image"
+    if row and row.s1_name not in ("", pair.s1_name):
+        return f"{row.file} pairs it with {row.s1_name}"
+    return ""
+
+
+def _with_absent(config, rows, unmatched, seen: set[str]) -> Iterable[Skipped]:
+    """Images without partner, and names that are listed and not in the archive."""
+    yield from unmatched
+    seen = seen | {i.s2_name for i in unmatched if _asks(rows.get(i.s2_name), i)}
+    for name, row in rows.items():
+        if name not in seen:
+            reason = f"in {row.file}, but not in {config.source}"
+            yield Skipped(name, row.s1_name, reason)
+
+
+def _asks(row: lists.Listed | None, image: Skipped) -> bool:
+    """Whether a list's row can mean that image."""
+    return row is not None and (
+        row.s1_name == image.s1_name or not row.s1_name or not image.s1_name
+    )
+
+
+def _hold_out(config, splits: dict[str, list[Pair]]) -> None:
+    """Moves the training pairs of held-out tiles to validation."""
+    named, share = set(config.holdout_tiles), config.holdout_share
+    if not named and not share:
+        return
+    tiles = {pair.tile for pair in splits["train"]}
+    if splits["validation"]:
+        raise InputError(
+            f"{config.source} has {len(splits['validation'])} validation pairs of its "
+            "own; drop holdout_tiles and holdout_share."
+        )
+    if named - tiles:
+        raise InputError(
+            f"The tiles {sorted(named - tiles)} of holdout_tiles are not among the "
+            f"{len(tiles)} of {config.source}, such as {sorted(tiles)[:8]}."
+        )
+    held_out = named or {tile for tile in tiles if _draw(tile) < share}
+    if not held_out or held_out == tiles or (share and "" in tiles):
+        raise InputError(
+            f"{len(held_out)} of {len(tiles)} tiles would be held out, and "
+            f"{sum(not pair.tile for pair in splits['train'])} pairs have no tile; "
+            "change holdout_share, or name some tiles in holdout_tiles."
+        )
+    train, splits["train"] = splits["train"], []
+    for pair in train:
+        split = "validation" if pair.tile in held_out else "train"
+        splits[split].append(pair)
+
+
+def _draw(tile: str) -> float:
+    """A number from 0 to 1 that depends on the tile alone: in whichever dataset, and
+    however few of the tiles are there, the same tiles are held out."""
+    digest = hashlib.sha256(tile.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

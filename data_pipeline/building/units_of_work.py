@@ -1,0 +1,181 @@
+"""The unit of work of a build: one shard, written and later checked by itself.
+
+A shard depends on nothing but its pairs. Once its result is written beside it, a
+restarted build passes it over, whichever engine runs it and wherever.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from data_pipeline import shards
+from data_pipeline.archive import Archive, Pair
+from data_pipeline.errors import InputError
+from data_pipeline.building.statistics import Tally
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One unit of work.
+
+    Attributes:
+        path: file to write.
+        result: file that says what was written, once it was.
+        plan: file that lists the pairs that go in, in order.
+        size: how many they are.
+        archive: what to read from.
+        strict: whether the first bad pair stops the build.
+        options: of ArrayRecord.
+    """
+
+    path: pathlib.Path
+    result: pathlib.Path
+    plan: pathlib.Path
+    size: int
+    archive: Archive
+    strict: bool
+    options: str = shards.OPTIONS
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """What goes in; kept in a file, as a cluster passes units of work around."""
+        return [Pair(*map(_tuples, row)) for row in json.loads(self.plan.read_text())]
+
+
+def _tuples(value):
+    """JSON's lists as the tuples they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> None:
+    """Writes one shard and its result, unless an earlier run did.
+
+    Args:
+        shard: the unit of work.
+        count: is told of pairs as they are done.
+
+    Raises:
+        InputError: a pair is bad and the build is strict, or the disk is full.
+    """
+    if shard.result.exists() and shard.path.exists():
+        if not (shard.strict and read_result(shard)["skipped"]):
+            return count(shard.size)
+    skipped, tally = [], Tally(shard.archive.description)
+
+    def examples():
+        for pair in shard.pairs:
+            try:
+                record = shard.archive.read_pair(pair)
+            except InputError as error:
+                if shard.strict:
+                    raise
+                skipped.append((pair.s2_name, pair.s1_name, str(error)))
+            else:
+                tally.add(record)
+                yield record
+            count(1)
+
+    features = shards.features(shard.archive.description)
+    try:
+        info = shards.write_shard(shard.path, examples(), features, shard.options)
+        result = info._asdict() | {"skipped": skipped, "tally": tally.to_json()}
+        write_whole(shard.result, json.dumps(result))
+    except OSError as error:
+        raise InputError(
+            f"{shard.path} cannot be written ({error}); make room, then give the same "
+            "command again."
+        ) from error
+
+
+def read_result(shard: Shard) -> dict:
+    """What became of a shard: `count`, `bytes`, `digest`, `skipped` and `tally`.
+
+    Raises:
+        InputError: it was never written, as when an engine loses a unit of work.
+    """
+    try:
+        return json.loads(shard.result.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{shard.path.name} was lost on the way; give the same command again, "
+            "which writes only what is missing."
+        ) from None
+
+
+def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> dict:
+    """Reads a finished shard back and compares it with its result.
+
+    Returns:
+        The file's `sha256`, and for the index the `id` and `place` of every record
+        and, for each label field, its indices.
+
+    Raises:
+        InputError: something was lost or changed; the shard is deleted, so that the
+            same command writes it again.
+    """
+    result, digest = read_result(shard), hashlib.sha256()
+    label_fields = tuple(shard.archive.description.classes)
+    index = {field: [] for field in ("id", "place", *label_fields)}
+    try:
+        for record in read_records(shard.path):
+            digest.update(record)
+            stored = tf_example_pb2.Example.FromString(record).features.feature
+            for field in ("id", "place"):
+                index[field].append(stored[field].bytes_list.value[0].decode())
+            for field in label_fields:
+                index[field].append(list(stored[field].int64_list.value))
+            count(1)
+        done = len(index["id"]) + len(result["skipped"])
+        if digest.hexdigest() != result["digest"] or done != shard.size:
+            raise RuntimeError(
+                f"{len(index['id'])} records and {len(result['skipped'])} skipped "
+                f"pairs of {shard.size}, or their content is another"
+            )
+        with shard.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except (RuntimeError, OSError, ValueError) as error:
+        shard.path.unlink(missing_ok=True)
+        shard.result.unlink()
+        raise InputError(
+            f"{shard.path.name} is not what was written ({error}) and was deleted; "
+            "give the same command again to write it anew."
+        ) from error
+    count(len(result["skipped"]))
+    return {"sha256": sha256, "index": index}
+
+
+def read_records(path: pathlib.Path, at_once: int = 64) -> Iterable[bytes]:
+    """Yields the serialised records of a shard, in order.
+
+    Raises:
+        RuntimeError: ArrayRecord cannot read it.
+    """
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        for start in range(0, reader.num_records(), at_once):
+            stop = min(start + at_once, reader.num_records())
+            yield from reader.read(list(range(start, stop)))
+    finally:
+        reader.close()
+
+
+def multi_hot(labels: list[list[int]], classes: int) -> np.ndarray:
+    """Label indices as uint8 [N, classes], 1 where the class is present."""
+    hot = np.zeros((len(labels), classes), np.uint8)
+    for row, present in zip(hot, labels):
+        row[present] = 1
+    return hot
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file that appears under its name only when it is complete."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,100 @@
+"""What a folder says of the dataset in it: its card, its metadata, its index."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import tensorflow_datasets as tfds
+
+from data_pipeline import description as descriptions
+from data_pipeline import shards
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+
+STATISTICS = ("published", "computed")
+CARD_FILE = "card.json"  # makes a folder a dataset; written last
+HOW_TO_BUILD = (
+    "build one with launch.py --config=configs/prepare_bigearthnet.py "
+    "--config.source=DIR --config.out=DIR, or pass --config.data.dir=DIR"
+)
+
+
+def index_name(split: str) -> str:
+    """File name of the index of a split, see `records.Records.index`."""
+    return f"index-{split}.npz"
+
+
+def read_card(directory: str | os.PathLike) -> dict:
+    """The card of a dataset.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = pathlib.Path(directory) / CARD_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{directory} is not a dataset, as it holds no {CARD_FILE}; {HOW_TO_BUILD}."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
+
+
+def read_description(
+    directory: str | os.PathLike, statistics: str = "published"
+) -> Description:
+    """What a dataset holds, after its card.
+
+    Args:
+        directory: of the dataset.
+        statistics: of the bands: "published" by the archive's makers, or "computed"
+            from the data when they were prepared.
+
+    Raises:
+        InputError: there is no card, or it cannot be read.
+    """
+    if statistics not in STATISTICS:
+        raise InputError(
+            f"data.statistics is {statistics!r}; choose one of {list(STATISTICS)}."
+        )
+    card = read_card(directory)
+    description = descriptions.restore(card.get("description"))
+    if statistics == "published":
+        return description
+    split = card["reference_split"]
+    bands = card["splits"][split]["sensors"]
+    computed = {
+        name: sensor.with_statistics(
+            {band: bands[name][band]["mean"] for band in sensor.band_names},
+            {band: bands[name][band]["std"] for band in sensor.band_names},
+            f"computed from split {split} of {description.name}",
+        )
+        for name, sensor in description.sensors.items()
+    }
+    return dataclasses.replace(description, sensors=computed)
+
+
+def info(directory: str) -> tfds.core.DatasetInfo:
+    read_card(directory)  # which says it better when the folder is no dataset
+    try:
+        return tfds.builder_from_directory(directory).info
+    except Exception as error:  # whatever the parsers inside TFDS raise
+        raise InputError(
+            f"The metadata of {directory} cannot be read ({error}); {HOW_TO_BUILD}."
+        ) from error
+
+
+def check_features(
+    directory: str, description: Description, stored: tfds.features.FeaturesDict
+) -> None:
+    """Refuses records whose fields are not those that the card describes."""
+    wanted = shards.features(description)
+    have, want = ({k: f.to_json() for k, f in d.items()} for d in (stored, wanted))
+    differing = sorted(k for k in {*have, *want} if have.get(k) != want.get(k))
+    if differing:
+        raise InputError(
+            f"The fields {differing} of {directory} are missing or not as its "
+            f"{CARD_FILE} has them; {HOW_TO_BUILD}."
+        )

@@ -1,0 +1,157 @@
+"""The contact sheet: every pixel where it belongs, and the same bytes each time."""
+
+import dataclasses
+import hashlib
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from data_pipeline import layout, looks, sensors
+from data_pipeline.building import contact_sheet
+from data_pipeline.classes import NO_CLASS
+from data_pipeline.description import Description
+
+COVERS = ("Water", "Mixed forest", "Arable land")
+DESCRIPTION = Description(
+    name="small",
+    title="Small pairs.",
+    source="this test",
+    licence="none",
+    layout=layout.native(60),
+    sensors=sensors.SENSORS,
+    classes={"labels": COVERS},
+)
+SCALE = 4  # 60 pixels become 240
+
+
+def record(seed: int, description: Description = DESCRIPTION) -> dict:
+    rng = np.random.default_rng(seed)
+    fields = {"id": f"pair_{seed}", "labels": np.array([1, 0, seed % 2], np.uint8)}
+    for field, shape in description.layout.shapes.items():
+        if field.startswith("s1"):
+            fields[field] = rng.normal(-14, 4, shape).astype(np.float16)
+        else:
+            fields[field] = rng.integers(0, 4000, shape).astype(np.uint16)
+    side = description.layout.size
+    for field in description.maps:
+        fields[field] = rng.integers(0, 2, (side, side)).astype(np.uint8)
+    return fields
+
+
+def drawn(path) -> np.ndarray:
+    """Pixels [H, W, 3] of a PNG."""
+    return np.rint(matplotlib.image.imread(path)[..., :3] * 255).astype(np.uint8)
+
+
+def tiles(sheet: np.ndarray, side: int) -> list[np.ndarray]:
+    """The pictures of the first pair from top to bottom, once each stored pixel."""
+    column = sheet[:, contact_sheet.MARGIN : contact_sheet.MARGIN + side]
+    # A row of paper and faint text is dark; pictures are not, by construction.
+    bright = (column.max(axis=-1) > 60).mean(axis=1) > 0.5
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], bright, [0]])))
+    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2]) if b - a == side]
+    return [column[a:b] for a, b in runs]
+
+
+def magnified(image: np.ndarray, scale: int = SCALE) -> np.ndarray:
+    return np.rint(image * 255).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+
+
+def test_every_stored_pixel_is_a_square_of_its_colour(tmp_path):
+    one = record(0)
+    contact_sheet.draw(DESCRIPTION, [one], tmp_path / "sheet.png")
+    s2, s1 = tiles(drawn(tmp_path / "sheet.png"), 60 * SCALE)
+    # The 10 m field holds B02, B03, B04 and B08.
+    rgb = sensors.S2.select(("B02", "B03", "B04", "B08"))
+    want = looks.picture(one["s2_10m"], one["s2_10m"], rgb)
+    np.testing.assert_array_equal(s2, magnified(want))
+    want = looks.picture(one["s1_10m"].astype(np.float32), None, sensors.S1)
+    np.testing.assert_array_equal(s1, magnified(want))
+
+
+def test_bands_of_coarser_grids_are_enlarged_and_single_ones_grey(tmp_path):
+    contract = {"s1": sensors.S1.select(("VH",)), "s2": sensors.S2.select(("B11",))}
+    some = dataclasses.replace(
+        DESCRIPTION, layout=layout.native(60, contract), sensors=contract
+    )
+    one = record(0, some)
+    contact_sheet.draw(some, [one], tmp_path / "sheet.png")
+    s2, s1 = tiles(drawn(tmp_path / "sheet.png"), 60 * SCALE)
+    assert one["s2_20m"].shape == (30, 30, 1)
+    want = looks.picture(one["s2_20m"], one["s2_20m"], contract["s2"])
+    np.testing.assert_array_equal(s2, magnified(want, 2 * SCALE))
+    np.testing.assert_array_equal(s1, s1[..., :1].repeat(3, axis=-1))
+
+
+def test_pixel_labels_are_drawn_in_the_colours_of_the_legend(tmp_path):
+    contract = {"s1": sensors.S1, "s2": sensors.S2_L1C}
+    mapped = dataclasses.replace(
+        DESCRIPTION,
+        layout=layout.resampled(256, contract),
+        sensors=contract,
+        maps={"land_cover": COVERS},
+    )
+    one = record(0, mapped)
+    one["land_cover"][:5] = NO_CLASS
+    contact_sheet.draw(mapped, [one], tmp_path / "sheet.png")
+    sheet = drawn(tmp_path / "sheet.png")
+    covers = tiles(sheet, 256)[-1]
+    colors = looks.class_colors(COVERS)
+    np.testing.assert_array_equal(covers, colors[one["land_cover"]])
+    below = sheet[sheet.shape[0] - 60 :].reshape(-1, 3)
+    swatches = [(below == color).all(axis=-1).sum() for color in colors[:3]]
+    assert swatches == [121, 121, 0]  # the third class is nowhere on the maps
+
+
+def test_pairs_are_spread_over_the_dataset(tmp_path, monkeypatch):
+    class Source:
+        asked = []
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return record(index)
+
+    monkeypatch.setattr(contact_sheet, "SHOWN", 5)
+    contact_sheet.draw(DESCRIPTION, Source(), tmp_path / "sheet.png")
+    assert Source.asked == [0, 250, 500, 749, 999]
+
+
+def test_names_and_labels_fit_below_the_picture():
+    long = "Land principally occupied by agriculture, with significant areas of nature"
+    names = [f"{i} {long}" for i in range(9)]
+    described = dataclasses.replace(DESCRIPTION, classes={"labels": tuple(names)})
+    one = {"id": "S2A_MSIL2A_" + 60 * "7", "labels": np.ones(9, np.uint8)}
+    lines = contact_sheet._caption(described, one, 40)
+    assert max(map(len, lines)) <= 40 and len(lines) == 5
+    assert lines[0].startswith("S2A_MSIL2A_7") and "…" in lines[0]
+    few = contact_sheet._caption(DESCRIPTION, record(1), 40)
+    assert few == ["pair_1", "Water\u00a0· Arable land"]
+
+
+def test_the_bytes_depend_on_the_records_only(tmp_path, monkeypatch):
+    digests = []
+    for time in ("0", "1000000000"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", time)
+        contact_sheet.draw(DESCRIPTION, [record(0)], tmp_path / "sheet.png")
+        content = (tmp_path / "sheet.png").read_bytes()
+        digests.append(hashlib.sha256(content).hexdigest())
+        assert b"Software" not in content and b"Date" not in content
+    assert digests[0] == digests[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 24])
+def test_the_sheet_holds_all_pairs_whatever_their_number(tmp_path, count):
+    tiny = dataclasses.replace(DESCRIPTION, layout=layout.native(6))
+    pairs = [record(seed, tiny) for seed in range(count)]
+    contact_sheet.draw(tiny, pairs, tmp_path / "sheet.png")
+    columns, rows = min(count, 6), -(-count // 6)
+    side = 6 * 34
+    sheet = drawn(tmp_path / "sheet.png")
+    wide = columns * (side + contact_sheet.GAP) - contact_sheet.GAP
+    assert sheet.shape[1] == wide + 2 * contact_sheet.MARGIN
+    assert len(tiles(sheet, side)) == 2 * rows

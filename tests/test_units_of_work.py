@@ -1,0 +1,131 @@
+"""A shard as a unit of work: built once, checked, and mended when it was damaged."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline import archive, shards
+from data_pipeline.building import plan, units_of_work
+from data_pipeline.errors import InputError
+from tests import fakes
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Six synthetic pairs, the fourth of them bad."""
+    made = fakes.Archive(count=6, bad=(3,))
+    pairs, _ = made.find_pairs()
+    rows = json.dumps([dataclasses.astuple(pair) for pair in pairs])
+    (tmp_path / "pairs.json").write_text(rows)
+    return units_of_work.Shard(
+        path=tmp_path / shards.shard_name("fake", "train", 0, 1),
+        result=tmp_path / "result.json",
+        plan=tmp_path / "pairs.json",
+        size=len(pairs),
+        archive=made,
+        strict=False,
+    )
+
+
+def test_pairs_come_back_from_the_plan_as_they_were(shard):
+    pairs, _ = shard.archive.find_pairs()
+    assert shard.pairs == pairs
+    assert isinstance(shard.pairs[0].where[0], tuple)
+
+
+def test_bad_pair_is_left_out_and_said(shard):
+    units_of_work.build(shard)
+    result = units_of_work.read_result(shard)
+    assert result["count"] == 5
+    assert result["skipped"] == [["fake-3", "radar-3", "pair 3 is bad on purpose"]]
+
+
+def test_every_pair_is_counted_as_it_is_done(shard):
+    done = []
+    units_of_work.build(shard, done.append)
+    assert sum(done) == 6
+    done.clear()
+    units_of_work.build(shard, done.append)  # passed over
+    assert done == [6]
+    done.clear()
+    units_of_work.check(shard, done.append)
+    assert sum(done) == 6
+
+
+def test_finished_shard_is_not_written_again(shard):
+    units_of_work.build(shard)
+    before = shard.path.stat()
+    units_of_work.build(shard)
+    assert shard.path.stat().st_ino == before.st_ino
+
+
+def test_check_returns_what_the_index_needs(shard):
+    units_of_work.build(shard)
+    index = units_of_work.check(shard)["index"]
+    assert index["id"] == ["fake-0", "fake-1", "fake-2", "fake-4", "fake-5"]
+    want = [shard.archive.read_pair(p)["labels"] for p in shard.pairs if p.where[0][1]]
+    assert index["labels"] == want
+
+
+def test_labels_become_multi_hot():
+    got = units_of_work.multi_hot([[0, 2], [], [1]], 3)
+    np.testing.assert_array_equal(got, [[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    assert got.dtype == np.uint8
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[10_000] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-70_000])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short])
+def test_damaged_shard_is_noticed_deleted_and_written_anew(shard, damage):
+    units_of_work.build(shard)
+    good = shard.path.read_bytes()
+    damage(shard.path)
+    with pytest.raises(InputError, match="is not what was written .* and was deleted"):
+        units_of_work.check(shard)
+    assert not shard.path.exists() and not shard.result.exists()
+    units_of_work.build(shard)
+    units_of_work.check(shard)
+    assert shard.path.read_bytes() == good
+
+
+def test_shard_with_fewer_records_than_its_result_says_is_noticed(shard):
+    units_of_work.build(shard)
+    features = shards.features(shard.archive.description)
+    records = [shard.archive.read_pair(pair) for pair in shard.pairs[:2]]
+    shards.write_shard(shard.path, records, features)
+    with pytest.raises(InputError, match="2 records and 1 skipped pairs of 6"):
+        units_of_work.check(shard)
+
+
+def test_shard_that_an_engine_lost_is_noticed(shard):
+    with pytest.raises(InputError, match="was lost on the way; give the same command"):
+        units_of_work.check(shard)
+
+
+def test_uncompressed_shard_holds_the_same_records(shard, tmp_path):
+    units_of_work.build(shard)
+    plain = dataclasses.replace(
+        shard,
+        path=tmp_path / "plain",
+        result=tmp_path / "plain.json",
+        options=plan.COMPRESSION["none"],
+    )
+    units_of_work.build(plain)
+    same = ("count", "bytes", "digest", "tally")
+    got, want = units_of_work.read_result(plain), units_of_work.read_result(shard)
+    assert {k: got[k] for k in same} == {k: want[k] for k in same}
+    assert plain.path.read_bytes() != shard.path.read_bytes()
+
+
+def test_archive_and_pair_keep_what_workers_need():
+    assert archive.Pair("b", "a") < archive.Pair("c", "a")
