@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import zipfile
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipeline import description as descriptions
@@ -74,6 +76,20 @@ def read_description(
         for name, sensor in description.sensors.items()
     }
     return dataclasses.replace(description, sensors=computed)
+
+
+def read_index(directory: str | os.PathLike, split: str) -> dict[str, np.ndarray]:
+    """What is known of all records of a split, see `records.Records.index`.
+
+    Raises:
+        InputError: the index is missing or damaged.
+    """
+    path = pathlib.Path(directory) / index_name(split)
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
 
 
 def info(directory: str) -> tfds.core.DatasetInfo:

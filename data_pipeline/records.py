@@ -4,11 +4,10 @@
 """
 
 import functools
+import hashlib
 import itertools
 import math
 import os
-import pathlib
-import zipfile
 from collections.abc import Iterable, Iterator
 
 import grain
@@ -104,11 +103,19 @@ class Records:
             "split": self.split,
             "count": len(self),
             "bytes": int(self._info.num_bytes),
+            "sha256": self._digest(),
         }
 
-    @functools.cached_property
+    def _digest(self) -> str:
+        """One checksum for those that the card has of all shards."""
+        sums = metadata.read_card(self.directory).get("files", {})
+        names = [os.path.basename(path) for path in self._info.filepaths]
+        joined = "".join(sums.get(name, "") for name in names)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    @property
     def index(self) -> dict[str, np.ndarray]:
-        """What is known of all records without reading them.
+        """What is known of all records without reading them; read anew each time.
 
         Returns:
             `id` and `place` [N] as str, and each label field [N, number of classes]
@@ -117,18 +124,12 @@ class Records:
         Raises:
             InputError: the index is missing, damaged, or of other records.
         """
-        path = pathlib.Path(self.directory) / metadata.index_name(self.split)
-        try:
-            with np.load(path) as stored:
-                index = dict(stored)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path} cannot be read ({error}); {HOW_TO_BUILD}."
-            ) from error
+        index = metadata.read_index(self.directory, self.split)
         if {len(values) for values in index.values()} != {len(self)}:
             raise InputError(
-                f"{path} is not the index of the {len(self)} records beside it; copy "
-                f"it again, or {HOW_TO_BUILD}."
+                f"{metadata.index_name(self.split)} in {self.directory} is not the "
+                f"index of the {len(self)} records there; copy it again, or "
+                f"{HOW_TO_BUILD}."
             )
         return index
 
@@ -136,10 +137,6 @@ class Records:
     def places(self) -> np.ndarray:
         """Place and time of all records, [N] as str, "" where unknown."""
         return self.index["place"]
-
-    def __getstate__(self) -> dict:
-        # Worker processes read records; the index would only weigh them down.
-        return {k: v for k, v in self.__dict__.items() if k != "index"}
 
     def _open(self) -> grain.sources.ArrayRecordDataSource:
         try:

@@ -7,7 +7,6 @@ A record keeps pixels as they were measured. This file knows how records are wri
 import hashlib
 import os
 import pathlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,11 +16,18 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data_pipeline import files
 from data_pipeline.description import Description
 
-# `place` is the same for pairs of one place and time, whatever dataset they are in.
+# `place` is the same for pairs that must not be trained on and tested on: those of one
+# place and time or, where a dataset shows a place in several seasons, of one place.
 TEXTS = ("id", "id_s1", "place", "tile", "acquired_s1", "acquired_s2")
-OPTIONS = "group_size:1,zstd:3"  # groups of 1 are what makes random access cheap
+# Options of ArrayRecord: groups of 1 are what makes random access cheap.
+COMPRESSION = {
+    "zstd:3": "group_size:1,zstd:3",
+    "none": "group_size:1,uncompressed",
+}
+OPTIONS = COMPRESSION["zstd:3"]
 
 _SUFFIX = "array_record"
 
@@ -93,8 +99,7 @@ def write_shard(
         OSError: the disk is full.
     """
     path = pathlib.Path(path)
-    # A name of its own: workers of a killed build may not have noticed yet.
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    part = files.aside(path)
     count, size, digest = 0, 0, hashlib.sha256()
     writer = array_record_module.ArrayRecordWriter(str(part), options)
     try:

@@ -1,7 +1,11 @@
 """Opens what `config.data` names: prepared datasets, the sample, or synthetic."""
 
+import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
 
 from data_pipeline import metadata, mixtures, records, subsets, synthetic
 from data_pipeline.description import Description
@@ -56,30 +60,59 @@ def describe(data) -> Description:
     return metadata.read_description(_folders(data)[0], _statistics(data))
 
 
-def check_overlap(train, held_out, allow: bool = False) -> int:
-    """Counts held-out pairs whose place and time are among the training pairs.
+class Places(NamedTuple):
+    """The places of a split, where nothing else of it is wanted."""
+
+    title: str
+    places: np.ndarray
+
+
+def held_out(data) -> Iterator[Places]:
+    """The places of every split of `config.data` that is not for training."""
+    if data.source == "synthetic":
+        return
+    for folder in _folders(data):
+        for split in metadata.read_card(folder)["splits"]:
+            if split != data.split:
+                index = metadata.read_index(folder, split)
+                yield Places(f"split {split} of {folder}", index["place"])
+
+
+def check_overlap(train, other, allow: bool = False) -> int:
+    """Counts pairs of `other` whose place is among the training pairs.
 
     Sources that do not know their places pass, as do pairs of which it is unknown.
 
     Args:
         train: the training pairs.
-        held_out: the pairs that must not be among them.
+        other: pairs, or `Places`, that must not be among them.
         allow: count, but do not refuse.
 
     Raises:
         InputError: there are some.
     """
-    if not (hasattr(train, "places") and hasattr(held_out, "places")):
+    if not (hasattr(train, "places") and hasattr(other, "places")):
         return 0
     known = set(train.places.tolist()) - {""}
-    shared = [place for place in held_out.places.tolist() if place in known]
+    shared = [place for place in other.places.tolist() if place in known]
     if shared and not allow:
+        title = getattr(other, "title", "the held-out pairs")
         raise InputError(
-            f"{len(shared)} of {len(held_out)} held-out pairs are training pairs too, "
+            f"{len(shared)} of {len(other.places)} in {title} are training pairs too, "
             f"such as {shared[0]}; train on other splits or datasets, or pass "
             "--config.data.allow_overlap=True."
         )
     return len(shared)
+
+
+def place_codes(source) -> np.ndarray:
+    """A 64-bit code for each place of a source, sorted, for comparing datasets later.
+
+    Two of a million places share a code with a chance of three in a hundred million.
+    """
+    places = source.places.tolist() if hasattr(source, "places") else []
+    digests = [hashlib.blake2b(p.encode(), digest_size=8).digest() for p in places if p]
+    return np.unique(np.frombuffer(b"".join(digests), "<u8"))
 
 
 def _open(data, split: str, fields) -> list:

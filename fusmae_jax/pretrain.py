@@ -1,6 +1,7 @@
 """The pretraining loop."""
 
 import collections
+import contextlib
 import logging
 import pathlib
 import time
@@ -42,11 +43,14 @@ def load_batches(config, source, mesh, first: int):
         workers=config.data.workers,
     )
     ready = collections.deque()
-    while True:
-        start = time.monotonic()
-        while len(ready) < AHEAD:
-            ready.append(sharding.to_devices(next(stream), mesh))
-        yield ready.popleft(), time.monotonic() - start
+    try:
+        while True:
+            start = time.monotonic()
+            while len(ready) < AHEAD:
+                ready.append(sharding.to_devices(next(stream), mesh))
+            yield ready.popleft(), time.monotonic() - start
+    finally:
+        stream.close()  # worker processes would leave shared memory behind
 
 
 def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
@@ -125,7 +129,8 @@ def open_data(config):
     fields = build.check_data(build.contract(config, description.sensors), description)
     source = sources.open_split(config.data, config.data.split, fields)
     held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
-    sources.check_overlap(source, held, allow=config.data.allow_overlap)
+    for other in (held, *sources.held_out(config.data)):
+        sources.check_overlap(source, other, allow=config.data.allow_overlap)
     source[0], source[len(source) - 1]  # a damaged dataset shows itself here
     return source, held
 
@@ -158,6 +163,7 @@ def pretrain(config, workdir) -> train.TrainState:
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     run.open_workdir(workdir, config, objective.contract, source.fingerprint())
+    run.remember_places(workdir, sources.place_codes(source))
     workdir = pathlib.Path(workdir)
 
     state, layout, train_step = compile_step(config, objective, mesh, rate)
@@ -172,8 +178,10 @@ def pretrain(config, workdir) -> train.TrainState:
             log.info("Resuming from step %d.", saves.latest)
             state = saves.restore(state, layout)
         first = int(state.step)
-        stream = load_batches(config, source, mesh, first)
-        with metrics.MetricWriter(workdir, first_step=first) as writer:
+        with (
+            contextlib.closing(load_batches(config, source, mesh, first)) as stream,
+            metrics.MetricWriter(workdir, first_step=first) as writer,
+        ):
             evaluation = heldout.Evaluation(
                 held_out, writer, workdir, config.figure_pairs
             )

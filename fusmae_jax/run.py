@@ -6,8 +6,9 @@ import pathlib
 
 import jax
 import ml_collections
+import numpy as np
 
-from data_pipeline import sensors
+from data_pipeline import files, sensors
 from data_pipeline.errors import InputError
 
 # These say how a run is carried out; all others say what its steps mean.
@@ -29,6 +30,7 @@ FREE = (
     "data.threads",
     "data.workers",
 )
+PLACES = "places.npy"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -133,3 +135,22 @@ def load(
     saved = json.loads(path.read_text())
     contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
     return ml_collections.ConfigDict(saved["config"]).lock(), contract
+
+
+def remember_places(workdir, codes: np.ndarray) -> None:
+    """Keeps what `sources.place_codes` says of the training pairs.
+
+    With it a later evaluation knows pairs that were trained on, wherever the training
+    data have gone.
+    """
+    path = pathlib.Path(workdir) / PLACES
+    if jax.process_index() == 0 and not path.exists():
+        with files.aside(path).open("wb") as file:
+            np.save(file, codes)
+        pathlib.Path(file.name).replace(path)
+
+
+def trained_on(workdir, codes: np.ndarray) -> int:
+    """How many places, by their codes, the run in `workdir` was trained on."""
+    path = pathlib.Path(workdir) / PLACES
+    return len(np.intersect1d(np.load(path), codes)) if path.exists() else 0

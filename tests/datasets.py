@@ -72,7 +72,7 @@ def write(
         start += count
     shards.write_metadata(directory, described, {split: infos})
     write_index(directory, split, described, rows)
-    card = {"description": described.describe()}
+    card = {"description": described.describe(), "splits": {split: {}}}
     (directory / metadata.CARD_FILE).write_text(json.dumps(card))
     return directory
 

@@ -4,12 +4,12 @@ import collections
 import itertools
 import time
 
-import datasets
 import numpy as np
 import pytest
 
 from data_pipeline import batches, mixtures, records, shards
 from data_pipeline.errors import InputError
+from tests import datasets
 
 
 class Numbers:

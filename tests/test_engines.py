@@ -23,7 +23,7 @@ def work(tmp_path):
 def test_all_shards_are_built_and_checked_in_order(work, workers):
     engines.run_local(units_of_work.build, work, workers, "writing")
     checked = engines.run_local(units_of_work.check, work, workers, "checking")
-    ids = [part["index"]["id"] for part in checked]
+    ids = [part["index"]["id"].tolist() for part in checked]
     assert ids == [["fake-0", "fake-1"], ["fake-2"], ["fake-4", "fake-5"]]
 
 

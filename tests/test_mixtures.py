@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
-import datasets
 import numpy as np
 import pytest
 
 from data_pipeline import layout, mixtures, records, sensors
 from data_pipeline.errors import InputError
+from tests import datasets
 
 
 def opened(directory, counts=(3,), fields=None, **changes):

@@ -1,11 +1,11 @@
 """What a config's data may be: one dataset or several, whole or in part."""
 
-import datasets
 import ml_collections
 import pytest
 
 from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
+from tests import datasets
 
 
 def data(**changes) -> ml_collections.ConfigDict:

@@ -3,12 +3,12 @@
 import json
 import time
 
-import datasets
 import numpy as np
 import pytest
 
 from data_pipeline import records, subsets, synthetic
 from data_pipeline.errors import InputError
+from tests import datasets
 
 
 def labels(count: int, classes: int = 8, seed: int = 0) -> np.ndarray:

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline import archive, shards
-from data_pipeline.building import plan, units_of_work
+from data_pipeline import shards
+from data_pipeline.building import units_of_work
 from data_pipeline.errors import InputError
 from tests import fakes
 
@@ -54,6 +54,41 @@ def test_every_pair_is_counted_as_it_is_done(shard):
     assert sum(done) == 6
 
 
+class Broken(fakes.Archive):
+    """An archive on a disk that fails."""
+
+    def read_pair(self, pair):
+        raise OSError(5, "Input/output error")
+
+
+def test_disk_that_fails_stops_the_build_and_no_pair_is_called_bad(shard):
+    broken = dataclasses.replace(shard, archive=Broken())
+    with pytest.raises(InputError, match="fake-0 cannot be read .*same command again"):
+        units_of_work.build(broken)
+    assert not shard.result.exists() and not shard.path.exists()
+
+
+class Strange(fakes.Archive):
+    """An archive with a file that no reader foresaw."""
+
+    def read_pair(self, pair):
+        if pair.s2_name == "fake-2":
+            raise KeyError("B02")
+        return super().read_pair(pair)
+
+
+def test_file_that_no_reader_foresaw_is_skipped_and_said(shard):
+    units_of_work.build(dataclasses.replace(shard, archive=Strange()))
+    (name, _, reason), _ = units_of_work.read_result(shard)["skipped"]
+    assert name == "fake-2" and "makes its reader fail (KeyError: 'B02')" in reason
+
+
+def test_strict_build_writes_anew_what_a_lenient_one_finished_with_a_bad_pair(shard):
+    units_of_work.build(shard)
+    with pytest.raises(InputError, match="pair 3 is bad on purpose"):
+        units_of_work.build(dataclasses.replace(shard, strict=True))
+
+
 def test_finished_shard_is_not_written_again(shard):
     units_of_work.build(shard)
     before = shard.path.stat()
@@ -64,9 +99,11 @@ def test_finished_shard_is_not_written_again(shard):
 def test_check_returns_what_the_index_needs(shard):
     units_of_work.build(shard)
     index = units_of_work.check(shard)["index"]
-    assert index["id"] == ["fake-0", "fake-1", "fake-2", "fake-4", "fake-5"]
-    want = [shard.archive.read_pair(p)["labels"] for p in shard.pairs if p.where[0][1]]
-    assert index["labels"] == want
+    good = [shard.archive.read_pair(p) for p in shard.pairs if p.where[0][1]]
+    for field in ("id", "place"):
+        assert index[field].tolist() == [record[field] for record in good]
+    labels = [np.flatnonzero(row).tolist() for row in index["labels"]]
+    assert labels == [record["labels"] for record in good]
 
 
 def test_labels_become_multi_hot():
@@ -118,14 +155,10 @@ def test_uncompressed_shard_holds_the_same_records(shard, tmp_path):
         shard,
         path=tmp_path / "plain",
         result=tmp_path / "plain.json",
-        options=plan.COMPRESSION["none"],
+        options=shards.COMPRESSION["none"],
     )
     units_of_work.build(plain)
     same = ("count", "bytes", "digest", "tally")
     got, want = units_of_work.read_result(plain), units_of_work.read_result(shard)
     assert {k: got[k] for k in same} == {k: want[k] for k in same}
     assert plain.path.read_bytes() != shard.path.read_bytes()
-
-
-def test_archive_and_pair_keep_what_workers_need():
-    assert archive.Pair("b", "a") < archive.Pair("c", "a")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from data_pipeline import files
 from data_pipeline.building import card_text
 from data_pipeline.archive import Skipped
 from data_pipeline.description import Description
@@ -131,19 +132,12 @@ def reasons(skipped: Sequence[Skipped]) -> list[dict]:
     return rows
 
 
-def readable(card: Mapping) -> str:
-    """The card as Markdown."""
-    return card_text.text(card)
-
-
 def write(directory: str | os.PathLike, card: Mapping) -> None:
     """Writes both files, each whole or not at all; `card.json` comes last."""
     directory = pathlib.Path(directory)
     content = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    for name, text in ((TEXT_FILE, readable(card)), (CARD_FILE, content)):
-        part = directory / (name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, directory / name)
+    for name, text in ((TEXT_FILE, card_text.text(card)), (CARD_FILE, content)):
+        files.write_whole(directory / name, text)
 
 
 def _last(path: re.Match) -> str:

@@ -6,14 +6,13 @@ what looks blurred, shifted or striped is so in the records.
 
 import io
 import os
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import figure, transforms
 
-from data_pipeline import looks, sensors
+from data_pipeline import files, looks, sensors
 from data_pipeline.description import Description
 
 SHOWN = 24
@@ -104,10 +103,7 @@ class _Sheet:
         self._fig.figimage(self._pixels)
         buffer = io.BytesIO()
         self._fig.savefig(buffer, dpi=72, format="png", metadata={"Software": None})
-        path = pathlib.Path(path)
-        aside = path.with_name(path.name + ".part")
-        aside.write_bytes(buffer.getvalue())
-        aside.replace(path)
+        files.write_whole(path, buffer.getvalue())
 
 
 def _tile(description: Description, record: Mapping) -> np.ndarray:

@@ -11,14 +11,12 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import metadata, shards
-from data_pipeline.building import units_of_work
+from data_pipeline import files, metadata, shards
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
 
 FOLDER = "_build"  # is there until the dataset is complete
-COMPRESSION = {"zstd:3": "group_size:1,zstd:3", "none": "group_size:1,uncompressed"}
 
 
 def options(config) -> dict:
@@ -37,9 +35,10 @@ def options(config) -> dict:
             f"pairs_per_shard={config.pairs_per_shard} must be at least 1 and "
             f"workers={config.workers} at least 0; change them."
         )
-    if config.compression not in COMPRESSION:
+    if config.compression not in shards.COMPRESSION:
         raise InputError(
-            f"compression is {config.compression!r}; choose one of {list(COMPRESSION)}."
+            f"compression is {config.compression!r}; choose one of "
+            f"{list(shards.COMPRESSION)}."
         )
     return {
         "archive": config.archive,
@@ -114,7 +113,7 @@ def begin(
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     plan = plan | {"pairs": digest}
     check_out(out, plan)
-    units_of_work.write_whole(out / FOLDER / "plan.json", json.dumps(plan, indent=1))
+    files.write_whole(out / FOLDER / "plan.json", json.dumps(plan, indent=1))
     for part in out.glob("*.part"):  # of a build that was killed
         part.unlink()
 
@@ -142,10 +141,10 @@ def units(
                 size=len(part),
                 archive=archive,
                 strict=config.strict,
-                options=COMPRESSION[config.compression],
+                options=shards.COMPRESSION[config.compression],
             )
             rows = json.dumps([dataclasses.astuple(pair) for pair in part])
-            units_of_work.write_whole(shard.plan, rows)
+            files.write_whole(shard.plan, rows)
             work[split].append(shard)
     return work
 

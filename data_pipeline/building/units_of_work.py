@@ -7,7 +7,6 @@ restarted build passes it over, whichever engine runs it and wherever.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable
 
@@ -15,7 +14,7 @@ import numpy as np
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipeline import shards
+from data_pipeline import files, shards
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.statistics import Tally
@@ -49,6 +48,10 @@ class Shard:
         return [Pair(*map(_tuples, row)) for row in json.loads(self.plan.read_text())]
 
 
+class Stopped(InputError):
+    """What no pair is to blame for: it ends the build, and a restart tries again."""
+
+
 def _tuples(value):
     """JSON's lists as the tuples they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
@@ -72,9 +75,9 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
     def examples():
         for pair in shard.pairs:
             try:
-                record = shard.archive.read_pair(pair)
+                record = _read(shard, pair)
             except InputError as error:
-                if shard.strict:
+                if shard.strict or isinstance(error, Stopped):
                     raise
                 skipped.append((pair.s2_name, pair.s1_name, str(error)))
             else:
@@ -86,11 +89,29 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
     try:
         info = shards.write_shard(shard.path, examples(), features, shard.options)
         result = info._asdict() | {"skipped": skipped, "tally": tally.to_json()}
-        write_whole(shard.result, json.dumps(result))
+        files.write_whole(shard.result, json.dumps(result))
     except OSError as error:
-        raise InputError(
+        raise Stopped(
             f"{shard.path} cannot be written ({error}); make room, then give the same "
             "command again."
+        ) from error
+
+
+def _read(shard: Shard, pair: Pair) -> dict:
+    """The record of a pair; InputError means that the pair is bad."""
+    try:
+        return shard.archive.read_pair(pair)
+    except OSError as error:
+        raise Stopped(
+            f"{pair.s2_name} cannot be read ({error}); see to the disk or the network, "
+            "then give the same command again."
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # a file so strange that no reader foresaw it
+        raise InputError(
+            f"{pair.s2_name} makes its reader fail ({type(error).__name__}: {error}); "
+            "unpack it again or leave it out."
         ) from error
 
 
@@ -113,8 +134,8 @@ def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> di
     """Reads a finished shard back and compares it with its result.
 
     Returns:
-        The file's `sha256`, and for the index the `id` and `place` of every record
-        and, for each label field, its indices.
+        The file's `sha256`, and the `index` of its records, see
+        `records.Records.index`.
 
     Raises:
         InputError: something was lost or changed; the shard is deleted, so that the
@@ -148,7 +169,9 @@ def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> di
             "give the same command again to write it anew."
         ) from error
     count(len(result["skipped"]))
-    return {"sha256": sha256, "index": index}
+    for field, names in shard.archive.description.classes.items():
+        index[field] = multi_hot(index[field], len(names))
+    return {"sha256": sha256, "index": {k: np.asarray(v) for k, v in index.items()}}
 
 
 def read_records(path: pathlib.Path, at_once: int = 64) -> Iterable[bytes]:
@@ -172,10 +195,3 @@ def multi_hot(labels: list[list[int]], classes: int) -> np.ndarray:
     for row, present in zip(hot, labels):
         row[present] = 1
     return hot
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file that appears under its name only when it is complete."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -1,0 +1,155 @@
+"""Turns checked shards into a dataset, and says what became of every pair."""
+
+import collections
+import csv
+import dataclasses
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data_pipeline import files, metadata, records, shards
+from data_pipeline.archive import Skipped
+from data_pipeline.building import card, card_text, contact_sheet, units_of_work
+from data_pipeline.building.statistics import Tally
+from data_pipeline.building.units_of_work import Shard
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search of the archive came to, apart from the pairs to write.
+
+    Attributes:
+        total: pairs and single images in all, by the archive and by the lists.
+        skipped: what is left out before any pixel is read.
+        unlisted: number of those that no list asks for.
+    """
+
+    total: int
+    skipped: list[Skipped]
+    unlisted: int
+
+
+def finish(
+    out: pathlib.Path,
+    description: Description,
+    work: Mapping[str, Sequence[Shard]],
+    checked: Mapping[Shard, dict],
+    found: Found,
+    build: dict,
+) -> None:
+    """Writes what makes shards a dataset: metadata, index, card and contact sheet.
+
+    Args:
+        out: folder of the dataset.
+        description: of it.
+        work: shards of each split.
+        checked: what `units_of_work.check` returned for each.
+        found: what the search came to.
+        build: options that the card mentions.
+
+    Raises:
+        InputError: no pair is left, two have the same id, or one is unaccounted for.
+    """
+    reports, infos, skipped = {}, {}, list(found.skipped)
+    for split, members in work.items():
+        report, infos[split], bad = summarise(description, members)
+        skipped += bad
+        if report.count:
+            reports[split] = report
+            continue
+        for shard in members:  # TFDS knows no split without records
+            shard.path.unlink()
+        del infos[split]
+    write_skipped(out, skipped)
+    if not reports:
+        raise InputError(
+            f"All {len(skipped)} pairs are bad, the first because: "
+            f"{skipped[0].reason} See {out / 'skipped.csv'}."
+        )
+    written = sum(report.count for report in reports.values())
+    if found.total != written + len(skipped) + found.unlisted:
+        raise InputError(
+            f"Of {found.total} pairs, {written} were written, {len(skipped)} skipped "
+            f"and {found.unlisted} in no list, which does not add up: two pairs of "
+            "the archive have one name; rename one."
+        )
+    kept = {split: [checked[shard] for shard in work[split]] for split in reports}
+    write_index(out, kept)
+    shards.write_metadata(out, description, infos)
+    sums = {s.path.name: checked[s]["sha256"] for split in kept for s in work[split]}
+    content = card.make(description, reports, skipped, found.unlisted, sums, build)
+    card.write(out, content)  # from here on the dataset is complete
+    draw(out, description, list(kept))
+    counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
+    left = f"; {found.unlisted} are in no list" if found.unlisted else ""
+    bad = len(skipped)
+    print(f"{out}: of {found.total} pairs wrote {counts}; skipped {bad}{left}.")
+
+
+def summarise(
+    description: Description, members: Sequence[Shard]
+) -> tuple[card.SplitReport, list[shards.ShardInfo], list[Skipped]]:
+    """What the results of a split's shards come to, read one after another."""
+    tally, infos, skipped = Tally(description), [], []
+    for shard in members:
+        result = units_of_work.read_result(shard)
+        tally.merge(Tally.from_json(description, result["tally"]))
+        info = {name: result[name] for name in shards.ShardInfo._fields}
+        infos.append(shards.ShardInfo(**info))
+        skipped += [Skipped(*row) for row in result["skipped"]]
+    count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
+    return card.SplitReport(count, size, tally), infos, skipped
+
+
+def write_skipped(out: pathlib.Path, skipped: Sequence[Skipped]) -> None:
+    """Lists what was left out, if anything was."""
+    path = out / "skipped.csv"
+    if not skipped:
+        path.unlink(missing_ok=True)  # of an earlier attempt
+        return
+    text = io.StringIO(newline="")
+    rows = [Skipped._fields, *skipped]
+    csv.writer(text).writerows(row[:3] for row in rows)
+    files.write_whole(path, text.getvalue())
+
+
+def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
+    """Writes the index of each split, see `records.Records.index`.
+
+    Raises:
+        InputError: two records have the same id.
+    """
+    indices = {
+        split: {
+            field: np.concatenate([part["index"][field] for part in parts])
+            for field in parts[0]["index"]
+        }
+        for split, parts in kept.items()
+    }
+    ids = np.concatenate([index["id"] for index in indices.values()]).tolist()
+    name, times = collections.Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"The id {name!r} belongs to {times} records; remove its copies from the "
+            "archive, delete the build, and start it again."
+        )
+    for split, index in indices.items():
+        content = io.BytesIO()
+        np.savez_compressed(content, **index)
+        files.write_whole(out / metadata.index_name(split), content.getvalue())
+
+
+def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
+    """Draws the contact sheet from the records as they were written."""
+    opened = [records.Records(out, split) for split in splits]
+    starts = np.cumsum([0, *map(len, opened)])
+    places = np.linspace(0, starts[-1] - 1, contact_sheet.SHOWN).astype(int)
+    shown = []
+    for place in np.unique(places):
+        part = int(np.searchsorted(starts, place, side="right")) - 1
+        shown.append(opened[part][int(place - starts[part])])
+    contact_sheet.draw(description, shown, out / card_text.SHEET_FILE)
