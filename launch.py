@@ -101,4 +101,4 @@ if __name__ == "__main__":
     except InputError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on from the last checkpoint.")
+        sys.exit("Interrupted; the same command goes on from what was finished.")

@@ -1,7 +1,7 @@
 r"""Builds a dataset of records from the archives of BigEarthNet v1.
 
     python launch.py --config=configs/prepare_bigearthnet.py --config.source=DIR \
-        --config.out=DIR
+        --config.splits=LISTS --config.out=DIR
 
 Both archives lie in the source, unpacked or as they were downloaded: BigEarthNet-v1.0
 and BigEarthNet-S1-v1.0, folders or .tar, .tar.gz, .tar.zst. A build that was stopped

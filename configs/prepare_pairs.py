@@ -10,7 +10,8 @@ The source is one of two:
                split (train, validation, test; rows without one are left out when others
                have one), tile, labels (names separated by ;), acquired_s1, acquired_s2
 
-Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same.
+Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same;
+coordinates, where there are any, are in metres, such as UTM, and not in degrees.
 Band descriptions in the files name them, VV, VH, B02 or B2, in any order; other bands
 are left out, and so are scale factors that a tag may hold. Without splits in a CSV, all
 pairs are for training, unless --config.holdout_share=0.1 keeps some for validation.

@@ -21,5 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
         c.pairs_per_shard = 384  # about 400 MB
         c.read = ml_collections.ConfigDict()
         c.read.level = "L2A"  # of Sentinel-2: "L2A" (s2a/) or "L1C" (s2c/)
+        # Processing baseline 04.00 and later (2022) add 1000 DN. The published archive
+        # predates it: "0". For later downloads "auto" looks for the baseline in each
+        # product's metadata.json, and "1000" takes the offset out.
+        c.read.s2_offset = "0"
         c.read.void_ids = ""  # void_ids.csv of SSL4EO-S12: locations to leave out
     return c

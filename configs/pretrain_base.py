@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
         weights=(),  # of several; () counts their pairs
         split="train",
         eval_split="validation",
+        eval_dir="",  # where that is, if not in dir
         classes=(),  # only pairs with one of these; () takes all
         fraction=1.0,  # of the training pairs, every class kept,
         subset_seed=0,  # and which

@@ -4,9 +4,10 @@ An archive is one module with a function `open_archive(config)` that returns an
 `Archive`. Worker processes read pairs, so an archive pickles to a few bytes.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,8 +51,11 @@ class Skipped(NamedTuple):
     wanted: bool = True
 
 
-class Archive(Protocol):
+class Archive(abc.ABC):
     """A source of pairs.
+
+    What is wrong with one image is an InputError, and costs its pair. An OSError is
+    none of that: the disk or the network fails, and the build with it.
 
     Attributes:
         description: what its records hold.
@@ -59,20 +63,30 @@ class Archive(Protocol):
 
     description: Description
 
+    @abc.abstractmethod
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
         """All pairs in the order of their Sentinel-2 names, and what has no partner.
 
         Raises:
             InputError: the archive is not where it should be.
+            OSError: it cannot be read.
         """
 
+    @abc.abstractmethod
     def read_pair(self, pair: Pair) -> dict:
         """The fields of a pair's record: pixels [H, W, C] as the layout has them,
         pixel labels [H, W], label fields as lists of indices, and the texts.
 
+        Pairs of one `place` must not be trained on and tested on, whichever datasets
+        they are in: it says place and time or, as in SSL4EO-S12, the place alone.
+
         Raises:
             InputError: a file is missing or damaged, or its content cannot be true.
+            OSError: a file cannot be read.
         """
+
+    def clean(self) -> None:
+        """Removes what reading the archive left beside it."""
 
 
 def pixels(

@@ -11,6 +11,8 @@ from data_pipeline import layout as layouts
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
 
+SPLITS = ("train", "validation", "test")  # that a dataset can have, in this order
+
 
 @dataclasses.dataclass(frozen=True)
 class Description:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,6 +15,7 @@ from data_pipeline import shards
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
 STATISTICS = ("published", "computed")
 CARD_FILE = "card.json"  # makes a folder a dataset; written last
 HOW_TO_BUILD = (
@@ -35,13 +37,16 @@ def read_card(directory: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(directory) / CARD_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{directory} is not a dataset, as it holds no {CARD_FILE}; {HOW_TO_BUILD}."
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
+    if not isinstance(card, dict) or not isinstance(card.get("splits"), dict):
+        raise InputError(f"{path} is no card of a dataset; {HOW_TO_BUILD}.")
+    return card
 
 
 def read_description(
@@ -65,16 +70,22 @@ def read_description(
     description = descriptions.restore(card.get("description"))
     if statistics == "published":
         return description
-    split = card["reference_split"]
-    bands = card["splits"][split]["sensors"]
-    computed = {
-        name: sensor.with_statistics(
-            {band: bands[name][band]["mean"] for band in sensor.band_names},
-            {band: bands[name][band]["std"] for band in sensor.band_names},
-            f"computed from split {split} of {description.name}",
-        )
-        for name, sensor in description.sensors.items()
-    }
+    try:
+        split = card["reference_split"]
+        bands = card["splits"][split]["sensors"]
+        computed = {
+            name: sensor.with_statistics(
+                {band: bands[name][band]["mean"] for band in sensor.band_names},
+                {band: bands[name][band]["std"] for band in sensor.band_names},
+                f"computed from split {split} of {description.name}",
+            )
+            for name, sensor in description.sensors.items()
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{CARD_FILE} in {directory} lacks computed statistics ({error!r}); set "
+            "--config.data.statistics=published, or build the dataset again."
+        ) from error
     return dataclasses.replace(description, sensors=computed)
 
 
@@ -87,8 +98,10 @@ def read_index(directory: str | os.PathLike, split: str) -> dict[str, np.ndarray
     path = pathlib.Path(directory) / index_name(split)
     try:
         with np.load(path) as stored:
-            return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            index = dict(stored)
+        index["id"], index["place"]  # or it is no index
+        return index
+    except (OSError, ValueError, KeyError, EOFError, *_DAMAGED_ZIP) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
 
 

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import metadata, mixtures, records, subsets, synthetic
-from data_pipeline.description import Description
+from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
 
-SPLITS = ("train", "validation", "test")
 SAMPLE = pathlib.Path(__file__).parent / "sample"
 HOW_TO_GET_DATA = (
     "Build a dataset:   python launch.py --config=configs/prepare_bigearthnet.py "
@@ -27,10 +26,12 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
         data: the config's `data`: `source` is "records" (read from `dir`, or from
             several folders with commas between them), "sample" (real pairs that come
             with the project) or "synthetic" (`count` scenes of `size` px, from
-            `seed`). It may have `statistics` of the bands, "published" or "computed";
-            `weights` of several datasets, else they count by
-            their pairs; `classes`, of which a pair must have one; and `fraction` and
-            `subset_seed` of the pairs that are drawn of the split `data.split`.
+            `seed`). It may have `eval_dir`, where splits other than `data.split` are;
+            `statistics` of the bands, "published" or "computed"; `weights` of several
+            datasets, else they count by their pairs; `classes`, of which a pair must
+            have one; and `fraction` and `subset_seed` of the pairs that are drawn of
+            the split `data.split`. Datasets without a held-out split have no part in
+            it.
         split: "train", "validation" or "test".
         fields: the record's fields that are wanted; None for all.
 
@@ -42,10 +43,8 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
         InputError: there is no such data, and what to do about it.
     """
     fields = None if fields is None else tuple(fields)
-    parts = [
-        _part(data, split, source) for source in _open(data, split, fields)
-    ]
-    weights = data.get("weights", ())
+    parts = [_part(data, split, source) for source in _open(data, split, fields)]
+    weights = data.get("weights", ()) if split == data.get("split") else ()
     return mixtures.Mixture(parts, weights) if len(parts) > 1 else parts[0]
 
 
@@ -124,21 +123,24 @@ def _open(data, split: str, fields) -> list:
         seed = data.seed * len(SPLITS) + SPLITS.index(split)
         count = data.count if split == "train" else max(1, data.count // 10)
         return [synthetic.Scenes(count, size=data.size, seed=seed, fields=fields)]
-    statistics = _statistics(data)
-    return [
-        records.Records(folder, split, fields, statistics) for folder in _folders(data)
-    ]
+    folders, statistics = _folders(data, split), _statistics(data)
+    if split != data.get("split"):
+        having = [f for f in folders if split in metadata.read_card(f)["splits"]]
+        folders = having or folders  # of which the first says what it has
+    return [records.Records(folder, split, fields, statistics) for folder in folders]
 
 
-def _folders(data) -> list[str | pathlib.Path]:
-    """Where the datasets are."""
+def _folders(data, split: str | None = None) -> list[str | pathlib.Path]:
+    """Where the datasets are that may have a split, by default that for training."""
     if data.source == "sample":
         return [SAMPLE]
     if data.source != "records":
         raise InputError(
             f"data.source is {data.source!r}; choose records, sample or synthetic."
         )
-    folders = [folder.strip() for folder in data.dir.split(",") if folder.strip()]
+    elsewhere = data.get("eval_dir", "") if split != data.get("split") else ""
+    named = (split and elsewhere) or data.dir
+    folders = [folder.strip() for folder in named.split(",") if folder.strip()]
     if not folders:
         raise InputError(HOW_TO_GET_DATA)
     return folders

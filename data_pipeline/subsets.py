@@ -13,6 +13,7 @@ from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
 CANDIDATES = 128  # pairs that are compared before one of them is drawn
+_ONE = 1 << 32  # in whole numbers, which every machine adds up alike
 
 
 class Subset:
@@ -64,7 +65,7 @@ class Subset:
 
     @property
     def places(self) -> np.ndarray:
-        """Place and time of these pairs."""
+        """The source's `place` of these pairs."""
         return self._source.places[self._indices]
 
     def fingerprint(self) -> dict:
@@ -125,7 +126,7 @@ def choose(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     contained in the greater. Each comes from the class that lags furthest behind, the
     rarest first, and of some such pairs it is the one that brings the counts of all
     its classes closest to their shares (after Sechidis et al., "On the Stratification
-    of Multi-Label Data", 2011).
+    of Multi-Label Data", 2011). Any machine and later NumPy draws the same.
 
     Args:
         labels: which classes each pair has, [N, C], 0 or 1.
@@ -144,20 +145,21 @@ def choose(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     wanted = round(fraction * len(labels))
     # Pairs without labels are a class too, so that they keep their share.
     none = ~labels.any(axis=1, keepdims=True)
-    has = np.concatenate([labels, none], axis=1).astype(np.float32)
+    has = np.concatenate([labels, none], axis=1).astype(np.int64)
     has = has[:, has.any(axis=0)]
     has = has[:, np.argsort(has.sum(axis=0), kind="stable")]  # the rarest first
-    totals = has.sum(axis=0, dtype=np.float64)
+    totals = has.sum(axis=0)
 
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    bits = np.random.MT19937(np.random.SeedSequence(seed))
+    shuffled = np.random.RandomState(bits).permutation(len(labels))
     queues = [shuffled[has[shuffled, c] > 0] for c in range(len(totals))]
-    free, counts, drawn = np.ones(len(labels), bool), np.zeros(len(totals)), []
+    free, counts, drawn = np.ones(len(labels), bool), np.zeros_like(totals), []
     while len(drawn) < len(labels) and (len(drawn) < wanted or not counts.all()):
         c = int(np.argmin(counts / totals))
         candidates, queues[c] = _first_free(queues[c], free)
-        excess = counts - totals * ((len(drawn) + 1) / len(labels))
-        # (excess + has)^2 - excess^2, relative to the size of each class.
-        cost = has[candidates] @ ((2.0 * excess + 1.0) / totals)
+        # What (count + has - share)^2 grows by, relative to the size of each class.
+        share = 2 * (len(drawn) + 1) * _ONE // len(labels)
+        cost = has[candidates] @ ((2 * counts + 1) * _ONE // totals - share)
         pick = candidates[np.argmin(cost)]
         drawn.append(pick)
         free[pick] = False

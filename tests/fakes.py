@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from configs import prepare_bigearthnet
-from data_pipeline import synthetic
+from data_pipeline import archive, synthetic
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
@@ -16,7 +16,7 @@ DESCRIPTION = dataclasses.replace(SCENES.description, name="fake")
 
 
 @dataclasses.dataclass(frozen=True)
-class Archive:
+class Archive(archive.Archive):
     """Synthetic pairs, some of them bad.
 
     Attributes:

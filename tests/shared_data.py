@@ -16,12 +16,20 @@ LABELS_19 = [10, 17]
 
 def bigearthnet_v1() -> str:
     """The shared archive of 22 real pairs; skips the test where there is none."""
+    return str(_shared("BigEarthNet-v1"))
+
+
+def bigearthnet_v2() -> pathlib.Path:
+    """The shared archive of 32 real pairs; skips the test where there is none."""
+    return _shared("BigEarthNet-v2")
+
+
+def _shared(name: str) -> pathlib.Path:
     default = pathlib.Path(__file__).parents[2] / "shared" / "data"
-    archive = pathlib.Path(os.environ.get("FUSMAE_SHARED_DATA", default))
-    archive /= "BigEarthNet-v1"
-    if not archive.is_dir():
-        pytest.skip(f"no real pairs in {archive}; set FUSMAE_SHARED_DATA")
-    return str(archive)
+    folder = pathlib.Path(os.environ.get("FUSMAE_SHARED_DATA", default)) / name
+    if not folder.is_dir():
+        pytest.skip(f"no real pairs in {folder}; set FUSMAE_SHARED_DATA")
+    return folder
 
 
 def write_pair(

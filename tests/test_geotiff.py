@@ -75,6 +75,55 @@ def test_what_cannot_be_read_is_refused_with_the_name_and_reason(data, reason):
         geotiff.read(data, "x.tif")
 
 
+def fuzzed(data: bytes, count: int):
+    """Yields the data with a few bytes changed, most of them in the tags."""
+    rng = np.random.default_rng(0)
+    start = int.from_bytes(data[4:8], "little")  # of the tags
+    stop = start + 2 + 12 * int.from_bytes(data[start : start + 2], "little")
+    for i in range(count):
+        bad = bytearray(data)
+        if i % 3 == 0:
+            at = rng.integers(start, stop, 1)
+        elif i % 3 == 1:
+            at = rng.integers(start, stop, rng.integers(2, 9))
+        else:
+            at = rng.integers(0, len(data), rng.integers(1, 9))
+        for k in at:
+            bad[k] = rng.choice([0, 1, 255, bad[k] ^ 1 << rng.integers(8)])
+        yield bytes(bad[: rng.integers(len(bad))] if i % 50 == 0 else bad)
+
+
+@pytest.mark.parametrize("rows", [5, 20])
+def test_of_damaged_files_comes_an_image_or_an_input_error(rows):
+    images = refused = 0
+    for data in fuzzed(encode(IMAGE, rowsperstrip=rows), 4000):
+        try:
+            image = geotiff.read(data, "x.tif")
+        except InputError:
+            refused += 1
+        else:
+            images += 1
+            assert image.ndim == 2 and image.size and image.nbytes <= len(data)
+    assert images > 300 and refused > 300
+
+
+@pytest.mark.parametrize("tag", [256, 257, 258, 259, 273, 277, 279])
+@pytest.mark.parametrize("field, value", [("count", 0), ("value", 0), ("type", 99)])
+def test_a_tag_without_content_is_an_input_error_or_goes_without(tag, field, value):
+    data = bytearray(encode(IMAGE, rowsperstrip=20))
+    start = int.from_bytes(data[4:8], "little")
+    entries = range(start + 2, start + 2 + 12 * data[start], 12)
+    (entry,) = [at for at in entries if data[at : at + 2] == tag.to_bytes(2, "little")]
+    at, size = {"type": (2, 2), "count": (4, 4), "value": (8, 4)}[field]
+    data[entry + at : entry + at + size] = value.to_bytes(size, "little")
+    without = tag in (259, 277) and field != "value"  # which have a default
+    if without:
+        np.testing.assert_array_equal(geotiff.read(bytes(data), "x.tif"), IMAGE)
+    else:
+        with pytest.raises(InputError, match="^x.tif "):
+            geotiff.read(bytes(data), "x.tif")
+
+
 def test_a_file_is_read_by_its_path(tmp_path):
     path = tmp_path / "x.tif"
     path.write_bytes(encode(IMAGE))

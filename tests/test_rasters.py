@@ -65,6 +65,7 @@ def test_what_the_file_says_of_itself_is_read(tmp_path):
     assert raster.nodata == 7
     assert raster.crs == "EPSG:32633"
     assert raster.transform == (10, 0, 500000, 0, -10, 5000000)
+    assert raster.metres == 1
     np.testing.assert_array_equal(raster.pixels, IMAGE)
 
 
@@ -77,6 +78,13 @@ def test_a_file_without_coordinates_is_read_without_a_warning(tmp_path):
 
     assert raster.pixels.shape == (1, 40, 50)
     assert (raster.crs, raster.transform, raster.nodata) == ("", None, None)
+    assert raster.metres is None
+
+
+@pytest.mark.parametrize("crs, metres", [("EPSG:2263", 0.3048006), ("EPSG:4326", None)])
+def test_the_unit_of_the_coordinates_is_read(tmp_path, crs, metres):
+    write(tmp_path / "a.tif", IMAGE, crs=crs)
+    assert rasters.read(str(tmp_path / "a.tif")).metres == pytest.approx(metres)
 
 
 def test_real_files_equal_tifffile():
@@ -119,7 +127,7 @@ def test_another_format_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize("path", ["gone.tif", ".", "/vsicurl/http://localhost/a.tif"])
 def test_only_files_are_opened(path):
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="cannot be read"):
         rasters.read(path)
 
 

@@ -127,6 +127,13 @@ def test_lists_of_names_without_suffix_split_the_archive(tmp_path):
     assert not skipped and len(unlisted) == 1
 
 
+def test_folder_that_cannot_be_listed_stops_the_build(tmp_path):
+    write_triplet(tmp_path)
+    (tmp_path / "ROIs1158_spring" / "s1_2").symlink_to("s1_2")  # a loop
+    with pytest.raises(OSError, match="symbolic links"):
+        opened(tmp_path).find_pairs()
+
+
 def test_source_without_scenes_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no folders like ROIs1158_spring/s2_1"):
         opened(tmp_path).find_pairs()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -173,6 +174,17 @@ def test_damaged_record_is_an_error(tmp_path):
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(InputError, match="Record 0 of split train .* not decode"):
+        archive.read_pair(pair)
+
+
+@pytest.mark.parametrize("size", [0, 40_000])
+def test_file_that_vanished_or_was_cut_short_stops_the_build(tmp_path, size):
+    write(tmp_path, {"train": [example(0)]})
+    archive = opened(tmp_path)
+    (pair,), _ = archive.find_pairs()
+    (path,) = (tmp_path / "so2sat" / "all" / "2.1.0").glob("*train*")
+    os.truncate(path, size) if size else path.unlink()
+    with pytest.raises(OSError, match="Record 0 of split train of so2sat/all in "):
         archive.read_pair(pair)
 
 

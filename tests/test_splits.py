@@ -3,7 +3,8 @@
 import pytest
 
 from configs import prepare_bigearthnet
-from data_pipeline.building import lists, splits
+from data_pipeline import lists
+from data_pipeline.building import splits
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.errors import InputError
 
@@ -28,9 +29,10 @@ def numbers(pairs):
 def assign(config, pairs, unmatched=()):
     """Split, skipped and unlisted numbers; checks that they add up."""
     chosen, skipped, unlisted = splits.assign(config, pairs, list(unmatched))
+    total = splits.count(config, pairs, list(unmatched))
     everything = [pair for members in chosen.values() for pair in members]
     everything = [(p.s2_name, p.s1_name) for p in (*everything, *skipped, *unlisted)]
-    assert len(set(everything)) == len(everything)
+    assert len(set(everything)) == len(everything) == total
     found = {(p.s2_name, p.s1_name) for p in (*pairs, *unmatched)}
     assert found <= set(everything)
     return {s: numbers(members) for s, members in chosen.items()}, skipped, unlisted
@@ -233,8 +235,8 @@ def test_tiles_are_held_out_of_the_training_pairs_of_an_archive_with_a_test_spli
         ({"holdout_share": 1.0}, "", "holdout_share is 1.0"),
         ({"holdout_share": -0.1}, "", "holdout_share is -0.1"),
         ({"holdout_tiles": ("1ABC",)}, "", r"\['1ABC'\] .* not among the 6 of"),
-        ({"holdout_tiles": tuple(TILES)}, "", "6 of 6 tiles would be held out"),
-        ({"holdout_share": 1e-9}, "", "0 of 6 tiles would be held out"),
+        ({"holdout_tiles": tuple(TILES)}, "", "6 of 6 tiles or places would be held out"),
+        ({"holdout_share": 1e-9}, "", "0 of 6 tiles or places would be held out"),
         ({"holdout_tiles": ("33UPU",)}, "validation", "has 6 validation pairs of its"),
         ({"splits": "nowhere"}, "", "nowhere is missing"),
         ({"exclude": ("no.csv:test",)}, "", "no.csv is missing"),
@@ -245,10 +247,25 @@ def test_options_that_cannot_work_are_refused(options, split, reason):
         assign(make_config(**options), make_pairs(split=split))
 
 
-def test_share_of_tiles_needs_the_tile_of_every_pair():
-    pairs = [*make_pairs(), Pair("S2_8", "S1_8")]
-    with pytest.raises(InputError, match="and 1 pairs have no tile"):
-        assign(make_config(holdout_share=0.5), pairs)
+def test_pairs_of_no_known_tile_are_held_out_one_by_one():
+    pairs = [Pair(f"S2_{i}", f"S1_{i}") for i in range(100)]
+    splits, _, _ = assign(make_config(holdout_share=0.2), pairs)
+    assert 10 < len(splits["validation"]) < 30
+    assert len(splits["train"]) + len(splits["validation"]) == 100
+
+
+def test_list_that_names_nothing_is_warned_of(tmp_path, lines):
+    for name, text in (("snow.csv", "S2_0\n"), ("other.csv", "S2_ELSEWHERE\n")):
+        (tmp_path / name).write_text(text)
+    exclude = tuple(str(tmp_path / name) for name in ("snow.csv", "other.csv"))
+    assign(make_config(exclude=exclude), make_pairs())
+    (line,) = lines
+    assert "other.csv names no image that is here" in line
+
+
+def test_archive_without_any_pair_is_said(tmp_path):
+    with pytest.raises(InputError, match="holds no pair of this archive"):
+        assign(make_config(), [])
 
 
 def test_folder_that_lacks_a_list_is_refused(tmp_path):

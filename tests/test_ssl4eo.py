@@ -74,17 +74,34 @@ def test_seasons_are_matched_by_day_of_the_year(tmp_path):
     assert pairs == sorted(pairs)
 
 
+def products(day: str) -> tuple[str, str]:
+    """Names of a Sentinel-1 and a Sentinel-2 product of a day such as 0301."""
+    return f"S1A_IW_GRDH_1SDV_2020{day}T010800_x", f"2020{day}T054639_x"
+
+
 def test_the_whole_assignment_counts_not_the_nearest_pair():
-    def s1(day):
-        return f"S1A_IW_GRDH_1SDV_202003{day}T010800_x"
-
-    def s2(day):
-        return f"202003{day}T054639_x"
-
+    s1 = [products(day)[0] for day in ("0301", "0312")]
+    s2 = [products(day)[1] for day in ("0310", "0329")]
     # 10 and 12 are nearest, but then 01 and 29 are left to each other.
-    assert ssl4eo.match_seasons([s1("01"), s1("12")], [s2("10"), s2("29")]) == [
-        *((s1("01"), s2("10")), (s1("12"), s2("29")))
-    ]
+    matched = [(s1[0], s2[0], 9), (s1[1], s2[1], 17)]
+    assert ssl4eo.match_seasons(s1, s2) == matched
+
+
+def test_images_that_lie_a_season_apart_make_no_pair(tmp_path):
+    (s1, _), (_, near), (_, far) = map(products, ("0301", "0430", "0501"))
+    mkdirs(tmp_path, "0000001", [s1], [near])  # 60 days
+    mkdirs(tmp_path, "0000002", [s1], [far])  # 61 days
+    (pair,), (skip,) = opened(tmp_path).find_pairs()
+    assert pair.tile == "0000001"
+    assert (skip.s2_name, skip.s1_name) == (f"0000002_{far}", s1)
+    assert skip.reason.startswith("61 days ") and skip.wanted
+
+
+def test_as_many_pairs_as_can_be_are_near_enough():
+    s1 = [products(day)[0] for day in ("0401", "0601")]
+    s2 = [products(day)[1] for day in ("0601", "0802")]
+    # Both ways the sum is 123 days; one has 61 and 62, the other 0 and 123.
+    assert sorted(apart for *_, apart in ssl4eo.match_seasons(s1, s2)) == [0, 123]
 
 
 @pytest.mark.parametrize("few, many", [("s1", "s2"), ("s2", "s1")])
@@ -206,8 +223,29 @@ def test_offset_of_the_processing_baseline_is_taken_away(tmp_path, baseline, off
     tifffile.imwrite(product / "B3.tif", image)
     content = {"PROCESSING_BASELINE": baseline, "SPACECRAFT_NAME": "Sentinel-2B"}
     (product / "metadata.json").write_text(json.dumps(content))
-    got = read(tmp_path)["s2_10m"][..., 1]
-    np.testing.assert_array_equal(got, np.maximum(image, offset) - offset)
+    for choice, taken in (("auto", offset), ("0", 0), ("1000", 1000)):
+        got = read(tmp_path, s2_offset=choice)["s2_10m"][..., 1]
+        np.testing.assert_array_equal(got, np.maximum(image, taken) - taken)
+
+
+def test_offset_must_be_said_where_the_metadata_do_not_tell_it(tmp_path):
+    write_location(tmp_path)
+    image = tifffile.imread(tmp_path / "s2a" / "0000200" / S2[0] / "B3.tif")
+    np.testing.assert_array_equal(read(tmp_path)["s2_10m"][..., 1], image)
+    with pytest.raises(InputError, match="metadata.json cannot be read"):
+        read(tmp_path, s2_offset="auto")
+    (tmp_path / "s2a" / "0000200" / S2[0] / "metadata.json").write_text("{}")
+    with pytest.raises(InputError, match="metadata.json does not say .*s2_offset=1000"):
+        read(tmp_path, s2_offset="auto")
+    with pytest.raises(InputError, match="read.s2_offset is '500'"):
+        opened(tmp_path, s2_offset="500")
+
+
+def test_location_that_cannot_be_listed_stops_the_build(tmp_path):
+    mkdirs(tmp_path, "0000200", S1[:1], S2[:1])
+    (tmp_path / "s1" / "0000300").symlink_to("0000300")  # a loop, which nobody can open
+    with pytest.raises(OSError, match="symbolic links"):
+        opened(tmp_path).find_pairs()
 
 
 @pytest.mark.parametrize(

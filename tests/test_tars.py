@@ -1,8 +1,6 @@
 """Reading patches from tars: the same as from folders, and damage noticed."""
 
-import bz2
 import fcntl
-import gzip
 import io
 import json
 import os
@@ -14,53 +12,12 @@ import types
 import numpy as np
 import pytest
 
-from configs import prepare_bigearthnet
-from data_pipeline.archives import bigearthnet_v1, compressed, tars
+from data_pipeline.archives import compressed, tars
 from data_pipeline.errors import InputError
 from tests import shared_data
+from tests.packing import compress, open_archive, pack, records, write_tar
 
 NOTED = "corresponding_s2_patch"
-
-
-def pack(folder: pathlib.Path, path: pathlib.Path, **options) -> pathlib.Path:
-    """Packs a folder as the archives are, without entries for the folders."""
-    with tarfile.open(path, "w", **options) as tar:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            tar.add(file, f"{folder.name}/{file.relative_to(folder)}")
-    return path
-
-
-def compress(path: pathlib.Path, suffix: str) -> pathlib.Path:
-    data, packed = path.read_bytes(), path.with_name(path.name + suffix)
-    if suffix == ".zst":
-        zstandard = pytest.importorskip("zstandard", reason="pip install zstandard")
-        packed.write_bytes(zstandard.ZstdCompressor(level=1).compress(data))
-    else:
-        module = {".gz": gzip, ".bz2": bz2}[suffix]
-        packed.write_bytes(module.compress(data, 1))
-    path.unlink()
-    return packed
-
-
-def write_tar(path: pathlib.Path, files: list[tuple[str, bytes]]) -> str:
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return str(path)
-
-
-def open_archive(source, tmp_path):
-    config = prepare_bigearthnet.get_config()
-    config.source, config.out = str(source), str(tmp_path / "out")
-    return bigearthnet_v1.open_archive(config)
-
-
-def records(archive) -> list[dict]:
-    pairs, skipped = archive.find_pairs()
-    assert pairs and not skipped
-    return [archive.read_pair(pair) for pair in pairs]
 
 
 def assert_same(got: list[dict], want: list[dict]):
@@ -252,24 +209,24 @@ def test_two_builds_cannot_decompress_into_one_folder(tmp_path):
     assert tars.reader(where["a"])("a_1.tif") == b"x"
 
 
-def test_tar_that_changed_under_the_build_is_an_error(tmp_path):
-    path = write_tar(tmp_path / "x.tar", [("t/a/a_1.tif", b"x")])
-    where, _ = tars.index(path, str(tmp_path / "scratch"))
-    pathlib.Path(path).write_bytes(b"?" * 2048)
-    with pytest.raises(InputError, match="x.tar cannot be read .*changed since"):
+def test_tar_that_changed_under_the_build_stops_it(tmp_path):
+    path = pathlib.Path(write_tar(tmp_path / "x.tar", [("t/a/a_1.tif", b"x" * 700)]))
+    where, _ = tars.index(str(path), str(tmp_path / "scratch"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(OSError, match="x.tar was changed since the build began .*1536"):
+        tars.reader(where["a"])
+    path.write_bytes(b"?" * 2048)
+    with pytest.raises(OSError, match="x.tar was changed since the build began"):
+        tars.reader(where["a"])
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
         tars.reader(where["a"])
 
 
-def test_clean_removes_what_index_wrote_and_nothing_else(tmp_path):
-    plain = write_tar(tmp_path / "x.tar", [("t/a/a_1.tif", b"x")])
-    packed = shutil.copy(plain, tmp_path / "y.tar")
-    packed = str(compress(pathlib.Path(packed), ".gz"))
-    before = set(tmp_path.iterdir())
-    for path in (plain, packed):
-        tars.index(path, str(tmp_path))  # scratch is the source, of all folders
-    tars.clean(str(tmp_path))
-    assert set(tmp_path.iterdir()) == before
-    tars.index(packed, str(tmp_path / "scratch"))
-    tars.clean(str(tmp_path / "scratch"))
-    tars.clean(str(tmp_path / "scratch"))  # and again, where there is nothing
-    assert set(tmp_path.iterdir()) == before
+def test_disk_that_fails_while_a_compressed_tar_is_read_is_not_taken_for_damage():
+    class Failing(io.RawIOBase):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        compressed.Copy(Failing(), io.BytesIO(), "x.tar.gz").read(1)

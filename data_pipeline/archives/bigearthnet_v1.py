@@ -14,10 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import tqdm
 
-from data_pipeline import archive, classes, layout, sensors
-from data_pipeline.archives import geotiff, names
-from data_pipeline.building import lists
-from data_pipeline.archives import tars
+from data_pipeline import archive, classes, layout, lists, sensors
+from data_pipeline.archives import files, geotiff, names, tars
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
@@ -71,7 +69,7 @@ def open_archive(config) -> "BigEarthNet":
 
 
 @dataclasses.dataclass(frozen=True)
-class BigEarthNet:
+class BigEarthNet(archive.Archive):
     """Both archives, below one folder.
 
     Attributes:
@@ -161,22 +159,33 @@ class BigEarthNet:
             "acquired_s2": _acquired(s2.get("acquisition_date"), pair.s2_name),
         }
 
+    def clean(self) -> None:
+        """Removes from the scratch folder what the tars of this archive put there."""
+        for archive_names in (S2_NAMES, S1_NAMES):
+            path = _find(self.root, archive_names)
+            if not os.path.isdir(path):
+                tars.clean(path, self.scratch)
+
 
 def _patches(
     root: str, archive_names: tuple[str, ...], scratch: str, noted: str = ""
 ) -> tuple[str, dict[str, str | tuple], dict[str, str]]:
     """The folder or tar of one archive, the place of each patch, and `noted` texts."""
-    for name in archive_names:
-        path = os.path.join(root, name)
+    path = _find(root, archive_names)
+    if os.path.isdir(path):
+        return path, {entry.name: entry.path for entry in files.folders(path)}, {}
+    return path, *tars.index(path, scratch, noted)
+
+
+def _find(root: str, archive_names: tuple[str, ...]) -> str:
+    """Path of the folder or tar of one archive."""
+    paths = [os.path.join(root, name) for name in archive_names]
+    for path in paths:
         if os.path.isdir(path):
-            with os.scandir(path) as entries:
-                found = {entry.name: entry.path for entry in entries if entry.is_dir()}
-            return path, found, {}
-    for name in archive_names:
-        for suffix in tars.SUFFIXES:
-            path = os.path.join(root, name + suffix)
-            if os.path.isfile(path):
-                return path, *tars.index(path, scratch, noted)
+            return path
+    for path in (path + suffix for path in paths for suffix in tars.SUFFIXES):
+        if os.path.isfile(path):
+            return path
     raise InputError(
         f"{root} has neither a folder {' or '.join(archive_names)} nor a tar of that "
         "name; pass with --config.source=DIR the folder with both BigEarthNet v1 "
@@ -191,8 +200,9 @@ def _partner(where: str | tuple, s1_name: str) -> str:
 def _metadata(read: Callable[[str], bytes], name: str) -> dict:
     """The json of a patch; its labels are a list of texts, and its texts are texts."""
     file = f"{name}_labels_metadata.json"
+    data = read(file)
     try:
-        content = json.loads(read(file))
+        content = json.loads(data)
         texts = (_PARTNER, "acquisition_time", "acquisition_date")
         found = [content[key] for key in texts if key in content]
         sound = all(isinstance(text, str) for text in found + content["labels"])

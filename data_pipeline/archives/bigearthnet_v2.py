@@ -94,7 +94,7 @@ def open_archive(config) -> "BigEarthNet":
 
 
 @dataclasses.dataclass(frozen=True)
-class BigEarthNet:
+class BigEarthNet(archive.Archive):
     """Patches of both sensors, and the metadata that pairs them.
 
     Attributes:

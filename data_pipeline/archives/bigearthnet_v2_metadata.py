@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
 METADATA = "metadata.parquet"
 FLAGGED = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
-SPLITS = ("train", "validation", "test")
 
 _NAME = re.compile(
     r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T(\d{2}[A-Z]{3})_\d+_\d+"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tqdm
 
-from data_pipeline.archives import geotiff, rasters
+from data_pipeline.archives import files, geotiff, rasters
 from data_pipeline.errors import InputError
 
 S2_FOLDER, S1_FOLDER, MAP_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps"
@@ -28,10 +28,10 @@ def open_store(source: str) -> "Folders | Database":
     """
     if os.path.isdir(os.path.join(source, S2_FOLDER)):
         return Folders(source)
-    inside = [entry.path for entry in _folders(source)] if os.path.isdir(source) else []
+    inside = [entry.path for entry in files.folders(source)]
     found = [
         folder
-        for folder in (source, *sorted(inside))
+        for folder in (source, *inside)
         if os.path.isfile(os.path.join(folder, DATABASE))
     ]
     if len(found) != 1:
@@ -74,7 +74,7 @@ class Folders:
         """CORINE codes [H, W] of a Sentinel-2 patch, or None without a map."""
         folder = os.path.join(self.root, MAP_FOLDER, name.rsplit("_", 2)[0], name)
         path = os.path.join(folder, f"{name}{MAP_SUFFIX}.tif")
-        return rasters.read(path).pixels[0] if os.path.exists(path) else None
+        return rasters.read(path).pixels[0] if files.exists(path) else None
 
     def _patches(self, folder: str) -> set[str]:
         path = os.path.join(self.root, folder)
@@ -83,8 +83,8 @@ class Folders:
                 f"{self.root} has no folder {folder}; pass with --config.source=DIR "
                 f"the folder that holds both {S2_FOLDER} and {S1_FOLDER}."
             )
-        tiles = tqdm.tqdm(_folders(path), desc=folder, unit="tile", leave=False)
-        return {patch.name for tile in tiles for patch in _folders(tile.path)}
+        tiles = tqdm.tqdm(files.folders(path), desc=folder, unit="tile", leave=False)
+        return {patch.name for tile in tiles for patch in files.folders(tile.path)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +158,10 @@ class Database:
 
     def _images(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of a value, by band, or None when there is no such key."""
+        try:
+            _open(self.root)
+        except InputError as error:  # it could be opened when its keys were read
+            raise OSError(str(error)) from None
         with _transaction(self.root) as transaction:
             value = transaction.get(key.encode())
         return None if value is None else _parse(value, f"{key} in {self.root}")
@@ -171,11 +175,13 @@ def _transaction(root: str):
     try:
         with environment.begin() as transaction:
             yield transaction
-    except lmdb.Error as error:
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
         raise InputError(
             f"{os.path.join(root, DATABASE)} is damaged ({error}); copy or write it "
             "again."
         ) from None
+    except lmdb.Error as error:  # of the system
+        raise OSError(f"{os.path.join(root, DATABASE)}: {error}") from None
 
 
 @functools.cache  # a process may not open a database twice, and forked ones share it
@@ -220,9 +226,3 @@ def _parse(value: bytes, name: str) -> dict[str, np.ndarray]:
         raise InputError(
             f"{name} is damaged ({error}); write the database again."
         ) from None
-
-
-def _folders(path: str) -> list[os.DirEntry]:
-    # The kind of an entry comes with the listing: a million patches take no stat.
-    with os.scandir(path) as entries:
-        return [entry for entry in entries if entry.is_dir()]

@@ -74,6 +74,8 @@ def _read(stream: BinaryIO, size: int, path: str) -> bytes:
     try:
         return stream.read(size)
     except Exception as error:  # each compression has its own, zstandard's is optional
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, and not for what was read from it
         raise damaged(path, error) from None
 
 

@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 
+from data_pipeline.archives import files
 from data_pipeline.errors import InputError
 
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
@@ -51,24 +52,22 @@ def read(data: bytes, name: str) -> np.ndarray:
         )
     dtype = np.dtype(order + _DTYPES[_pixel_type(tags)])
     height, width = tags[_HEIGHT][0], tags[_WIDTH][0]
+    size = height * width * dtype.itemsize
+    if not size or sum(tags[_STRIP_BYTES]) != size or 0 in tags[_STRIP_OFFSETS]:
+        raise damaged  # at 0 is a strip that was never written
     pixels = b"".join(
         data[start : start + length]
         for start, length in zip(tags[_STRIP_OFFSETS], tags[_STRIP_BYTES])
     )
-    if len(pixels) != height * width * dtype.itemsize:
+    if len(pixels) != size:
         raise damaged
     image = np.frombuffer(pixels, dtype).reshape(height, width)
     return image.astype(dtype.newbyteorder("="), copy=False)
 
 
 def read_file(path: str) -> np.ndarray:
-    """Decodes the file at `path`; see `read`."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
-    return read(data, path)
+    """Decodes the file at `path`; see `read` and `files.read`."""
+    return read(files.read(path), path)
 
 
 def _directory(data: bytes, order: str) -> tuple[dict[int, tuple[int, ...]], bool]:
@@ -83,7 +82,7 @@ def _directory(data: bytes, order: str) -> tuple[dict[int, tuple[int, ...]], boo
     for at in range(start + 2, start + 2 + 12 * entries, 12):
         tag, field_type, count = struct.unpack_from(order + "HHI", data, at)
         code = _FIELD_TYPES.get(field_type)
-        if code is None:
+        if code is None or not count:
             continue
         layout = f"{order}{count}{code}"
         at += 8

@@ -3,7 +3,7 @@
 The source is a folder with s1/ and s2/, whose files pair by name, or a CSV with a row
 for each pair. Bands go by name, from the files' band descriptions or the config, in
 whatever order they lie; bands that the contract does not know are left out. All bands
-of a file share its 10 m grid.
+of a pair share one 10 m grid, in metres where the files have coordinates.
 """
 
 import dataclasses
@@ -13,13 +13,12 @@ import re
 import numpy as np
 
 from data_pipeline import archive, layout, sensors, units
-from data_pipeline.archives import names, pair_lists, rasters
+from data_pipeline.archives import grids, names, offsets, pair_lists, rasters
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
 LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
-_ALIGNED = 0.01  # pixels by which two grids may differ from rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +28,12 @@ class Settings:
     Attributes:
         bands: names in file order of each sensor, () where the files name them.
         unit: of each sensor's pixels, among units.UNITS.
-        offset: of Sentinel-2 in DN, or None to ask each file's metadata.
+        offset: of Sentinel-2, one of offsets.CHOICES.
     """
 
     bands: dict[str, tuple[str, ...]] = dataclasses.field(hash=False)
     unit: dict[str, str] = dataclasses.field(hash=False)
-    offset: int | None
+    offset: str
 
 
 def open_archive(config) -> "GeotiffPairs":
@@ -64,7 +63,7 @@ def open_archive(config) -> "GeotiffPairs":
     description = Description(
         name=read.name,
         title=f"Pairs of {bands} from GeoTIFFs.",
-        source=config.source,
+        source="GeoTIFF pairs of the user",  # a path means nothing to anybody else
         licence=read.licence,
         layout=layout.resampled(read.size or height, contract),
         sensors=contract,
@@ -74,7 +73,7 @@ def open_archive(config) -> "GeotiffPairs":
 
 
 @dataclasses.dataclass(frozen=True)
-class GeotiffPairs:
+class GeotiffPairs(archive.Archive):
     """Pairs of GeoTIFFs in a folder or a list.
 
     Attributes:
@@ -107,12 +106,13 @@ class GeotiffPairs:
 
         Raises:
             InputError: a file is missing or damaged, lacks a band, does not cover the
-                place, or its content cannot be true.
+                place or not at 10 m, or its content cannot be true.
+            OSError: a file cannot be read.
         """
         row = dict(zip(pair_lists.COLUMNS, pair.where))
-        s2_file = pair_lists.stem(row["s2"])
         images = {name: rasters.read(row[name]) for name in ("s1", "s2")}
-        _check_aligned(row, images)
+        grids.check({row[name]: image for name, image in images.items()})
+        s2_time = row["acquired_s2"] or names.acquired(pair_lists.stem(row["s2"]))
         fields = {}
         for name, image in images.items():
             fields |= self._pixels(name, row[name], image)
@@ -121,11 +121,17 @@ class GeotiffPairs:
         return fields | {
             "id": pair.s2_name,
             "id_s1": pair.s1_name,
-            "place": pair.s2_name,
+            "place": self._place(pair, images["s2"], s2_time),
             "tile": pair.tile,
             "acquired_s1": row["acquired_s1"] or names.acquired(pair.s1_name),
-            "acquired_s2": row["acquired_s2"] or names.acquired(s2_file),
+            "acquired_s2": s2_time,
         }
+
+    def _place(self, pair: Pair, s2: rasters.Raster, time: str) -> str:
+        """Grid and time of the Sentinel-2 image, or what names it in this dataset."""
+        if not grids.located(s2):
+            return f"{self.description.name}/{pair.s2_name}"
+        return f"{grids.text(s2)} {time}".rstrip()
 
     def _pixels(self, name: str, path: str, raster: rasters.Raster) -> dict:
         """Fields of one sensor."""
@@ -166,18 +172,14 @@ class GeotiffPairs:
 def _settings(read) -> Settings:
     for name, unit in (("s1", read.s1_unit), ("s2", read.s2_unit)):
         units.check_unit(name, unit)
-    if read.s2_offset not in ("auto", "0", str(units.OFFSET)):
-        raise InputError(
-            f"read.s2_offset is {read.s2_offset!r}; use 'auto', '0' or "
-            f"'{units.OFFSET}'."
-        )
+    offsets.check(read.s2_offset)
     return Settings(
         bands={
             "s1": tuple(map(sensors.canonical, read.s1_bands)),
             "s2": tuple(map(sensors.canonical, read.s2_bands)),
         },
         unit={"s1": read.s1_unit, "s2": read.s2_unit},
-        offset=None if read.s2_offset == "auto" else int(read.s2_offset),
+        offset=read.s2_offset,
     )
 
 
@@ -210,6 +212,7 @@ def _first(rows: list[dict], settings: Settings, contract: dict) -> dict:
     for row in rows:
         try:
             images = {name: rasters.read(row[name]) for name in contract}
+            grids.check({row[name]: image for name, image in images.items()})
             bands = {
                 name: _band_names(row[name], images[name], sensor, settings)
                 for name, sensor in contract.items()
@@ -252,33 +255,9 @@ def _band_names(
 
 def _offset(path: str, raster: rasters.Raster, settings: Settings) -> int:
     """What was added to each DN of a Sentinel-2 file."""
-    if settings.offset is not None:
-        return settings.offset
     said = [os.path.basename(path), *(f"{k}={v}" for k, v in raster.tags.items())]
-    baseline = units.processing_baseline("\n".join(said))
-    if baseline is None:
-        raise InputError(
-            f"{path} does not say by which processing baseline it was made, neither in "
-            "its name (_N0400_) nor in a tag (PROCESSING_BASELINE); pass "
-            f"--config.read.s2_offset={units.OFFSET} when {units.OFFSET} was added to "
-            "each DN, as since January 2022, and =0 when not or when it was removed."
-        )
-    return units.baseline_offset(baseline)
-
-
-def _check_aligned(row: dict, images: dict[str, rasters.Raster]) -> None:
-    """Refuses images of different places; images without coordinates are believed."""
-    s1, s2 = images["s1"], images["s2"]
-    if not (s1.crs and s2.crs and s1.transform and s2.transform):
-        return
-    tolerance = _ALIGNED * np.hypot(s2.transform[0], s2.transform[3])
-    if s1.crs != s2.crs or not np.allclose(
-        s1.transform, s2.transform, rtol=0, atol=tolerance
-    ):
-        raise InputError(
-            f"{row['s1']} lies in {s1.crs} at {s1.transform} and {row['s2']} in "
-            f"{s2.crs} at {s2.transform}; resample one onto the other's grid."
-        )
+    lacking = "_N0400_ or the like in its name and no tag PROCESSING_BASELINE"
+    return offsets.offset(settings.offset, "\n".join(said), path, lacking)
 
 
 def _check_measured(path: str, pixels: np.ndarray, nodata: float | None) -> None:

@@ -4,6 +4,7 @@ import csv
 import os
 
 from data_pipeline.archive import Skipped
+from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
 # s1 and s2 are paths, labels class names between semicolons, the times ISO 8601.
@@ -11,7 +12,6 @@ COLUMNS = (
     *("s1", "s2", "id", "split", "tile", "labels"),
     *("acquired_s1", "acquired_s2"),
 )
-SPLITS = ("train", "validation", "test")
 _SUFFIXES = (".tif", ".tiff")
 
 

@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipeline.archives import files
 from data_pipeline.errors import InputError
 
 
@@ -24,6 +24,7 @@ class Raster:
         nodata: value that stands for "not measured", or None.
         crs: coordinate reference system, "" where unknown.
         transform: from (column, row) to coordinates, six numbers, or None.
+        metres: that one unit of the coordinates is, or None where they are degrees.
     """
 
     pixels: np.ndarray
@@ -32,6 +33,7 @@ class Raster:
     nodata: float | None
     crs: str
     transform: tuple[float, ...] | None
+    metres: float | None
 
 
 def read(path: str) -> Raster:
@@ -39,6 +41,7 @@ def read(path: str) -> Raster:
 
     Raises:
         InputError: it is not there, damaged or no GeoTIFF, or rasterio is missing.
+        OSError: it cannot be read.
     """
     try:
         import rasterio
@@ -47,8 +50,8 @@ def read(path: str) -> Raster:
             f"Reading {path} needs rasterio; install it with "
             "`pip install -e '.[archives]'`."
         ) from None
-    if not os.path.isfile(path):  # GDAL would also take addresses and recipes
-        raise InputError(f"{path} is not a file; unpack or write it again.")
+    # GDAL would also take addresses and recipes, and a failing disk for a bad file.
+    files.read(path)
     try:
         with warnings.catch_warnings(), _complaints() as complaints:
             # Whether a patch needs coordinates is for its archive to say.
@@ -76,7 +79,12 @@ def _content(file) -> Raster:
         nodata=file.nodata,
         crs=file.crs.to_string() if file.crs else "",
         transform=None if file.transform.is_identity else tuple(file.transform)[:6],
+        metres=_metres(file.crs),
     )
+
+
+def _metres(crs) -> float | None:
+    return crs.linear_units_factor[1] if crs and crs.is_projected else None
 
 
 @contextlib.contextmanager

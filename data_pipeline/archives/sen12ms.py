@@ -6,14 +6,13 @@ cells, resampled: as pixel labels it is coarse and in part wrong, as its authors
 """
 
 import dataclasses
-import glob
 import os
 import re
 
 import numpy as np
 
 from data_pipeline import archive, classes, layout, sensors
-from data_pipeline.archives import rasters
+from data_pipeline.archives import files, rasters
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
@@ -89,6 +88,7 @@ DESCRIPTION = Description(
 )
 
 _SCENE = re.compile(r"(?:s1|s2|lc)_\d+")
+_DEPTH = 4  # of folders in the source, down to the scenes
 _FILE = re.compile(r"(ROIs\d{4}_[a-z]+)_(s1|s2|lc)_(\d+)_(p\d+)\.tif")
 
 # From IGBP's numbers, 1 to 17, to indices in both nomenclatures; 0 is no class.
@@ -102,7 +102,7 @@ def open_archive(config) -> "Sen12MS":
 
 
 @dataclasses.dataclass(frozen=True)
-class Sen12MS:
+class Sen12MS(archive.Archive):
     """The archive, unpacked below one folder.
 
     Attributes:
@@ -124,15 +124,15 @@ class Sen12MS:
         """
         found, skipped = self._files()
         pairs = []
-        for (season, scene, patch), files in sorted(found.items()):
+        for (season, scene, patch), paths in sorted(found.items()):
             s1, s2 = (f"{season}_{kind}_{scene}_{patch}" for kind in ("s1", "s2"))
-            missing = [kind for kind in ("s1", "s2", "lc") if kind not in files]
+            missing = [kind for kind in ("s1", "s2", "lc") if kind not in paths]
             if missing:
                 reason = f"there is no {' and no '.join(missing)} image of this patch"
                 skipped.append(Skipped(s2, s1, reason))
                 continue
             test = int(scene) in HOLD_OUT_SCENES.get(season, ())
-            where = (files["s1"], files["s2"], files["lc"])
+            where = (paths["s1"], paths["s2"], paths["lc"])
             split = "test" if test else "train"
             pairs.append(Pair(s2, s1, f"{season}_{scene}", split, where))
         return sorted(pairs), skipped
@@ -171,12 +171,12 @@ class Sen12MS:
                         skipped.append(Skipped(name, "", reason))
                     continue
                 season, kind, scene, patch = parts.groups()
-                files = found.setdefault((season, scene, patch), {})
-                if kind in files:
-                    reason = f"{folder} holds it once more than {files[kind]}"
+                paths = found.setdefault((season, scene, patch), {})
+                if kind in paths:
+                    reason = f"{folder} holds it once more than {paths[kind]}"
                     skipped.append(Skipped(name, "", reason))
                 else:
-                    files[kind] = os.path.join(folder, name)
+                    paths[kind] = os.path.join(folder, name)
         return found, skipped
 
 
@@ -200,14 +200,11 @@ def labels(igbp: np.ndarray) -> dict[str, list[int]]:
 
 def _scene_folders(root: str) -> list[str]:
     """Folders of one sensor and scene, in seasons or deeper, as archives unpack."""
-    folders = []
-    for depth in range(4):
-        pattern = os.path.join(glob.escape(root), *["*"] * depth, "*_*")
-        folders += [
-            path
-            for path in sorted(glob.glob(pattern))
-            if _SCENE.fullmatch(os.path.basename(path)) and os.path.isdir(path)
-        ]
+    folders, level = [], [root]
+    for _ in range(_DEPTH):
+        inside = [entry for path in level for entry in files.folders(path)]
+        folders += [entry.path for entry in inside if _SCENE.fullmatch(entry.name)]
+        level = [entry.path for entry in inside if not _SCENE.fullmatch(entry.name)]
     if not folders:
         raise InputError(
             f"{root} has no folders like ROIs1158_spring/s2_1; pass with "

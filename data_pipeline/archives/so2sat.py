@@ -14,11 +14,10 @@ import tensorflow_datasets as tfds
 
 from data_pipeline import archive, classes, layout, sensors, units
 from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
 
 DATASET = "so2sat/all"
-SPLITS = ("train", "validation", "test")
 SIZE = 32
 S2_BANDS = "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split()  # in the order stored
 
@@ -43,6 +42,7 @@ What was changed: Sentinel-1 was turned into dB and rounded to 16-bit floating p
 Sentinel-2 into whole numbers of reflectance x 10000; both were encoded anew, as
 ArrayRecord files."""
 
+_CORRUPTED = "Corrupted"  # what ArrayRecord calls bytes that are not those written
 _NONE_PUBLISHED = "of another dataset, for So2Sat publishes none in this unit: "
 
 _CONTRACT = {
@@ -81,7 +81,7 @@ def open_archive(config) -> "So2Sat":
 
 
 @dataclasses.dataclass(frozen=True)
-class So2Sat:
+class So2Sat(archive.Archive):
     """The dataset in a data directory of TFDS.
 
     Attributes:
@@ -113,15 +113,19 @@ class So2Sat:
         """Reads a pair as the fields of a record.
 
         Raises:
-            InputError: the record cannot be read, or its content cannot be true.
+            InputError: the record is damaged, or its content cannot be true.
+            OSError: its file cannot be read.
         """
         split, index = pair.where
+        name = f"Record {index} of split {split} of {DATASET} in {self.data_dir}"
         try:
             stored = _records(self.data_dir, split)[index]
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            content = isinstance(error, (ValueError, IndexError))
+            if not content and _CORRUPTED not in str(error):
+                raise OSError(f"{name}: {error}") from error
             raise InputError(
-                f"Record {index} of split {split} of {DATASET} in {self.data_dir} does "
-                f"not decode ({error}); copy or prepare that dataset again."
+                f"{name} does not decode ({error}); copy or prepare that dataset again."
             ) from error
         return {
             **self._pixels("s1", self._backscatter(stored["sentinel1"]), pair),

@@ -17,13 +17,18 @@ import numpy as np
 import tqdm
 
 from data_pipeline import archive, layout, sensors, units
-from data_pipeline.archives import geotiff, names
+from data_pipeline.archives import files, geotiff, names, offsets
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
 SIZE = 264
 SEASONS = 4
+METADATA = "metadata.json"  # of a product
+
+# Of the year, between the images of a pair: each may lie a month off its season's date,
+# and the next season is 91 days later.
+MOST_DAYS = 60
 FOLDERS = {"L2A": "s2a", "L1C": "s2c"}
 DTYPES = {"s1": "float32", "s2": "uint16"}
 
@@ -93,28 +98,34 @@ def open_archive(config) -> "Ssl4eo":
     """The archive that a `prepare` config describes.
 
     Raises:
-        InputError: there is no such level, or the list of void ids cannot be read.
+        InputError: there is no such level or offset, or the list of void ids cannot be
+            read.
     """
-    if config.read.level not in FOLDERS:
+    read = config.read
+    if read.level not in FOLDERS:
         raise InputError(
-            f"read.level is {config.read.level!r}; choose one of {list(FOLDERS)}."
+            f"read.level is {read.level!r}; choose one of {list(FOLDERS)}."
         )
-    return Ssl4eo(config.source, config.read.level, _void_ids(config.read.void_ids))
+    offsets.check(read.s2_offset)
+    void = _void_ids(read.void_ids)
+    return Ssl4eo(config.source, read.level, void, read.s2_offset)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ssl4eo:
+class Ssl4eo(archive.Archive):
     """The archive, unpacked below one folder.
 
     Attributes:
         root: that folder.
         level: of the Sentinel-2 products.
         void: numbers of locations to leave out.
+        offset: of Sentinel-2, one of offsets.CHOICES.
     """
 
     root: str
     level: str
     void: frozenset[int] = frozenset()
+    offset: str = "0"
 
     @property
     def description(self) -> Description:
@@ -130,10 +141,11 @@ class Ssl4eo:
             InputError: the archive is not there.
         """
         roots = [self._folder(name) for name in ("s1", FOLDERS[self.level])]
-        locations = sorted({name for root in roots for name in _folders(root)})
+        locations = sorted({e.name for root in roots for e in files.folders(root)})
         pairs, skipped = [], []
         for place in tqdm.tqdm(locations, desc="matching", unit="place", leave=False):
-            s1, s2 = ([*_folders(os.path.join(root, place))] for root in roots)
+            where = tuple(os.path.join(root, place) for root in roots)
+            s1, s2 = ([entry.name for entry in files.folders(path)] for path in where)
             reason = ""
             if not _LOCATION.fullmatch(place):
                 reason = f"{place} is not named like a location, by seven digits"
@@ -145,9 +157,13 @@ class Ssl4eo:
                     f"Sentinel-2 products, where the archive has {SEASONS}"
                 )
             matched = [] if reason else match_seasons(s1, s2)
-            for first, second in matched:
-                where = tuple(os.path.join(root, place) for root in roots)
-                pairs.append(Pair(f"{place}_{second}", first, place, where=where))
+            for first, second, days in matched:
+                name = f"{place}_{second}"
+                if days <= MOST_DAYS:
+                    pairs.append(Pair(name, first, place, where=where))
+                else:
+                    far = f"{days} days of the year lie between them, over {MOST_DAYS}"
+                    skipped.append(Skipped(name, first, far))
             wanted = not reason.endswith(_VOID)
             skipped += _rest(place, s1, s2, matched, reason, wanted)
         return sorted(pairs), skipped
@@ -162,8 +178,8 @@ class Ssl4eo:
         s1_folder = os.path.join(s1_folder, pair.s1_name)
         s2_folder = os.path.join(s2_folder, pair.s2_name.removeprefix(f"{pair.tile}_"))
         return {
+            **self._pixels("s2", s2_folder, offset=self._offset(s2_folder)),
             **self._pixels("s1", s1_folder, offset=0),
-            **self._pixels("s2", s2_folder, offset=_offset(s2_folder)),
             "id": pair.s2_name,
             "id_s1": pair.s1_name,
             "place": pair.tile,
@@ -181,6 +197,14 @@ class Ssl4eo:
                 "--config.read.level=L2A or L1C the level that is there."
             )
         return folder
+
+    def _offset(self, folder: str) -> int:
+        """What the processing baseline added to each DN of a Sentinel-2 product."""
+        if self.offset != "auto":
+            return int(self.offset)
+        path = os.path.join(folder, METADATA)
+        text = files.read(path).decode(errors="replace")
+        return offsets.offset(self.offset, text, path, "PROCESSING_BASELINE")
 
     def _pixels(self, sensor: str, folder: str, *, offset: int) -> dict:
         """Fields of one sensor, without what its processing added to each DN."""
@@ -203,7 +227,7 @@ def short_name(band: str) -> str:
     return re.sub(r"^B0", "B", band)
 
 
-def match_seasons(s1: Sequence[str], s2: Sequence[str]) -> list[tuple[str, str]]:
+def match_seasons(s1: Sequence[str], s2: Sequence[str]) -> list[tuple[str, str, int]]:
     """Pairs the products of one location, nearest in the year, whichever year it is.
 
     Args:
@@ -211,20 +235,21 @@ def match_seasons(s1: Sequence[str], s2: Sequence[str]) -> list[tuple[str, str]]
         s2: names of Sentinel-2 products. Those whose name has no date are left out.
 
     Returns:
-        As many pairs as there can be, of the least sum of distances in days.
+        As many pairs as there can be with their distances in days: as few as possible
+        beyond MOST_DAYS, and then of the least sum.
     """
     s1, s2 = ([name for name in group if _day(name)] for group in (s1, s2))
     days = [_day(name) for name in s1], [_day(name) for name in s2]
     swap = len(s1) > len(s2)
     few, many = days[::-1] if swap else days
 
-    def total(chosen: tuple[int, ...]) -> int:
-        return sum(_distance(few[i], many[j]) for i, j in enumerate(chosen))
+    def cost(chosen: tuple[int, ...]) -> tuple[int, int]:
+        apart = [_distance(few[i], many[j]) for i, j in enumerate(chosen)]
+        return sum(days > MOST_DAYS for days in apart), sum(apart)
 
-    best = min(itertools.permutations(range(len(many)), len(few)), key=total)
-    if swap:
-        return [(s1[j], s2[i]) for i, j in enumerate(best)]
-    return [(s1[i], s2[j]) for i, j in enumerate(best)]
+    best = min(itertools.permutations(range(len(many)), len(few)), key=cost)
+    pairs = [(j, i) if swap else (i, j) for i, j in enumerate(best)]
+    return [(s1[i], s2[j], _distance(days[0][i], days[1][j])) for i, j in pairs]
 
 
 def _day(name: str) -> int:
@@ -244,7 +269,7 @@ def _distance(day: int, other: int) -> int:
 
 def _rest(place: str, s1, s2, matched, reason: str, wanted) -> Iterator[Skipped]:
     """What of a location is in no pair, for `reason` or else because of its name."""
-    used = {name for pair in matched for name in pair}
+    used = {name for *pair, _ in matched for name in pair}
     for name in [*s1, *s2]:
         if name in used:
             continue
@@ -254,27 +279,6 @@ def _rest(place: str, s1, s2, matched, reason: str, wanted) -> Iterator[Skipped]
             why = f"the name of the product, in location {place}, tells no date"
         names = ("", name) if name in s1 else (f"{place}_{name}", "")
         yield Skipped(*names, why, wanted)
-
-
-def _offset(folder: str) -> int:
-    """What the processing baseline added to each DN, after the product's metadata.
-
-    The archive was downloaded before ESA began to add anything; later downloads by the
-    same program would have it.
-    """
-    try:
-        with open(os.path.join(folder, "metadata.json"), encoding="utf-8") as file:
-            baseline = units.processing_baseline(file.read())
-    except (OSError, ValueError):
-        return 0
-    return units.baseline_offset(baseline) if baseline else 0
-
-
-def _folders(root: str) -> Iterator[str]:
-    """Names of the folders in `root`, sorted; none where it is not there."""
-    if os.path.isdir(root):
-        with os.scandir(root) as entries:
-            yield from sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _void_ids(path: str) -> frozenset[int]:

@@ -4,8 +4,12 @@ A patch is a folder of a few files: it lies in a folder on disk, or in one or mo
 of bytes of a tar archive. `reader` reads either. To find the spans an archive is read
 through once; one that is compressed becomes a plain tar on the way, as a compressed one
 cannot be read at random. What was found is kept in a scratch folder for the next run.
+
+Builds may share that folder: each holds the tars in it that it reads, and leaves those
+that others hold.
 """
 
+import contextlib
 import fcntl
 import io
 import json
@@ -18,7 +22,7 @@ from typing import BinaryIO
 
 import tqdm
 
-from data_pipeline.archives import compressed
+from data_pipeline.archives import compressed, files, holds
 from data_pipeline.errors import InputError
 
 SUFFIXES = tuple(f".tar{suffix}" for suffix in ("", *compressed.SUFFIXES))
@@ -29,7 +33,7 @@ _INDEX, _PLAIN = ".index.json", ".plain.tar"  # what is added to the archive's n
 
 def scratch_folder(config) -> str:
     """The folder that a `prepare` config sets aside for `index`."""
-    return config.scratch or f"{config.out}-scratch"
+    return config.scratch or f"{os.path.normpath(config.out)}-scratch"
 
 
 def reader(where: str | tuple) -> Callable[[str], bytes]:
@@ -40,28 +44,29 @@ def reader(where: str | tuple) -> Callable[[str], bytes]:
 
     Returns:
         A function from the name of a file to its content; it raises an InputError for
-        a file that is missing.
+        a file that is missing, and an OSError for one that cannot be read.
 
     Raises:
-        InputError: the tar is damaged, or holds a file of the patch twice.
+        InputError: the tar holds a file of the patch twice.
+        OSError: the tar cannot be read, or is not what it was when it was indexed.
     """
     if isinstance(where, str):
-        return lambda name: _read_file(os.path.join(where, name))
+        return lambda name: files.read(os.path.join(where, name))
     tar, *bounds = where
-    files = {}
+    contents = {}
     for start, stop in zip(bounds[::2], bounds[1::2]):
         for name, content in _members(tar, start, stop):
-            if name in files:
+            if name in contents:
                 raise InputError(
                     f"{tar} holds {name} twice; remove one from the archive, or leave "
                     "the patch out."
                 )
-            files[name] = content
+            contents[name] = content
 
     def read(name: str) -> bytes:
-        if name not in files:
+        if name not in contents:
             raise InputError(f"{tar} has no {name}; download it again.")
-        return files[name]
+        return contents[name]
 
     return read
 
@@ -69,7 +74,8 @@ def reader(where: str | tuple) -> Callable[[str], bytes]:
 def index(path: str, scratch: str, noted: str = "") -> tuple[dict, dict]:
     """Finds the patches in a tar, in one pass that the next call need not repeat.
 
-    A compressed tar is written out as a plain one in the scratch folder.
+    A compressed tar is written out as a plain one in the scratch folder, and held there
+    until this process ends or calls `clean`.
 
     Args:
         path: a .tar, .tar.gz, .tar.zst or .tar.bz2 with files <patch>/<patch>_<any>.
@@ -81,70 +87,73 @@ def index(path: str, scratch: str, noted: str = "") -> tuple[dict, dict]:
         starts and stops where its files do not follow each other; and the noted texts.
 
     Raises:
-        InputError: the archive is truncated or damaged, or the disk is too small.
+        InputError: the archive is truncated or damaged, the disk is too small, or
+            another build is at work on the same archive in the same folder.
     """
-    folder, state = pathlib.Path(scratch), os.stat(path)
-    known = folder / (os.path.basename(path) + _INDEX)
-    plain = folder / (os.path.basename(path) + _PLAIN)
+    state, (known, plain) = os.stat(path), _kept(path, scratch)
     expand = not path.endswith(".tar")
     key = [os.path.abspath(path), state.st_size, state.st_mtime_ns, noted]
+    there = not expand or holds.hold(plain)
     try:
-        found = json.loads(known.read_text(encoding="utf-8"))
+        found = json.loads(known.read_text(encoding="utf-8")) if there else {}
     except (OSError, ValueError):
         found = {}
-    tar = str(plain) if expand else path
-    if found.get("key") != key or not os.path.exists(tar):
+    if found.get("key") != key:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            spans, notes = (
-                _expand(path, plain, noted) if expand else _scan(path, noted)
-            )
-            found = {"key": key, "spans": spans, "notes": notes}
-            part = known.with_name(known.name + ".part")
+            known.parent.mkdir(parents=True, exist_ok=True)
+            survey = _expand(path, plain, noted) if expand else _scan(path, noted)
+            found = dict(zip(("key", "spans", "notes"), (key, *survey)))
+            part = known.with_name(f"{known.name}.{os.getpid()}.part")
             part.write_text(json.dumps(found), encoding="utf-8")
             os.replace(part, known)
         except OSError as error:
             raise InputError(
-                f"{path} cannot be indexed in {folder} ({error}); make room there, or "
+                f"{path} cannot be indexed in {scratch} ({error}); make room there, or "
                 "pass another --config.scratch=DIR."
             ) from None
+        if expand and not holds.hold(plain):  # another build removed it at once
+            return index(path, scratch, noted)
+    tar = str(plain) if expand else path
     where = {patch: (tar, *bounds) for patch, bounds in found["spans"].items()}
     return where, found["notes"]
 
 
-def clean(scratch: str) -> None:
-    """Removes from the scratch folder what `index` keeps there, and then the folder.
+def clean(path: str, scratch: str) -> None:
+    """Removes what `index` keeps of a tar, unless another process holds it.
 
-    Other files in it, and hence the folder, stay.
+    The scratch folder goes too, unless it is that of the tar or holds anything else.
     """
-    folder = pathlib.Path(scratch)
-    for suffix in (_INDEX, _PLAIN):
-        for path in (*folder.glob("*" + suffix), *folder.glob(f"*{suffix}.part")):
-            path.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    known, plain = _kept(path, scratch)
+    if path.endswith(".tar") or holds.remove(plain):
+        holds.remove(known)
+        if known.parent.resolve() != pathlib.Path(path).resolve().parent:
+            with contextlib.suppress(OSError):  # not there, or not empty
+                known.parent.rmdir()
 
 
-def _read_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
+def _kept(path: str, scratch: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The index of a tar, and what it is expanded to where it is compressed."""
+    start = os.path.join(scratch, os.path.basename(path))
+    return pathlib.Path(start + _INDEX), pathlib.Path(start + _PLAIN)
 
 
 def _members(tar: str, start: int, stop: int) -> list[tuple[str, bytes]]:
-    """Name and content of the files between two positions of a plain tar."""
+    """Name and content of the files between two positions of a plain tar.
+
+    Raises:
+        OSError: it cannot be read, or was sound when it was indexed and is not now.
+    """
+    with open(tar, "rb") as file:
+        file.seek(start)
+        data = file.read(stop - start)
     try:
-        with open(tar, "rb") as file:
-            file.seek(start)
-            data = file.read(stop - start)
+        if len(data) < stop - start:
+            raise tarfile.ReadError(f"it ends before byte {stop}")
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as members:
             found = [member for member in members if member.isreg()]
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(
-            f"{tar} cannot be read ({error}); it was changed since the build began, so "
-            "begin another."
+    except tarfile.TarError as error:
+        raise OSError(
+            f"{tar} was changed since the build began ({error}), so begin another"
         ) from None
     return [
         (os.path.basename(m.name), data[m.offset_data : m.offset_data + m.size])
@@ -164,6 +173,12 @@ def _scan(path: str, noted: str) -> tuple[dict, dict]:
 def _expand(path: str, plain: pathlib.Path, noted: str) -> tuple[dict, dict]:
     """The same of a compressed tar, which is written to `plain` at the same time."""
     part = plain.with_name(plain.name + ".part")
+    with contextlib.suppress(FileNotFoundError), holds.alone(plain) as nobody_else:
+        if not nobody_else:
+            raise InputError(
+                f"Another build reads {plain}, made of another {path}; wait for it, or "
+                "pass another --config.scratch=DIR."
+            )
     expected = compressed.expected_size(path)
     free = shutil.disk_usage(plain.parent).free
     if expected > free:

@@ -15,12 +15,11 @@ from typing import NamedTuple
 from data_pipeline import files
 from data_pipeline.building import card_text
 from data_pipeline.archive import Skipped
-from data_pipeline.description import Description
+from data_pipeline.description import SPLITS, Description
 from data_pipeline.metadata import CARD_FILE
 from data_pipeline.building.statistics import Tally
 
 TEXT_FILE = "card.md"
-SPLITS = ("train", "validation", "test")
 REASONS = 20  # kinds of reasons that are listed one by one
 # A band differs when its mean is so many published deviations away, or when the
 # deviation is so many times the published one, or so many times less.

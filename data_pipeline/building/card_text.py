@@ -1,5 +1,6 @@
 """The card of a dataset as Markdown, see `card`."""
 
+import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -66,9 +67,11 @@ def _pairs(card: Mapping) -> Iterable[str]:
         f"{pairs['skipped']:,} skipped, and {pairs['unlisted']:,} left out because no "
         "list asks for them."
     )
-    built = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in card["build"].items())
-    if built:
-        yield f"Built with {built}."
+    chosen = {k: v for k, v in card["build"].items() if v not in ("", [], {}, 0.0)}
+    if chosen:
+        lines = [f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in chosen.items()]
+        yield "Built with these options:"
+        yield "```text\n" + "\n".join(lines) + "\n```"
 
 
 def _opening(card: Mapping, description: Description) -> str:

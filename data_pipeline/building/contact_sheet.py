@@ -26,6 +26,7 @@ TITLE = 40
 SWATCH = 11
 FONT = "DejaVu Sans"  # comes with matplotlib, so that all machines draw the same
 LETTER = 6.0  # pixels, on average
+NARROW = 0.8  # how many capitals and digits fit where there is room for one letter
 
 
 def draw(
@@ -106,6 +107,11 @@ class _Sheet:
         files.write_whole(path, buffer.getvalue())
 
 
+def drawn_map(description: Description) -> dict[str, tuple[str, ...]]:
+    """The map that is drawn, by field, if there is any; others say the same finer."""
+    return dict(list(description.maps.items())[:1])
+
+
 def _tile(description: Description, record: Mapping) -> np.ndarray:
     """The pictures of a pair, one above the other, [H, W, 3] uint8."""
     pictures = []
@@ -115,7 +121,7 @@ def _tile(description: Description, record: Mapping) -> np.ndarray:
         pixels = _on_finest_grid(description, record, sensor)
         rgb = looks.picture(pixels, pixels, sensor)
         pictures.append(np.rint(255 * rgb).astype(np.uint8))
-    for field, names in description.maps.items():
+    for field, names in drawn_map(description).items():
         pictures.append(looks.class_colors(names)[record[field]])
     scale = -(-TILE // description.layout.size)
     parts = []
@@ -143,7 +149,7 @@ def _explanation(description: Description, count: int) -> str:
     s2, s1 = (description.sensors[name] for name in ("s2", "s1"))
     bands = {s.name: ", ".join(looks.drawn_bands(s)) for s in (s2, s1)}
     ratio = " and their ratio" if len(looks.drawn_bands(s1)) == 2 else ""
-    maps = "".join(f", then {field}" for field in description.maps)
+    maps = "".join(f", then {field}" for field in drawn_map(description))
     pairs = "1 pair" if count == 1 else f"{count} pairs"
     return (
         f"{description.title} {pairs} from all over the dataset: {s2.title} {s2.level} "
@@ -155,8 +161,8 @@ def _explanation(description: Description, count: int) -> str:
 def _caption(description: Description, record: Mapping, letters: int) -> list[str]:
     """Name and labels of a pair, in lines of so many letters."""
     name = record["id"]
-    if len(name) > letters:
-        half = (letters - 1) // 2
+    if len(name) > letters * NARROW:  # names are mostly capitals and digits
+        half = int(letters * NARROW - 1) // 2
         name = f"{name[:half]}…{name[-half:]}"
     labels = []
     for field, names in list(description.classes.items())[:1]:  # others repeat them
@@ -173,7 +179,7 @@ def _legend(
 ) -> list[tuple[int, int, str, np.ndarray]]:
     """Letter, line, name and colour of each class on the maps that are shown."""
     entries, letter, line = [], 0, 0
-    for field, names in description.maps.items():
+    for field, names in drawn_map(description).items():
         colors = looks.class_colors(names)
         present = np.unique([record[field] for record in shown])
         for i in present[present < len(names)]:

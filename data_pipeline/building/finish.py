@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import io
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -23,11 +24,13 @@ class Found:
     """What a search of the archive came to, apart from the pairs to write.
 
     Attributes:
+        source: where the archive is.
         total: pairs and single images in all, by the archive and by the lists.
         skipped: what is left out before any pixel is read.
         unlisted: number of those that no list asks for.
     """
 
+    source: str
     total: int
     skipped: list[Skipped]
     unlisted: int
@@ -37,7 +40,7 @@ def finish(
     out: pathlib.Path,
     description: Description,
     work: Mapping[str, Sequence[Shard]],
-    checked: Mapping[Shard, dict],
+    checked: Mapping[pathlib.Path, dict],
     found: Found,
     build: dict,
 ) -> None:
@@ -47,14 +50,14 @@ def finish(
         out: folder of the dataset.
         description: of it.
         work: shards of each split.
-        checked: what `units_of_work.check` returned for each.
+        checked: what `units_of_work.check` returned for each, by path.
         found: what the search came to.
         build: options that the card mentions.
 
     Raises:
         InputError: no pair is left, two have the same id, or one is unaccounted for.
     """
-    reports, infos, skipped = {}, {}, list(found.skipped)
+    reports, infos, skipped, empty = {}, {}, list(found.skipped), ""
     for split, members in work.items():
         report, infos[split], bad = summarise(description, members)
         skipped += bad
@@ -64,12 +67,33 @@ def finish(
         for shard in members:  # TFDS knows no split without records
             shard.path.unlink()
         del infos[split]
+        empty += f"; no good pair is left in {split}"
+    # The same archive elsewhere gives the same list.
+    folder = os.path.join(found.source, "")
+    skipped = [s._replace(reason=s.reason.replace(folder, "")) for s in skipped]
     write_skipped(out, skipped)
     if not reports:
         raise InputError(
             f"All {len(skipped)} pairs are bad, the first because: "
             f"{skipped[0].reason} See {out / 'skipped.csv'}."
         )
+    check_sum(found, reports, skipped)
+    kept = {split: [checked[shard.path] for shard in work[split]] for split in reports}
+    write_index(out, kept)
+    shards.write_metadata(out, description, infos)
+    written = [shard.path for split in kept for shard in work[split]]
+    sums = {path.name: checked[path]["sha256"] for path in written}
+    content = card.make(description, reports, skipped, found.unlisted, sums, build)
+    card.write(out, content)  # from here on the dataset is complete
+    draw(out, description, list(kept))
+    counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
+    left = f"; {found.unlisted} are in no list" if found.unlisted else ""
+    bad = len(skipped)
+    print(f"{out}: of {found.total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
+
+
+def check_sum(found: Found, reports: Mapping, skipped: Sequence[Skipped]) -> None:
+    """Refuses to finish while a pair is unaccounted for."""
     written = sum(report.count for report in reports.values())
     if found.total != written + len(skipped) + found.unlisted:
         raise InputError(
@@ -77,17 +101,6 @@ def finish(
             f"and {found.unlisted} in no list, which does not add up: two pairs of "
             "the archive have one name; rename one."
         )
-    kept = {split: [checked[shard] for shard in work[split]] for split in reports}
-    write_index(out, kept)
-    shards.write_metadata(out, description, infos)
-    sums = {s.path.name: checked[s]["sha256"] for split in kept for s in work[split]}
-    content = card.make(description, reports, skipped, found.unlisted, sums, build)
-    card.write(out, content)  # from here on the dataset is complete
-    draw(out, description, list(kept))
-    counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
-    left = f"; {found.unlisted} are in no list" if found.unlisted else ""
-    bad = len(skipped)
-    print(f"{out}: of {found.total} pairs wrote {counts}; skipped {bad}{left}.")
 
 
 def summarise(

@@ -11,11 +11,12 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import files, metadata, shards
+from data_pipeline import files, lists, metadata, shards
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
 
+PATHS = ("metadata", "void_ids")  # settings of readers that name files
 FOLDER = "_build"  # is there until the dataset is complete
 
 
@@ -53,16 +54,48 @@ def options(config) -> dict:
     }
 
 
+def facts(config) -> dict:
+    """What the card says of the build: options that decide what is in the dataset.
+
+    Files are named without their folders, and told apart by their checksums.
+    """
+    listed = {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in lists.files(config.splits, config.exclude)
+    }
+    return {
+        "splits": os.path.basename(os.path.normpath(config.splits or "")).strip("."),
+        "exclude": [os.path.basename(entry) for entry in config.exclude],
+        "lists": {os.path.basename(path): digest for path, digest in listed.items()},
+        "holdout_tiles": list(config.holdout_tiles),
+        "holdout_share": config.holdout_share,
+        "pairs_per_shard": config.pairs_per_shard,
+        "compression": config.compression,
+        "read": _plain(config.read),
+    }
+
+
+def _plain(read) -> dict:
+    """Settings of an archive's reader, as JSON has them and without folders."""
+    plain = json.loads(json.dumps(read.to_dict()))
+    paths = {k: os.path.basename(v) for k, v in plain.items() if k in PATHS}
+    return plain | paths
+
+
 def check_out(out: pathlib.Path, plan: dict) -> None:
     """Refuses a folder in which this build can neither start nor go on.
 
     Raises:
         InputError: it holds something else; nothing was touched.
     """
+    place = out.absolute()
+    there = next(p for p in (place, *place.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{there} is not a folder to write into; pass another --config.out=DIR."
+        )
     if not out.exists():
         return
-    if not out.is_dir():
-        raise InputError(f"{out} is not a folder; pass another --config.out=DIR.")
     begun = out / FOLDER / "plan.json"
     if not begun.exists():
         if (out / metadata.CARD_FILE).exists():
@@ -75,7 +108,9 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
                 f"{out} holds other files; pass an empty --config.out=DIR."
             )
         return
-    other = json.loads(begun.read_text())
+    if not any((out / FOLDER).glob("*-result.json")):
+        return  # nothing would be lost
+    other, plan = _flat(json.loads(begun.read_text())), _flat(plan)
     differing = [key for key in plan if other.get(key) != plan[key]]
     if differing:
         raise InputError(
@@ -84,6 +119,11 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
             f"{', '.join(f'{key}={plan[key]!r}' for key in differing)}; repeat those "
             "options, delete it, or pass another --config.out=DIR."
         )
+
+
+def _flat(plan: dict) -> dict:
+    """The options of an archive's reader beside the others, as they are passed."""
+    return plan | {f"read.{k}": v for k, v in plan["read"].items()} | {"read": None}
 
 
 @contextlib.contextmanager

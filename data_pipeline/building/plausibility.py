@@ -5,7 +5,8 @@ mistakes stand out: another unit, exchanged polarisations, an offset left in or 
 twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +25,16 @@ _DARK = 5  # percentile that stands for the darkest surfaces
 
 
 def check(
-    description: Description, records: Sequence[Mapping[str, np.ndarray]]
+    description: Description,
+    records: Sequence[Mapping[str, np.ndarray]],
+    settings: Collection[str] = (),
 ) -> None:
     """Refuses values that cannot be what the description says.
 
     Args:
         description: of the dataset.
         records: pixel fields of a sample of its pairs, [H, W, C] each.
+        settings: of the archive's reader, fields of `config.read`.
 
     Raises:
         InputError: naming the band, the numbers, and the setting to change.
@@ -43,53 +47,69 @@ def check(
             for i, band in enumerate(grid.bands):
                 images = [record[grid.field][..., i].ravel() for record in records]
                 values[band] = np.concatenate(images)
-        reason = (_wrong_s1 if name == "s1" else _wrong_s2)(sensor, values)
-        if reason:
+        wrong = (_wrong_s1 if name == "s1" else _wrong_s2)(sensor, values)
+        if wrong:
+            known = wrong.setting in settings
+            advice = wrong.advice if known else "see how the archive was made"
             raise InputError(
-                f"Over a sample of {len(records)} pairs, {sensor.title} {reason} "
-                "(--config.check_values=False overrides)."
+                f"Over a sample of {len(records)} pairs, {sensor.title} "
+                f"{wrong.reason}; {advice} (--config.check_values=False overrides)."
             )
 
 
-def _wrong_s1(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> str:
-    """What is implausible about backscatter, or ""."""
+class Wrong(NamedTuple):
+    """What is implausible, the setting that may mend it, and how."""
+
+    reason: str
+    setting: str
+    advice: str
+
+
+def _wrong_s1(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> Wrong | None:
+    """What is implausible about backscatter."""
     for band in sensor.bands:
         low, high = BACKSCATTER[band.family]
         median = np.median(values[band.name].astype(np.float32))
         if not low <= median <= high:
-            return (
+            return Wrong(
                 f"{band.name} has a median of {median:.3g} dB, where real backscatter "
-                f"has one between {low:g} and {high:g}; if it is linear power, set "
-                "--config.read.s1_unit=linear, and if it is uncalibrated, calibrate it"
+                f"has one between {low:g} and {high:g}, as linear power has",
+                "s1_unit",
+                "if it is linear power, set --config.read.s1_unit=linear, and if it is "
+                "uncalibrated, calibrate it",
             )
     if {"VV", "VH"} <= values.keys():
         vv, vh = (values[name].mean(dtype=np.float64) for name in ("VV", "VH"))
         if vh > vv:
-            return (
+            return Wrong(
                 f"VH has a mean of {vh:.1f} dB and VV one of {vv:.1f}, where VV is the "
-                "brighter one on every surface; exchange their names, as with "
-                "--config.read.s1_bands"
+                "brighter one on every surface",
+                "s1_bands",
+                "exchange their names, as with --config.read.s1_bands",
             )
-    return ""
+    return None
 
 
-def _wrong_s2(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> str:
-    """What is implausible about DN, or ""."""
+def _wrong_s2(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> Wrong | None:
+    """What is implausible about DN."""
     most = max(image.max() for image in values.values())
     if most < 256:
-        return (
+        return Wrong(
             f"has no DN above {most} in any of {len(values)} bands, where DN are "
-            "reflectance x 10000; if it is reflectance, set "
-            "--config.read.s2_unit=reflectance, and if it was made for display, take "
-            "the original"
+            "reflectance x 10000",
+            "s2_unit",
+            "if it is reflectance, set --config.read.s2_unit=reflectance, and if it "
+            "was made for display, take the original",
         )
     visible = [band.name for band in sensor.bands if band.family == "visible"]
     empty = {name: np.mean(values[name] == 0) for name in visible}
     if visible and min(empty.values()) > 0.5:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in empty.items())
-        return (
-            f"is 0, or not measured, in most pixels ({shares}); if the offset of "
-            f"{units.OFFSET} DN was removed before, set --config.read.s2_offset=0"
+        return Wrong(
+            f"is 0, or not measured, in most pixels ({shares})",
+            "s2_offset",
+            f"if the offset of {units.OFFSET} DN was removed before, set "
+            "--config.read.s2_offset=0",
         )
     dark = {name: _dark(image) for name, image in values.items()}
     # Blue bands alone are as bright through haze; cirrus is dark over sand and cloud.
@@ -97,12 +117,13 @@ def _wrong_s2(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> str:
     like_sand = "B10" not in dark and any(dark[b] > OFFSET_CEILING for b in visible)
     if telling and min(dark.values()) >= OFFSET_FLOOR and not like_sand:
         floors = ", ".join(f"{name} {value:.0f}" for name, value in dark.items())
-        return (
+        return Wrong(
             f"is nowhere dark (percentile {_DARK} of DN: {floors}), as with the offset "
-            f"of {units.OFFSET} DN that processing baseline 04.00 and later add; take "
-            f"it out with --config.read.s2_offset={units.OFFSET}"
+            f"of {units.OFFSET} DN that processing baseline 04.00 and later add",
+            "s2_offset",
+            f"take it out with --config.read.s2_offset={units.OFFSET}",
         )
-    return ""
+    return None
 
 
 def _dark(image: np.ndarray) -> float:

@@ -49,16 +49,17 @@ def prepare(config) -> None:
     options, out = plan.options(config), pathlib.Path(config.out)
     splits.check(config)  # all this before an archive is searched, which takes minutes
     plan.check_out(out, options)
-    archive = open_archive(config)
     try:
+        archive = open_archive(config)
         chosen, found = _search(config, archive)
-        sample = _sample(archive, chosen) if config.check_values else []
+        sample = _sample(archive, chosen) if config.check_values else None
     except OSError as error:
         raise InputError(
             f"{config.source} cannot be read ({error}); see to the disk or the "
             "network, then give the same command again."
         ) from error
-    plausibility.check(archive.description, sample)
+    if sample is not None:
+        plausibility.check(archive.description, sample, config.read)
     try:
         with plan.lock(out):
             plan.begin(out, options, chosen)
@@ -79,7 +80,7 @@ def _search(config, archive: Archive) -> tuple[dict[str, list[Pair]], Found]:
     pairs, unmatched = archive.find_pairs()
     total = splits.count(config, pairs, unmatched)
     chosen, skipped, unlisted = splits.assign(config, pairs, unmatched)
-    return chosen, Found(total, skipped, len(unlisted))
+    return chosen, Found(config.source, total, skipped, len(unlisted))
 
 
 def _build(config, archive: Archive, work: Mapping, found: Found) -> None:
@@ -91,20 +92,26 @@ def _build(config, archive: Archive, work: Mapping, found: Found) -> None:
     else:
         engines.run_local(units_of_work.build, todo, config.workers, "writing")
     checked = engines.run_local(units_of_work.check, todo, config.workers, "checking")
-    build = {
-        "pairs_per_shard": config.pairs_per_shard, "compression": config.compression
-    }
-    checked = dict(zip(todo, checked))
-    finish.finish(out, archive.description, work, checked, found, build)
+    checked = {shard.path: part for shard, part in zip(todo, checked)}
+    finish.finish(out, archive.description, work, checked, found, plan.facts(config))
 
 
 def _sample(archive: Archive, chosen: Mapping[str, Sequence[Pair]]) -> list[dict]:
-    """Records of a few pairs from all over the archive; bad ones are left out."""
+    """Records of a few pairs from all over the archive; bad ones are left out.
+
+    Raises:
+        InputError: all are bad, which is no fault of single pairs.
+    """
     pairs = [pair for members in chosen.values() for pair in members]
-    sample = []
+    sample, faults = [], []
     for i in np.unique(np.linspace(0, len(pairs) - 1, SAMPLED).astype(int)):
         try:
             sample.append(archive.read_pair(pairs[i]))
-        except InputError:
-            pass  # the build lists it, or stops there
+        except InputError as error:
+            faults.append(str(error))  # the build lists it, or stops there
+    if not sample:
+        raise InputError(
+            f"All {len(faults)} pairs that were looked at are bad, the first because: "
+            f"{faults[0]}"
+        )
     return sample

@@ -1,11 +1,15 @@
 """Which split a pair is in: by lists, by the archive's own word, or by its tile."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline.building import lists
+from data_pipeline import lists
 from data_pipeline.archive import Pair, Skipped
+from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
+
+log = logging.getLogger("fusmae_jax")
 
 
 def assign(
@@ -34,16 +38,15 @@ def assign(
     check(config)
     rows = _rows(config, pairs, unmatched)
     excluded = lists.excluded(config.exclude)
-    splits = {split: [] for split in lists.SPLITS}
+    _warn_of_idle(config.exclude, excluded, (*pairs, *unmatched))
+    splits = {split: [] for split in SPLITS}
     skipped, unlisted, seen = [], [], set()
     for pair in pairs:
         row = rows.get(pair.s2_name)
         reason = _contradiction(row, pair, seen)
         seen.add(pair.s2_name)
-        file = excluded.get(pair.s2_name) or excluded.get(pair.s1_name)
-        if file:
-            reason = f"named by {file}"
-            skipped.append(Skipped(pair.s2_name, pair.s1_name, reason, wanted=False))
+        if left_out := _left_out(pair, excluded):
+            skipped.append(left_out)
         elif not row:
             unlisted.append(pair)
         elif reason:
@@ -51,27 +54,46 @@ def assign(
         else:
             splits[row.split].append(pair)
     for image in _with_absent(config, rows, unmatched, seen):
-        file = excluded.get(image.s2_name) or excluded.get(image.s1_name)
-        if file:
-            skipped.append(image._replace(reason=f"named by {file}", wanted=False))
+        if left_out := _left_out(image, excluded):
+            skipped.append(left_out)
         elif config.splits and not _asks(rows.get(image.s2_name), image):
             unlisted.append(Pair(image.s2_name, image.s1_name))
         else:
             skipped.append(image)
-    missed = [image for image in skipped if image.wanted]
-    if missed and config.strict:
-        raise InputError(
-            f"{missed[0].s2_name or missed[0].s1_name} cannot be used "
-            f"({missed[0].reason}); mend it, or set --config.strict=False to skip it."
-        )
+    if config.strict:
+        _refuse_faults(skipped)
     _hold_out(config, splits)
     splits = {s: sorted(chosen) for s, chosen in splits.items() if chosen}
+    if not pairs:
+        raise InputError(
+            f"{config.source} holds no pair of this archive, only {len(unmatched)} "
+            "single images; choose the config that reads it, or another source."
+        )
     if not splits:
         raise InputError(
             f"None of the {len(pairs)} pairs in {config.source} belongs to a split; "
             "change config.source, config.splits or config.exclude."
         )
     return splits, skipped, unlisted
+
+
+def count(config, pairs: Sequence[Pair], unmatched: Sequence[Skipped]) -> int:
+    """How many pairs, single images and listed names `assign` must account for.
+
+    Counted in another way than there, so that a mistake in either shows.
+
+    Raises:
+        InputError: a list cannot be read.
+    """
+    partners = {pair.s2_name: {""} for pair in pairs}  # any partner that is asked for
+    for image in unmatched:
+        partners.setdefault(image.s2_name, set()).add(image.s1_name)
+    rows = lists.listed(config.splits, partners) if config.splits else {}
+    absent = 0
+    for name, row in rows.items():
+        there = partners.get(name, set())
+        absent += not there if not row.s1_name else not there & {row.s1_name, ""}
+    return len(pairs) + len(unmatched) + absent
 
 
 def check(config) -> None:
@@ -98,7 +120,7 @@ def check(config) -> None:
         if not path.is_file():
             raise InputError(
                 f"{path} is missing; config.splits takes a file or a folder with "
-                f"{', '.join(lists.SPLITS.values())}, and config.exclude takes files."
+                f"{', '.join(lists.FILES.values())}, and config.exclude takes files."
             )
 
 
@@ -113,6 +135,30 @@ def _rows(config, pairs, unmatched) -> Mapping[str, lists.Listed]:
         for pair in pairs
         if pair.split or not by_archive
     }
+
+
+def _refuse_faults(skipped: Iterable[Skipped]) -> None:
+    for image in skipped:
+        if image.wanted:
+            raise InputError(
+                f"{image.s2_name or image.s1_name} cannot be used ({image.reason}); "
+                "mend it, or set --config.strict=False to skip it."
+            )
+
+
+def _warn_of_idle(entries, excluded: Mapping[str, str], images) -> None:
+    """Says which lists leave nothing out, as those of another archive do."""
+    names = {name for image in images for name in (image.s2_name, image.s1_name)}
+    used = {excluded[name] for name in names & excluded.keys()}
+    for entry in set(entries) - used:
+        log.warning("%s names no image that is here; is it of this archive?", entry)
+
+
+def _left_out(image: Pair | Skipped, excluded: Mapping[str, str]) -> Skipped | None:
+    file = excluded.get(image.s2_name) or excluded.get(image.s1_name)
+    if not file:
+        return None
+    return Skipped(image.s2_name, image.s1_name, f"named by {file}", wanted=False)
 
 
 def _contradiction(row: lists.Listed | None, pair: Pair, seen: set[str]) -> str:
@@ -145,28 +191,29 @@ def _hold_out(config, splits: dict[str, list[Pair]]) -> None:
     named, share = set(config.holdout_tiles), config.holdout_share
     if not named and not share:
         return
-    tiles = {pair.tile for pair in splits["train"]}
     if splits["validation"]:
         raise InputError(
             f"{config.source} has {len(splits['validation'])} validation pairs of its "
             "own; drop holdout_tiles and holdout_share."
         )
+    # Pairs of which no tile is known are drawn one by one.
+    tiles = {pair.tile or pair.s2_name for pair in splits["train"]}
     if named - tiles:
         raise InputError(
             f"The tiles {sorted(named - tiles)} of holdout_tiles are not among the "
             f"{len(tiles)} of {config.source}, such as {sorted(tiles)[:8]}."
         )
     held_out = named or {tile for tile in tiles if _draw(tile) < share}
-    if not held_out or held_out == tiles or (share and "" in tiles):
+    if not held_out or held_out == tiles:
         raise InputError(
-            f"{len(held_out)} of {len(tiles)} tiles would be held out, and "
-            f"{sum(not pair.tile for pair in splits['train'])} pairs have no tile; "
-            "change holdout_share, or name some tiles in holdout_tiles."
+            f"{len(held_out)} of {len(tiles)} tiles or places would be held out; "
+            f"change holdout_share={share}, or name some of {sorted(tiles)[:8]} in "
+            "holdout_tiles."
         )
     train, splits["train"] = splits["train"], []
     for pair in train:
-        split = "validation" if pair.tile in held_out else "train"
-        splits[split].append(pair)
+        held = (pair.tile or pair.s2_name) in held_out
+        splits["validation" if held else "train"].append(pair)
 
 
 def _draw(tile: str) -> float:

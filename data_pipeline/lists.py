@@ -9,9 +9,10 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
-SPLITS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
+FILES = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv")))  # in a folder of lists
 
 _WORDS = {split: split for split in SPLITS} | {"val": "validation"}
 _NAMES = ("s2_name", "s2v1_name", "patch_id")  # what a column of names may be called
@@ -23,7 +24,7 @@ class Listed(NamedTuple):
     """What a list says of a Sentinel-2 image.
 
     Attributes:
-        split: a key of SPLITS.
+        split: one of SPLITS.
         s1_name: its partner; "" where the list does not tell.
         file: the list's name.
     """
@@ -42,7 +43,7 @@ def listed(path: str, known: Collection[str]) -> dict[str, Listed]:
     """Reads the lists of `config.splits`.
 
     Args:
-        path: a folder with the files of SPLITS, or a table with a column `split`.
+        path: a folder with the files of FILES, or a table with a column `split`.
         known: names of Sentinel-2 images in the archive; of several columns of names
             that is read which has most of them.
 
@@ -111,7 +112,7 @@ def _lists(path: str) -> dict[pathlib.Path, str]:
         return {}
     root = pathlib.Path(path)
     if root.is_dir():
-        return {root / file: split for split, file in SPLITS.items()}
+        return {root / file: split for split, file in FILES.items()}
     return {root: ""}
 
 

@@ -1,0 +1,43 @@
+"""What a processing baseline added to Sentinel-2, by its metadata or by the user."""
+
+from data_pipeline import units
+from data_pipeline.errors import InputError
+
+CHOICES = ("auto", "0", str(units.OFFSET))
+
+
+def check(choice: str) -> None:
+    """Refuses what `config.read.s2_offset` cannot be.
+
+    Raises:
+        InputError: naming what it can be.
+    """
+    if choice not in CHOICES:
+        raise InputError(
+            f"read.s2_offset is {choice!r}; use 'auto', '0' or '{units.OFFSET}'."
+        )
+
+
+def offset(choice: str, text: str, name: str, lacking: str) -> int:
+    """What was added to each DN.
+
+    Args:
+        choice: a number, or "auto" to take the baseline that the text names.
+        text: what the metadata say, see `units.processing_baseline`.
+        name: what the image is called in errors.
+        lacking: what of it would tell the baseline, in words.
+
+    Raises:
+        InputError: the text names no baseline, and had to.
+    """
+    if choice != "auto":
+        return int(choice)
+    baseline = units.processing_baseline(text)
+    if baseline is None:
+        raise InputError(
+            f"{name} does not say by which processing baseline it was made (it has no "
+            f"{lacking}); pass --config.read.s2_offset={units.OFFSET} when "
+            f"{units.OFFSET} was added to each DN, as since January 2022, and =0 when "
+            "not or when it was removed."
+        )
+    return units.baseline_offset(baseline)
