@@ -45,7 +45,6 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.
 WAYS = [dict(threads=n) for n in (1, 2, 4, 8)]
 WAYS += [dict(threads=n, workers=n) for n in (1, 2)]
 WIDTHS = {"pairs/s": 9, "CPU us": 8, "MB/s": 8, "peak MB": 9}
-COMPRESSION = {"zstd": "group_size:1,zstd:3", "none": "group_size:1,uncompressed"}
 
 
 def measure(directory: str, split: str, batch: int, steps: int, **way) -> dict:
@@ -134,7 +133,7 @@ def rewrite(directory: str, split: str, count: int, out: pathlib.Path, options: 
     path = out / shards.shard_name(described.name, split, 0, 1)
     info = shards.write_shard(path, examples(), shards.features(described), options)
     shards.write_metadata(out, described, {split: [info]})
-    card = {"description": described.describe()}
+    card = {"description": described.describe(), "splits": {split: {}}}
     (out / metadata.CARD_FILE).write_text(json.dumps(card))
 
 
@@ -170,8 +169,8 @@ def main(argv):
     best = {}
     if _COPIES.value:
         with tempfile.TemporaryDirectory() as folder:
-            for name, options in COMPRESSION.items():
-                out = pathlib.Path(folder, name)
+            for name, options in shards.COMPRESSION.items():
+                out = pathlib.Path(folder, name.replace(":", "-"))
                 rewrite(_DIR.value, _SPLIT.value, _COPIES.value, out, options)
                 title = f"{_COPIES.value} pairs of {_DIR.value}, compression {name}"
                 best[name] = table(str(out), title)

@@ -1,9 +1,11 @@
 """What a config's data may be: one dataset or several, whole or in part."""
 
+import json
+
 import ml_collections
 import pytest
 
-from data_pipeline import sources, synthetic
+from data_pipeline import metadata, sources, synthetic
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -108,3 +110,53 @@ def test_empty_places_are_no_place(tmp_path, monkeypatch):
     for source in (train, held_out):
         source.index["place"][:] = ""
     assert sources.check_overlap(train, held_out) == 0
+
+
+def test_held_out_pairs_may_be_elsewhere(tmp_path):
+    a = datasets.write(tmp_path / "a")
+    b = datasets.write(tmp_path / "b", (4,), split="validation", prefix="b")
+    config = data(dir=str(a), eval_dir=str(b))
+    assert len(sources.open_split(config, "train")) == 5
+    assert len(sources.open_split(config, "validation")) == 4
+
+
+def test_a_dataset_without_a_held_out_split_has_no_part_in_it(tmp_path):
+    a = datasets.write(tmp_path / "a")
+    b = datasets.write(tmp_path / "b", (4,), split="validation", prefix="b")
+    config = data(dir=f"{a},{b}", weights=(1.0, 2.0))
+    held = sources.open_split(config, "validation")
+    assert [pair["place"] for pair in held] == [f"bplace {i}" for i in range(4)]
+    with pytest.raises(InputError, match="'train' of .*/b holds no records.*eval_dir"):
+        sources.open_split(config, "train")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_held_out_split_that_is_nowhere_is_an_error_with_advice(tmp_path, split):
+    config = data(dir=str(datasets.write(tmp_path / "a")))
+    with pytest.raises(InputError, match="holds no records.*--config.holdout_share"):
+        sources.open_split(config, split)
+
+
+def test_computed_statistics_come_from_the_card(tmp_path):
+    folder = datasets.write(tmp_path)
+    card = metadata.read_card(folder)
+    bands = {
+        name: {band: {"mean": 3.0, "std": 2.0} for band in sensor.band_names}
+        for name, sensor in datasets.description().sensors.items()
+    }
+    card |= {"reference_split": "train", "splits": {"train": {"sensors": bands}}}
+    (folder / metadata.CARD_FILE).write_text(json.dumps(card))
+    config = data(dir=str(folder), statistics="computed")
+    for description in (
+        sources.describe(config), sources.open_split(config, "train").description
+    ):
+        assert {b.mean for b in description.sensors["s2"].bands} == {3.0}
+        assert "computed from split train of tiny" in description.sensors["s1"].source
+    with pytest.raises(InputError, match="data.statistics is 'guessed'"):
+        sources.describe(data(dir=str(folder), statistics="guessed"))
+
+
+def test_computed_statistics_that_the_card_lacks_are_an_error(tmp_path):
+    config = data(dir=str(datasets.write(tmp_path)), statistics="computed")
+    with pytest.raises(InputError, match="lacks computed statistics"):
+        sources.describe(config)

@@ -235,7 +235,7 @@ def test_tiles_are_held_out_of_the_training_pairs_of_an_archive_with_a_test_spli
         ({"holdout_share": 1.0}, "", "holdout_share is 1.0"),
         ({"holdout_share": -0.1}, "", "holdout_share is -0.1"),
         ({"holdout_tiles": ("1ABC",)}, "", r"\['1ABC'\] .* not among the 6 of"),
-        ({"holdout_tiles": tuple(TILES)}, "", "6 of 6 tiles or places would be held out"),
+        ({"holdout_tiles": tuple(TILES)}, "", "6 of 6 tiles or places would be"),
         ({"holdout_share": 1e-9}, "", "0 of 6 tiles or places would be held out"),
         ({"holdout_tiles": ("33UPU",)}, "validation", "has 6 validation pairs of its"),
         ({"splits": "nowhere"}, "", "nowhere is missing"),
