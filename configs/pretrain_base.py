@@ -26,25 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.batch_size = 1024  # pairs, over all devices and hosts
     c.accumulate = 1  # parts of a batch that go through the network one by one
 
-    c.data = dict(
-        source="records",  # or "sample", "synthetic"
-        dir="",  # a dataset that configs/prepare_*.py built, or several: "A,B"
-        weights=(),  # of several; () counts their pairs
-        split="train",
-        eval_split="validation",
-        eval_dir="",  # where that is, if not in dir
-        classes=(),  # only pairs with one of these; () takes all
-        fraction=1.0,  # of the training pairs, every class kept,
-        subset_seed=0,  # and which
-        statistics="published",  # that normalise bands, or "computed" at the build
-        allow_overlap=False,  # let training pairs be held-out ones too
-        threads=0,  # that read records; 0 for one a core, at most 8
-        workers=0,  # processes that do, instead
-        count=10_000,  # synthetic scenes,
-        size=120,  # their side at 10 m,
-        seed=0,  # and which
-    )
-
+    c.data = data()
     c.bands = dict(s1=S1_BANDS, s2=S2_BANDS)
     c.view = dict(
         crop_scale=(0.2, 1.0),  # of the scene's area
@@ -84,6 +66,28 @@ def get_config() -> ml_collections.ConfigDict:
     c.fsdp_min_size = 2**18  # kernels with fewer elements stay whole
     keep_books(c)
     return c.lock()
+
+
+def data() -> dict:
+    """Where pairs come from, and which of them."""
+    return dict(
+        source="records",  # or "sample", "synthetic"
+        dir="",  # a dataset that configs/prepare_*.py built, or several: "A,B"
+        weights=(),  # of several; () counts their pairs
+        split="train",
+        eval_split="validation",
+        eval_dir="",  # where that is, if not in dir
+        classes=(),  # only pairs with one of these; () takes all
+        fraction=1.0,  # of the training pairs, every class kept,
+        subset_seed=0,  # and which
+        statistics="published",  # that normalise bands, or "computed" at the build
+        allow_overlap=False,  # let training pairs be held-out ones too
+        threads=0,  # that read records; 0 for one a core, at most 8
+        workers=0,  # processes that do, instead
+        count=10_000,  # synthetic scenes,
+        size=120,  # their side at 10 m,
+        seed=0,  # and which
+    )
 
 
 def keep_books(c: ml_collections.ConfigDict) -> None:

@@ -146,9 +146,8 @@ def pretrain(config, workdir) -> train.TrainState:
         The final state.
 
     Raises:
-        InputError: the config, the data or the directory cannot work; raised before
-            anything is written. Later only for records damaged on the way, and for a
-            loss that is not finite.
+        InputError: the config, the data or the directory cannot work, before anything
+            is written; later, a record is damaged or the loss not finite.
     """
     checks.check_config(config)
     mesh = sharding.make_mesh(config.fsdp)

@@ -6,8 +6,10 @@ import shutil
 import pytest
 
 from data_pipeline import metadata
+from data_pipeline.building import engines
 from data_pipeline.building import prepare
 from data_pipeline.building import splits
+from data_pipeline.building import units_of_work
 from data_pipeline.errors import InputError
 from tests import builds
 from tests import fakes
@@ -123,3 +125,39 @@ def test_list_of_skipped_pairs_does_not_outlive_its_cause(config):
         shared_data.write_pair(pathlib.Path(config.source), column, tile=tile)
     prepare.prepare(config)
     assert "skipped.csv" not in builds.files(config)
+
+
+def test_shard_that_a_beam_runner_loses_is_named_and_written_by_the_next_run(
+    config, monkeypatch
+):
+    def lose_one(work, runner, options):
+        for shard in work[:1] + work[2:]:
+            units_of_work.build(shard)
+
+    built_of(fakes.Archive(), config, monkeypatch)
+    whole = {path.name: path.read_bytes() for path in builds.out_files(config)}
+    shutil.rmtree(config.out)
+    monkeypatch.setattr(engines, "run_beam", lose_one)
+    config.runner = "FlinkRunner"
+    with pytest.raises(InputError, match="00001-of-00003 was lost on the way"):
+        built_of(fakes.Archive(), config, monkeypatch)
+    assert "card.json" not in builds.files(config)
+    config.runner = ""
+    built_of(fakes.Archive(), config, monkeypatch)
+    assert {p.name: p.read_bytes() for p in builds.out_files(config)} == whole
+
+
+def test_list_that_names_nothing_is_warned_of(config, tmp_path, lines):
+    here = builds.s2_folder(config, 2).name
+    for name, text in (("snow.csv", here), ("other.csv", "S2_ELSEWHERE")):
+        (tmp_path / name).write_text(text + "\n")
+    config.exclude = tuple(str(tmp_path / name) for name in ("snow.csv", "other.csv"))
+    prepare.prepare(config)
+    (line,) = lines
+    assert "other.csv names no image that is here" in line
+    assert len(builds.skipped(config)) == 1
+
+
+def test_archive_of_another_form_is_said(config, monkeypatch):
+    with pytest.raises(InputError, match="holds no pair of this archive"):
+        built_of(fakes.Archive(count=0), config, monkeypatch)

@@ -254,20 +254,6 @@ def test_pairs_of_no_known_tile_are_held_out_one_by_one():
     assert len(splits["train"]) + len(splits["validation"]) == 100
 
 
-def test_list_that_names_nothing_is_warned_of(tmp_path, lines):
-    for name, text in (("snow.csv", "S2_0\n"), ("other.csv", "S2_ELSEWHERE\n")):
-        (tmp_path / name).write_text(text)
-    exclude = tuple(str(tmp_path / name) for name in ("snow.csv", "other.csv"))
-    assign(make_config(exclude=exclude), make_pairs())
-    (line,) = lines
-    assert "other.csv names no image that is here" in line
-
-
-def test_archive_without_any_pair_is_said(tmp_path):
-    with pytest.raises(InputError, match="holds no pair of this archive"):
-        assign(make_config(), [])
-
-
 def test_folder_that_lacks_a_list_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("S2_0\n")
     with pytest.raises(InputError, match="val.csv is missing"):

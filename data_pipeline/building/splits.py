@@ -64,6 +64,12 @@ def assign(
         _refuse_faults(skipped)
     _hold_out(config, splits)
     splits = {s: sorted(chosen) for s, chosen in splits.items() if chosen}
+    _check_some(config, pairs, unmatched, splits)
+    return splits, skipped, unlisted
+
+
+def _check_some(config, pairs, unmatched, splits) -> None:
+    """Refuses to go on without a pair."""
     if not pairs:
         raise InputError(
             f"{config.source} holds no pair of this archive, only {len(unmatched)} "
@@ -74,7 +80,6 @@ def assign(
             f"None of the {len(pairs)} pairs in {config.source} belongs to a split; "
             "change config.source, config.splits or config.exclude."
         )
-    return splits, skipped, unlisted
 
 
 def count(config, pairs: Sequence[Pair], unmatched: Sequence[Skipped]) -> int:
