@@ -14,7 +14,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "prepare"
-    c.archive = "bigearthnet_v1"  # module of data_pipeline that reads the source
+    c.archive = "bigearthnet_v1"  # module of data_pipeline/archives that reads it
     c.source = ""  # folder with both archives
     c.out = ""  # folder to build in, empty or with a build that was stopped
     # Split by lists: a folder with train.csv, val.csv and test.csv, or one .csv or

@@ -90,14 +90,14 @@ def check_overlap(train, other, allow: bool = False) -> int:
     Raises:
         InputError: there are some.
     """
-    if not (hasattr(train, "places") and hasattr(other, "places")):
-        return 0
-    known = set(train.places.tolist()) - {""}
-    shared = [place for place in other.places.tolist() if place in known]
+    # Each is asked once: places are read from disk.
+    seen, places = _places(train), _places(other)
+    known = set(seen) - {""}
+    shared = [place for place in places if place in known]
     if shared and not allow:
         title = getattr(other, "title", "the held-out pairs")
         raise InputError(
-            f"{len(shared)} of {len(other.places)} in {title} are training pairs too, "
+            f"{len(shared)} of {len(places)} in {title} are training pairs too, "
             f"such as {shared[0]}; train on other splits or datasets, or pass "
             "--config.data.allow_overlap=True."
         )
@@ -109,9 +109,17 @@ def place_codes(source) -> np.ndarray:
 
     Two of a million places share a code with a chance of three in a hundred million.
     """
-    places = source.places.tolist() if hasattr(source, "places") else []
-    digests = [hashlib.blake2b(p.encode(), digest_size=8).digest() for p in places if p]
+    digests = [
+        hashlib.blake2b(place.encode(), digest_size=8).digest()
+        for place in _places(source)
+        if place
+    ]
     return np.unique(np.frombuffer(b"".join(digests), "<u8"))
+
+
+def _places(source) -> list[str]:
+    """The places of a source, none where it does not know them."""
+    return getattr(source, "places", np.empty(0, str)).tolist()
 
 
 def _open(data, split: str, fields) -> list:

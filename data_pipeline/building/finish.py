@@ -98,8 +98,8 @@ def check_sum(found: Found, reports: Mapping, skipped: Sequence[Skipped]) -> Non
     if found.total != written + len(skipped) + found.unlisted:
         raise InputError(
             f"Of {found.total} pairs, {written} were written, {len(skipped)} skipped "
-            f"and {found.unlisted} in no list, which does not add up: two pairs of "
-            "the archive have one name; rename one."
+            f"and {found.unlisted} in no list, which does not add up; that is a fault "
+            "of this program: please report it with the command and skipped.csv."
         )
 
 
