@@ -34,7 +34,11 @@ def get_config() -> ml_collections.ConfigDict:
         turn=True,  # flips and quarter turns
         resampling="linear",  # or "cubic"
     )
-    c.mask = dict(ratio=0.75, mode="independent")  # or "consistent"
+    c.mask = dict(
+        ratio=0.75,
+        mode="independent",  # or "consistent"
+        drop_sensor=0.0,  # chance that a pair lacks a sensor, redrawn from the other
+    )
 
     c.model = dict(
         image_size=112,

@@ -83,6 +83,7 @@ def objective(
         patch_size=config.model.patch_size,
         mask_ratio=config.mask.ratio,
         mask_mode=config.mask.mode,
+        drop_sensor=config.mask.drop_sensor,
         normalize=config.loss.normalize,
         weights={"s1": config.loss.weight_s1, "s2": config.loss.weight_s2},
         crop_scale=tuple(config.view.crop_scale),

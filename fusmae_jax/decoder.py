@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fusmae_jax import layers, masking, patches
-from fusmae_jax.encoder import OTHER
+from fusmae_jax.encoder import OTHER, Present
 from fusmae_jax.masking import SENSORS
 
 
@@ -14,7 +14,8 @@ class XAttnDecoder(nnx.Module):
 
     Works on visible tokens at encoder width, between the encoder and the decoders.
     Both sensors read the tokens as they came in; no weights are shared. Rebuilt from
-    descriptions of section 3.2, equations 10 and 11, of the paper.
+    descriptions of section 3.2, equations 10 and 11, of the paper. An absent sensor is
+    stood for as in `XAttnEncoder`.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
@@ -22,13 +23,23 @@ class XAttnDecoder(nnx.Module):
         self.attn = layers.per_sensor(
             lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
         )
+        self.absent = layers.per_sensor(
+            lambda: layers.token(nnx.initializers.zeros, dim, rngs)
+        )
         self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, dtype=dtype, rngs=rngs))
 
-    def __call__(self, tokens: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def __call__(
+        self, tokens: dict[str, jax.Array], present: Present | None = None
+    ) -> dict[str, jax.Array]:
         """Maps tokens {sensor: [B, K, D]} to tokens of the same shapes."""
+        present = present or dict.fromkeys(SENSORS)
         y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        x = {s: tokens[s] + self.attn[s](y[s], y[OTHER[s]]) for s in SENSORS}
+        context = {
+            s: layers.where_present(present[s], y[s], self.absent[s][...])
+            for s in SENSORS
+        }
+        x = {s: tokens[s] + self.attn[s](y[s], context[OTHER[s]]) for s in SENSORS}
         return {s: x[s] + self.mlp[s](self.norm2[s](x[s])) for s in SENSORS}
 
 
@@ -53,9 +64,7 @@ class Decoder(nnx.Module):
         kw = dict(dtype=dtype, rngs=rngs)
         init = dict(kernel_init=layers.xavier)
         self.bridge = nnx.Linear(encoder_dim, dim, **init, **kw)
-        self.mask_token = nnx.Param(
-            nnx.initializers.normal(0.02)(rngs.params(), (dim,))
-        )
+        self.mask_token = layers.token(nnx.initializers.normal(0.02), dim, rngs)
         self.blocks = nnx.List(
             [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
         )

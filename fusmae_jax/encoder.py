@@ -12,13 +12,19 @@ from fusmae_jax.masking import SENSORS
 
 OTHER = {"s1": "s2", "s2": "s1"}
 
+# Which samples have a sensor, {sensor: [B] bool}; None where all have both.
+Present = dict[str, jax.Array]
+
 
 class XAttnEncoder(nnx.Module):
     """Early fusion in place of the first block: each sensor attends to the other.
 
     Two cross-attentions with weights of their own, s1 to s2 and s2 to s1; their
     results are added to the un-normalised tokens, then one MLP is shared by all.
-    Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764).
+    Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764). Where a
+    sensor is absent, a learned token stands for it: attending to copies of one token
+    gives that token's value, however many there are. It is zero before any training
+    without a sensor, and then says nothing.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
@@ -26,13 +32,23 @@ class XAttnEncoder(nnx.Module):
         self.attn = layers.per_sensor(
             lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
         )
+        self.absent = layers.per_sensor(
+            lambda: layers.token(nnx.initializers.zeros, dim, rngs)
+        )
         self.norm2 = layers.layer_norm(dim, rngs)
         self.mlp = layers.Mlp(dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: dict[str, jax.Array]) -> jax.Array:
+    def __call__(
+        self, tokens: dict[str, jax.Array], present: Present | None = None
+    ) -> jax.Array:
         """Fuses {sensor: [B, K, D]} into one sequence [B, K_s1 + K_s2, D]."""
+        present = present or dict.fromkeys(SENSORS)
         y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        fused = [tokens[s] + self.attn[s](y[s], y[OTHER[s]]) for s in SENSORS]
+        context = {
+            s: layers.where_present(present[s], y[s], self.absent[s][...])
+            for s in SENSORS
+        }
+        fused = [tokens[s] + self.attn[s](y[s], context[OTHER[s]]) for s in SENSORS]
         x = jnp.concatenate(fused, axis=1)
         return x + self.mlp(self.norm2(x))
 
@@ -41,7 +57,8 @@ class Encoded(NamedTuple):
     """What the encoder says of a batch.
 
     Attributes:
-        tokens: {sensor: [B, K, D]}, in the order the patches were given.
+        tokens: {sensor: [B, K, D]}, in the order the patches were given. Those of an
+            absent sensor are what the other one says of its places.
         summary: the global token, [B, D].
     """
 
@@ -56,6 +73,9 @@ class Encoder(nnx.Module):
     are ordinary blocks over the joint sequence, so that depth stays comparable. The
     global token joins after the XAttnEncoder (as in MultiMAE: at the end of the
     sequence, without a position).
+
+    Any sample may lack a sensor. What is in its place is never read: a learned token
+    stands there, at every place, to which no other token attends.
     """
 
     def __init__(
@@ -90,33 +110,73 @@ class Encoder(nnx.Module):
             }
         )
         self.fuse = XAttnEncoder(dim, num_heads, **kw) if fuse_early else None
-        self.global_token = nnx.Param(
-            nnx.initializers.normal(0.02)(rngs.params(), (dim,))
-        )
+        normal = nnx.initializers.normal(0.02)
+        self.absent = layers.per_sensor(lambda: layers.token(normal, dim, rngs))
+        self.global_token = layers.token(normal, dim, rngs)
         self.blocks = nnx.List(
             [layers.Block(dim, num_heads, **kw) for _ in range(depth - int(fuse_early))]
         )
         self.norm = layers.layer_norm(dim, rngs)
 
-    def embed_patches(self, sensor: str, pixels: jax.Array, ids: jax.Array):
+    def embed_patches(
+        self,
+        sensor: str,
+        pixels: jax.Array,
+        ids: jax.Array,
+        present: jax.Array | None = None,
+    ) -> jax.Array:
         """Embeds patches [B, K, E] that stand at grid places ids [B, K]."""
         code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
         position = code.at[ids].get(mode="promise_in_bounds")
-        return self.embed[sensor](pixels).astype(jnp.float32) + position
+        # Pixels too, or one that is not finite would spoil the gradient.
+        pixels = layers.where_present(present, pixels, 0.0)
+        x = self.embed[sensor](pixels).astype(jnp.float32)
+        x = layers.where_present(present, x, self.absent[sensor][...])
+        return x + position
 
     def __call__(
-        self, pixels: dict[str, jax.Array], ids: dict[str, jax.Array]
+        self,
+        pixels: dict[str, jax.Array],
+        ids: dict[str, jax.Array],
+        present: Present | None = None,
+        *,
+        last: int = 1,
+        branches: jax.Array | None = None,
     ) -> Encoded:
-        """Encodes patches {sensor: [B, K, E]} at grid places {sensor: [B, K]}."""
-        tokens = {s: self.embed_patches(s, pixels[s], ids[s]) for s in SENSORS}
+        """Encodes patches of both sensors.
+
+        Args:
+            pixels: the patches, {sensor: [B, K, E]}.
+            ids: their places in the grid, {sensor: [B, K]}.
+            present: which samples have a sensor.
+            last: how many of the last blocks' outputs are given, one behind the other
+                in the channels: D becomes last * D.
+            branches: for training, see `layers.drop_path`, one for each of `blocks`.
+        """
+        here = present or dict.fromkeys(SENSORS)
+        tokens = {
+            s: self.embed_patches(s, pixels[s], ids[s], here[s]) for s in SENSORS
+        }
         if self.fuse is None:
             x = jnp.concatenate([tokens[s] for s in SENSORS], axis=1)
         else:
-            x = self.fuse(tokens)
+            x = self.fuse(tokens, present)
         summary = jnp.broadcast_to(self.global_token[...], (len(x), 1, self.dim))
         x = jnp.concatenate([x, summary], axis=1)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
         k = tokens["s1"].shape[1]
+        mask = present and jnp.concatenate(
+            [
+                jnp.repeat(present["s1"][:, None], k, axis=1),
+                jnp.repeat(present["s2"][:, None], x.shape[1] - k - 1, axis=1),
+                jnp.ones((len(x), 1), bool),
+            ],
+            axis=1,
+        )
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, None if branches is None else branches[i])
+            outputs.append(x)
+        # Behind no block at all there is still what went in.
+        outputs = [self.norm(x) for x in (outputs or [x])[-last:]]
+        x = outputs[0] if last == 1 else jnp.concatenate(outputs, axis=-1)
         return Encoded({"s1": x[:, :k], "s2": x[:, k:-1]}, x[:, -1])

@@ -26,6 +26,21 @@ def per_sensor(make: Callable[[], nnx.Module]) -> nnx.Dict:
     return nnx.Dict({sensor: make() for sensor in SENSORS})
 
 
+def token(initializer, dim: int, rngs: nnx.Rngs) -> nnx.Param:
+    """A learned token [D]."""
+    return nnx.Param(initializer(rngs.params(), (dim,)))
+
+
+def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array:
+    """`x` [B, N, D] where its sensor is present [B], and `instead` elsewhere.
+
+    None stands for a sensor that every sample has, and costs nothing.
+    """
+    if present is None:
+        return x
+    return jnp.where(present[:, None, None], x, jnp.broadcast_to(instead, x.shape))
+
+
 class Attention(nnx.Module):
     """Multi-head attention from `x` to `context`, which may be `x` itself."""
 
@@ -42,14 +57,22 @@ class Attention(nnx.Module):
         self.value = nnx.Linear(dim, dim, **kw)
         self.out = nnx.Linear(dim, dim, **kw)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Attends from x [B, N, D] to context [B, M, D]; returns [B, N, D]."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Attends from x [B, N, D] to context [B, M, D]; returns [B, N, D].
+
+        `mask` [B, M] is False where the context is to be overlooked.
+        """
 
         def heads(t):  # [B, N, D] -> [B, N, h, d]
             return t.reshape(*t.shape[:2], self.num_heads, -1)
 
         y = jax.nn.dot_product_attention(
-            heads(self.query(x)), heads(self.key(context)), heads(self.value(context))
+            heads(self.query(x)),
+            heads(self.key(context)),
+            heads(self.value(context)),
+            mask=None if mask is None else mask[:, None, None],
         )
         return self.out(y.reshape(x.shape))
 
@@ -75,8 +98,34 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(dim, rngs)
         self.mlp = Mlp(dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, N, D] to tokens [B, N, D]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        branches: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps tokens [B, N, D] to tokens [B, N, D].
+
+        Args:
+            x: the tokens.
+            mask: False for tokens that no other may attend to, [B, N].
+            branches: what attention and MLP count in each sample, [2, B]; see
+                `drop_path`.
+        """
         y = self.norm1(x)
-        x = x + self.attn(y, y)
-        return x + self.mlp(self.norm2(x))
+        y = self.attn(y, y, mask)
+        x = x + (y if branches is None else y * branches[0, :, None, None])
+        y = self.mlp(self.norm2(x))
+        return x + (y if branches is None else y * branches[1, :, None, None])
+
+
+def drop_path(key: jax.Array, rate: float, blocks: int, batch: int) -> jax.Array:
+    """Draws stochastic depth: which residual branches count, [blocks, 2, B].
+
+    A branch of the i-th block is left out of a sample with a chance that grows
+    linearly to `rate` in the last block, and weighs as much more when it is not
+    (Huang et al. 2016; the linear rule is that of MAE's fine-tuning).
+    """
+    chance = rate * jnp.arange(1, blocks + 1) / blocks
+    kept = 1.0 - chance[:, None, None]
+    return jax.random.bernoulli(key, kept, (blocks, 2, batch)) / kept

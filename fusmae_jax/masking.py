@@ -60,6 +60,19 @@ def draw_noise(key: jax.Array, batch: int, num_patches: int, mode: str):
     }
 
 
+def draw_present(key: jax.Array, batch: int, rate: float) -> dict[str, jax.Array]:
+    """Draws which samples have which sensor, {sensor: [B] bool}.
+
+    With a chance of `rate` a sample lacks one of the sensors, either as likely as the
+    other (DINO-MM drops sensors so, half of the time); it never lacks both.
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise InputError(f"mask.drop_sensor is {rate}; choose a chance from 0 to 1.")
+    chance, which = jax.random.uniform(key, (2, batch))
+    lacks = jnp.where(chance < rate, (which * len(SENSORS)).astype(jnp.int32), -1)
+    return {s: lacks != i for i, s in enumerate(SENSORS)}
+
+
 def mask_from_noise(noise: jax.Array, num_keep: int) -> Mask:
     """Keeps the `num_keep` patches with the least noise [B, N] of each sample."""
     shuffle = jnp.argsort(noise, axis=1)

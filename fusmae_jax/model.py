@@ -8,7 +8,7 @@ from flax import nnx
 
 from fusmae_jax import masking, patches
 from fusmae_jax.decoder import Decoder, XAttnDecoder
-from fusmae_jax.encoder import Encoded, Encoder
+from fusmae_jax.encoder import Encoded, Encoder, Present
 from fusmae_jax.masking import SENSORS
 
 
@@ -104,25 +104,42 @@ class FusMAE(nnx.Module):
         """Splits images {sensor: [B, H, W, C]} into patches {sensor: [B, N, E]}."""
         return {s: patches.patchify(images[s], self.patch_size) for s in SENSORS}
 
-    def encode(self, images: dict[str, jax.Array]) -> Encoded:
-        """Encodes whole images {sensor: [B, H, W, C]}, nothing hidden."""
+    def encode(
+        self,
+        images: dict[str, jax.Array],
+        present: Present | None = None,
+        *,
+        last: int = 1,
+        branches: jax.Array | None = None,
+    ) -> Encoded:
+        """Encodes whole images {sensor: [B, H, W, C]}, nothing hidden.
+
+        A sample may lack a sensor: `present` says which it has, and whatever stands in
+        the images of the other is not read. For `last` and `branches` see `Encoder`.
+        """
         pixels = self.patchify(images)
         everything = jnp.arange(self.num_patches)[None]
         ids = {
             s: jnp.broadcast_to(everything, pixels[s].shape[:2]) for s in SENSORS
         }
-        return self.encoder(pixels, ids)
+        return self.encoder(pixels, ids, present, last=last, branches=branches)
 
     def __call__(
-        self, images: dict[str, jax.Array], masks: dict[str, masking.Mask]
+        self,
+        images: dict[str, jax.Array],
+        masks: dict[str, masking.Mask],
+        present: Present | None = None,
     ) -> Reconstruction:
-        """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws all."""
+        """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws all.
+
+        Where a sensor is absent it is hidden whole, and redrawn from the other alone.
+        """
         pixels = self.patchify(images)
         ids = {s: masks[s].keep for s in SENSORS}
         # Hidden patches are dropped before they are embedded, let alone attended to.
         visible = {s: masking.take(pixels[s], ids[s]) for s in SENSORS}
-        tokens = self.encoder(visible, ids).tokens
+        tokens = self.encoder(visible, ids, present).tokens
         if self.fuse is not None:
-            tokens = self.fuse(tokens)
+            tokens = self.fuse(tokens, present)
         predicted = {s: self.decoders[s](tokens[s], masks[s]) for s in SENSORS}
         return Reconstruction(predicted, pixels)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
@@ -18,10 +19,12 @@ class Draw(NamedTuple):
     Attributes:
         view: what is seen of each scene.
         noise: what decides the masks, {sensor: [B, N]}.
+        present: which samples show a sensor at all, {sensor: [B] bool}; None for all.
     """
 
     view: views.View
     noise: dict[str, jax.Array]
+    present: dict[str, jax.Array] | None = None
 
 
 class Outcome(NamedTuple):
@@ -50,6 +53,8 @@ class Objective:
             band is on its own grid.
         mask_ratio: share of patches hidden.
         mask_mode: "independent" masks per sensor, or "consistent" ones.
+        drop_sensor: chance that a sample lacks one of its sensors in training, which
+            is then redrawn from the other alone.
         normalize: target normalisation, see `losses.normalize_patches`.
         weights: of the sensors' losses in their sum.
         crop_scale, crop_ratio, turn: see `views.draw_views`.
@@ -62,6 +67,7 @@ class Objective:
     grids: dict[str, tuple[sensors.Grid, ...]] | None = None
     mask_ratio: float = 0.75
     mask_mode: str = "independent"
+    drop_sensor: float = 0.0
     normalize: str = "patch"
     weights: dict[str, float] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(SENSORS, 1.0)
@@ -89,7 +95,7 @@ class Objective:
 
     def draw(self, key: jax.Array, batch: int) -> Draw:
         """Draws the views and masks of a training batch."""
-        view_key, mask_key = jax.random.split(key)
+        view_key, mask_key, present_key = jax.random.split(key, 3)
         view = views.draw_views(
             view_key,
             batch,
@@ -97,7 +103,9 @@ class Objective:
             ratio=self.crop_ratio,
             turn=self.turn,
         )
-        return Draw(view, self._noise(mask_key, batch))
+        present = masking.draw_present(present_key, batch, self.drop_sensor)
+        noise = self._noise(mask_key, batch)
+        return Draw(view, noise, present if self.drop_sensor else None)
 
     def draw_fixed(self, key: jax.Array, pairs: jax.Array, scene_size: int) -> Draw:
         """Draws masks for the plain middle of each scene.
@@ -152,17 +160,21 @@ class Objective:
         images = {s: self.see(fields, draw.view, s) for s in SENSORS}
         keep = masking.num_visible(self.num_patches, self.mask_ratio)
         masks = {s: masking.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
-        predicted, pixels = model(images, masks)
+        predicted, pixels = model(images, masks, draw.present)
+        hidden = {s: masks[s].hidden for s in SENSORS}
+        if draw.present is not None:
+            hidden = {
+                s: jnp.where(draw.present[s][:, None], hidden[s], 1.0) for s in SENSORS
+            }
 
         metrics = {}
         for s in SENSORS:
             target, _, _ = losses.normalize_patches(
                 pixels[s], self.normalize, self.contract[s].families
             )
-            counts = masks[s].hidden
+            counts = hidden[s]
             if weight is not None:
                 counts = counts * weight[:, None]
             metrics[f"loss_{s}"] = losses.hidden_error(predicted[s], target, counts)
         loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in SENSORS)
-        hidden = {s: masks[s].hidden for s in SENSORS}
         return loss, metrics, Outcome(predicted, pixels, hidden)

@@ -18,7 +18,7 @@ BATCH = P(("data", "fsdp"))
 # moments carry their parameter's path, and so its rule.
 RULES: tuple[tuple[str, str | P], ...] = (
     (r"/kernel$", "fsdp"),
-    (r"/(scale|bias|mask_token|global_token)$", P()),
+    (r"/(scale|bias|mask_token|global_token|absent/s[12])$", P()),
     (r"(^|/)(step|count)$", P()),
 )
 

@@ -101,9 +101,15 @@ def test_gradients_reach_every_parameter(key):
     graphdef, params = nnx.split(tiny.model())
     x, m = images(), masks(key)
 
+    lacking = {"s1": jnp.array([False, True]), "s2": jnp.array([True, False])}
+
     def loss(params):
-        out = nnx.merge(graphdef, params)(x, m)
-        return sum(jnp.square(out.predicted[s] - out.patches[s]).mean() for s in x)
+        model = nnx.merge(graphdef, params)
+        return sum(
+            jnp.square(out.predicted[s] - out.patches[s]).mean()
+            for out in (model(x, m), model(x, m, lacking))
+            for s in x
+        )
 
     for path, grad in shared(jax.jit(jax.grad(loss))(params)).items():
         largest = np.abs(grad).max()
@@ -183,4 +189,5 @@ def test_base_has_the_size_of_a_vit_base():
     block = 12 * 768**2 + 13 * 768
     # 11 blocks; a block with a second attention and norm; embeddings, token, norm.
     extra = 4 * 768**2 + 6 * 768 + (64 * 14 + 2) * 768 + 3 * 768
+    extra += 4 * 768  # what stands for absent sensors
     assert count == 12 * block + extra

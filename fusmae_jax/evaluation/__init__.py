@@ -1,0 +1,1 @@
+"""Judging an encoder: features, tasks on top of them, and honest numbers."""
