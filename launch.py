@@ -38,6 +38,13 @@ def reconstruct(config, workdir):
     reconstruct.reconstruct(config, workdir)
 
 
+def evaluate(config, workdir):
+    """Judges a run's encoder."""
+    from fusmae_jax.evaluation import evaluate
+
+    evaluate.evaluate(config, workdir)
+
+
 def prepare(config, workdir):
     """Builds a dataset; writes to config.out, not to the run directory."""
     del workdir
@@ -46,7 +53,12 @@ def prepare(config, workdir):
     prepare.prepare(config)
 
 
-TASKS = {"pretrain": pretrain, "reconstruct": reconstruct, "prepare": prepare}
+TASKS = {
+    "pretrain": pretrain,
+    "reconstruct": reconstruct,
+    "evaluate": evaluate,
+    "prepare": prepare,
+}
 
 
 def parse(argv: list[str]) -> list[str]:

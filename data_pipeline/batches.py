@@ -80,29 +80,42 @@ def eval_batches(
     fields: Iterable[str],
     batch_size: int,
     count: int,
+    start: int = 0,
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Yields the first `count` pairs once, in order, as equal batches with weights.
+    """Yields pairs `start` to `count` - 1 once, in order, as equal weighted batches.
+
+    A batch is one thread's work; some are read ahead.
 
     Args:
         source: random-access pairs, dicts.
         fields: which of their arrays to batch.
         batch_size: pairs of a global batch, over all hosts.
-        count: pairs in all; the source's where it has fewer.
+        count: where to stop; at the source's end, where it has fewer pairs.
+        start: the first pair.
         host: which of the `hosts` this is.
         hosts: how many there are.
 
-    Yields:
-        Pairs of this host's rows of a batch and their weights [B], 1.0 for pairs
-        and 0.0 for the copies that fill up the last batch.
+    Returns:
+        An iterator over pairs of this host's rows of a batch and their weights [B],
+        1.0 for pairs and 0.0 for the copies that fill up the last batch.
     """
     count, local = min(count, len(source)), batch_size // hosts
-    for start in range(0, count, batch_size):
-        first = start + host * local
+    fields = tuple(fields)
+
+    def read(batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        first = start + batch * batch_size + host * local
         places = np.arange(first, first + local)
-        batch = stack(source, np.minimum(places, count - 1), fields)
-        yield batch, (places < count).astype(np.float32)
+        pairs = stack(source, np.minimum(places, count - 1), fields)
+        return pairs, (places < count).astype(np.float32)
+
+    number = -(-(count - start) // batch_size)
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(2, threads)
+    )
+    return iter(grain.MapDataset.range(number).map(read).to_iter_dataset(options))
 
 
 class Order:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import pathlib
+from collections.abc import Container
 
 import jax
 import ml_collections
@@ -45,13 +46,13 @@ def flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
-def differences(old: dict, new: dict) -> list[str]:
-    """Names the fields in which two configs mean different steps."""
+def differences(old: dict, new: dict, free: Container[str] = FREE) -> list[str]:
+    """Names the fields, other than `free`, in which two configs differ."""
     old, new = flatten(old), flatten(new)
     return [
         f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE and old.get(key) != new.get(key)
+        if key not in free and old.get(key) != new.get(key)
     ]
 
 
@@ -66,6 +67,7 @@ def open_workdir(
     config: ml_collections.ConfigDict,
     contract: dict[str, sensors.Sensor],
     data: dict,
+    free: Container[str] = FREE,
 ) -> None:
     """Makes `workdir` this run's, or checks that it already is.
 
@@ -74,6 +76,7 @@ def open_workdir(
         config: the resolved config.
         contract: the sensors with the bands in use.
         data: the dataset's fingerprint.
+        free: fields of the config that may change when the run goes on.
 
     Raises:
         InputError: it holds another run or something else; nothing is touched.
@@ -87,7 +90,7 @@ def open_workdir(
     path, aside = workdir / "config.json", workdir / "config.json.part"
     if path.exists():
         saved = json.loads(path.read_text())
-        fields = differences(saved["config"], config.to_dict())
+        fields = differences(saved["config"], config.to_dict(), free)
         fields += differences({"dataset": saved["data"]}, {"dataset": data})
         fields += differences(saved["contract"], describe(contract))
         if fields:

@@ -1,0 +1,196 @@
+"""A pretrained encoder, restored from its run directory, looking at a dataset."""
+
+import dataclasses
+import hashlib
+import logging
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipeline import sensors
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+from fusmae_jax import build, checkpoint, run, sharding, views
+from fusmae_jax.encoder import Encoded, Present
+from fusmae_jax.masking import SENSORS
+from fusmae_jax.objective import Objective
+
+log = logging.getLogger("fusmae_jax")
+
+# What a sample shows of itself, by name, in the order of masking.SENSORS.
+SENSOR_SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """An encoder, and how it sees the pairs of a dataset.
+
+    Parameters are handed in by the caller, so that one graph serves pretrained,
+    random and fine-tuned ones.
+
+    Attributes:
+        graphdef: of the whole autoencoder.
+        objective: knows the bands, their statistics and grids, and the image size.
+        scene_size: side of the dataset's scenes in pixels at 10 m.
+        blocks: of the encoder, the XAttnEncoder not counted.
+    """
+
+    graphdef: nnx.GraphDef
+    objective: Objective
+    scene_size: int
+    blocks: int
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.objective.image_size
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.objective.patch_size
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+    def images(
+        self, fields: dict[str, jax.Array], view: views.View
+    ) -> dict[str, jax.Array]:
+        """What is seen of stored pixels under `view`, {sensor: [B, H, W, C]}."""
+        return {s: self.objective.see(fields, view, s) for s in SENSORS}
+
+    def encode(
+        self,
+        params: nnx.State,
+        images: dict[str, jax.Array],
+        present: Present,
+        *,
+        last: int = 1,
+        branches: jax.Array | None = None,
+    ) -> Encoded:
+        """Encodes images, nothing hidden; see `FusMAE.encode`."""
+        model = nnx.merge(self.graphdef, params)
+        return model.encode(images, present, last=last, branches=branches)
+
+
+def blocks(config) -> int:
+    """Blocks of an encoder, the XAttnEncoder not counted."""
+    return config.model.depth - int(config.model.fuse_early)
+
+
+def present(sensor_set: str, batch: int) -> dict[str, np.ndarray]:
+    """A batch whose samples all show the same sensors, {sensor: [B] bool}."""
+    return {
+        s: np.full(batch, shown)
+        for s, shown in zip(SENSORS, SENSOR_SETS[sensor_set])
+    }
+
+
+def boxes(how: str, image_size: int, scene_size: int) -> list[tuple[float, ...]]:
+    """The parts of a scene that an encoder is shown, as `views.View` has them.
+
+    Args:
+        how: "center" pixel by pixel (or all of a scene that is smaller than the
+            image); "whole" scene resampled to the image; or "tiles" that together
+            cover the scene pixel by pixel, overlapping where they must.
+        image_size: side of the images in pixels.
+        scene_size: side of the scenes in pixels.
+    """
+    if how == "whole":
+        return [(0.0, 0.0, 1.0, 1.0)]
+    if how == "center" or scene_size <= image_size:
+        return [views.center_box(image_size, scene_size)]
+    if how != "tiles":
+        raise InputError(
+            f"features.view is {how!r}; choose one of {['center', 'whole', 'tiles']}."
+        )
+    # In whole pixels, so that pixel labels can be cut alike.
+    count = -(-scene_size // image_size)
+    starts = np.linspace(0, scene_size - image_size, count).round() / scene_size
+    side = image_size / scene_size
+    return [(float(y), float(x), side, side) for y in starts for x in starts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What a run directory says of its encoder.
+
+    Attributes:
+        config: of the pretraining.
+        contract: the sensors it was trained on.
+        graphdef: of the model.
+        params: restored, whole on every device.
+        step: that they are from.
+        directory: of the run.
+    """
+
+    config: ml_collections.ConfigDict
+    contract: Mapping[str, sensors.Sensor]
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    step: int
+    directory: pathlib.Path
+
+    def look_at(self, description: Description, statistics: str) -> Backbone:
+        """The encoder, ready for the pairs of a dataset.
+
+        Args:
+            description: of the dataset.
+            statistics: that normalise its bands: "run" for those of the pretraining
+                data, else those that `description` has.
+
+        Raises:
+            InputError: it lacks a band of the model, or has it in another unit.
+        """
+        build.check_data(self.contract, description)
+        known = self.contract if statistics == "run" else description.sensors
+        objective = build.objective(self.config, known, description.layout)
+        size = description.layout.size
+        return Backbone(self.graphdef, objective, size, blocks(self.config))
+
+    def fresh(self, seed: int) -> nnx.State:
+        """Parameters of the same model that nothing has trained."""
+        make = build.model(self.config)
+        layout = jax.tree.map(lambda x: x.sharding, self.params)
+        init = jax.jit(
+            lambda key: nnx.split(make(rngs=nnx.Rngs(key)))[1], out_shardings=layout
+        )
+        return init(jax.random.key(seed))
+
+
+def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
+    """Loads an encoder from a run directory and nothing else.
+
+    Args:
+        directory: of the run.
+        mesh: where the parameters go.
+        step: which checkpoint; 0 for the latest.
+
+    Raises:
+        InputError: there is no run, no checkpoint, or it is of another model.
+    """
+    if not directory:
+        raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
+    config, contract = run.load(directory)
+    graphdef, abstract = build.abstract_params(config, mesh)
+    directory = pathlib.Path(directory)
+    step, params = checkpoint.restore_params(
+        directory / "checkpoints", abstract, step or None
+    )
+    return Pretrained(config, contract, graphdef, params, step, directory)
+
+
+def digest(params: nnx.State) -> str:
+    """A checksum of parameters: what they are, whatever path they came from."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        total.update(f"{sharding.leaf_path(path)} {leaf.dtype} {leaf.shape}".encode())
+        total.update(np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""Bootstrap intervals: how far a score would move with other samples."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+AT_ONCE = 16  # resamples per call of the statistic: a cache line of int32 weights
+TAILS = (0.025, 0.975)
+
+
+class Score(NamedTuple):
+    """A score and its 95 % bootstrap interval; nan where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def draw(count: int, *, seed: int, index: int) -> np.ndarray:
+    """How often each sample occurs in one resample with replacement.
+
+    Returns:
+        [count] int32 with the sum `count`; depends on the arguments only.
+    """
+    rng = np.random.default_rng((seed, index))
+    return np.bincount(
+        rng.integers(count, size=count), minlength=count
+    ).astype(np.int32)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], dict[str, np.ndarray]],
+    count: int,
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Score | list[Score]]:
+    """Evaluates a statistic on all samples and on resamples of them.
+
+    Args:
+        statistic: gets how often each sample counts, [N, R] int32, and returns
+            arrays [R] or [C, R], nan where undefined. Called from several threads.
+        count: samples, N.
+        resamples: how many; with 0, or a single sample, intervals are nan.
+        seed: of the draws; the number of threads changes nothing.
+
+    Returns:
+        For each entry of the statistic a Score, or C of them. The interval is the
+        middle 95 % of the resamples where the entry is defined.
+    """
+
+    def part(first):
+        indices = range(first, min(first + AT_ONCE, resamples))
+        drawn = [draw(count, seed=seed, index=i) for i in indices]
+        return statistic(np.stack(drawn, axis=1))
+
+    values = statistic(np.ones((count, 1), np.int32))
+    starts = range(0, resamples if count > 1 else 0, AT_ONCE)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(part, starts))
+
+    def score(name):
+        value = values[name][..., 0]
+        drawn = [p[name] for p in parts] or [np.full_like(values[name], np.nan)]
+        drawn = np.concatenate(drawn, axis=-1)
+        if value.ndim == 0:
+            return _score(value, drawn)
+        return [_score(v, d) for v, d in zip(value, drawn)]
+
+    return {name: score(name) for name in values}
+
+
+def _score(value, drawn) -> Score:
+    drawn = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, TAILS) if len(drawn) else (np.nan, np.nan)
+    return Score(float(value), float(low), float(high))

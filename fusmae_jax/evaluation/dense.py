@@ -1,0 +1,236 @@
+"""Dense probing: the class of every pixel from the tokens of a frozen encoder.
+
+A batch is encoded once for heads of all learning rates, which are trained side by side
+on the same tokens; the rate that does best on validation pairs is the one to be tested.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipeline.errors import InputError
+from fusmae_jax import optim
+from fusmae_jax.evaluation import dense_heads, loop, probe, scores
+from fusmae_jax.evaluation.backbone import Backbone
+from fusmae_jax.evaluation.dense_task import Task
+
+WARMUP = 0.1  # share of the steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a head is trained.
+
+    Attributes:
+        head: "linear", one layer for all tokens, or the small "upsample".
+        epochs: over the training pairs, of each of which one window is seen.
+        batch_size: pairs of a global batch.
+        learning_rates: of AdamW, that are tried.
+        weight_decay: of its matrices.
+        blocks: outputs of how many of the encoder's last blocks make a token.
+    """
+
+    head: str = "linear"
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    weight_decay: float = 0.01
+    blocks: int = 1
+
+    def __post_init__(self):
+        dense_heads.check(self.head)
+        self.grid  # refuses rates and decays that cannot be
+        for name in ("epochs", "batch_size", "blocks"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"dense.{name} is {getattr(self, name)}; it must be at least 1."
+                )
+
+    @property
+    def grid(self) -> probe.Grid:
+        """The settings, one for each learning rate."""
+        return probe.Grid(self.learning_rates, (self.weight_decay,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What validation chose, and how every learning rate did.
+
+    Attributes:
+        params: of the best head.
+        learning_rate: that it was trained with.
+        score: its mean IoU on validation pairs.
+        scores: of every learning rate, -inf where one diverged, [R].
+        at_edge: as `probe.Grid.at_edge` says.
+        recipe: that all were trained by.
+    """
+
+    params: nnx.State
+    learning_rate: float
+    score: float
+    scores: np.ndarray
+    at_edge: tuple[str, ...]
+    recipe: Recipe
+
+
+def fit(
+    backbone: Backbone,
+    params,
+    train_source,
+    validation_source,
+    field: str,
+    *,
+    sensor_set: str,
+    recipe: Recipe,
+    mesh: Mesh,
+    seed: int,
+    directory,
+    title: str,
+) -> Fitted:
+    """Trains a head at every learning rate and chooses one on validation pairs.
+
+    Args:
+        backbone: the encoder's graph, and how it sees the data.
+        params: its parameters, left as they are; None for a head on bare pixels.
+        train_source: random-access pairs without texts.
+        validation_source: others.
+        field: of the pixel labels.
+        sensor_set: of `backbone.SENSOR_SETS`, that is shown.
+        recipe: how heads are trained.
+        mesh: the devices, over which batches are split.
+        seed: of the heads, the order of pairs and their windows.
+        directory: for checkpoints of this training, which goes on from the last.
+        title: of the progress.
+
+    Raises:
+        InputError: the data cannot be used, or no head stayed finite.
+    """
+    task = _task(backbone, params, train_source, field, mesh, recipe)
+    task.check(validation_source)
+    steps = _count_steps(recipe, train_source, field, task.classes)
+    tx = optim.adamw(
+        optim.schedule(1.0, int(WARMUP * steps), steps),
+        weight_decay=recipe.weight_decay,
+    )
+    init_key, draw_key = jax.random.split(jax.random.key(seed))
+    rates, here = recipe.learning_rates, task.here(sensor_set, recipe.batch_size)
+    state, layout = task.start(tx, len(rates), init_key)
+    step = task.train_step(tx, rates, layout, draw_key)
+    state = loop.train(
+        lambda state, fields: step(state, params, fields, here),
+        state,
+        layout,
+        lambda first: loop.load(
+            train_source,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            first=first,
+            mesh=mesh,
+        ),
+        steps,
+        directory=directory,
+        title=title,
+    )
+    found = _validate(
+        task, state.params, validation_source, sensor_set, recipe.batch_size, title
+    )
+    best = int(found.argmax())  # the first of equals
+    if found[best] == -math.inf:
+        raise InputError(
+            f"All {len(found)} dense heads diverged; lower their learning rates "
+            f"{list(rates)}."
+        )
+    return Fitted(
+        jax.tree.map(lambda x: x[best], state.params),
+        rates[best],
+        float(found[best]),
+        found,
+        recipe.grid.at_edge(best),
+        recipe,
+    )
+
+
+def confusions(
+    backbone: Backbone,
+    params,
+    fitted: Fitted,
+    source,
+    field: str,
+    *,
+    sensor_set: str,
+    batch_size: int,
+    mesh: Mesh,
+    title: str = "dense probe",
+) -> np.ndarray:
+    """Judges a head on every pixel of every scene, for `scores.segmentation`.
+
+    Args:
+        backbone, params: those that the head was fitted with.
+        fitted: the head.
+        source: random-access pairs.
+        field: of the pixel labels.
+        sensor_set: that is shown.
+        batch_size: pairs of a global batch.
+        mesh: the devices.
+        title: of the progress.
+
+    Returns:
+        Pixels of each scene, rows true and columns predicted, [N, C, C].
+
+    Raises:
+        InputError: the pairs have not these pixel labels.
+    """
+    task = _task(backbone, params, source, field, mesh, fitted.recipe)
+    heads = jax.tree.map(lambda x: x[None], fitted.params)
+    parts = task.judge(heads, source, sensor_set, batch_size, title)
+    return np.concatenate([part[0] for part in parts])
+
+
+def _task(backbone, params, source, field: str, mesh: Mesh, recipe: Recipe) -> Task:
+    head, blocks = recipe.head, recipe.blocks
+    return Task(backbone, params, source, field, mesh, head=head, blocks=blocks)
+
+
+def _validate(
+    task: Task, heads, source, sensor_set: str, batch_size: int, title: str
+) -> np.ndarray:
+    """Mean IoU of every head, [R]; -inf where it diverged."""
+    title = f"{title}, validation"
+    parts = task.judge(heads, source, sensor_set, batch_size, title)
+    total = sum(part.sum(axis=1, dtype=np.int64) for part in parts)
+    found = [scores.segmentation(one[None], resamples=0).overall for one in total]
+    miou = np.array([overall["miou"].value for overall in found])
+    for x in map(np.asarray, jax.tree.leaves(heads)):
+        miou[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = -math.inf
+    return miou
+
+
+def _count_steps(recipe: Recipe, source, field: str, classes: int) -> int:
+    """Steps of the whole training.
+
+    Raises:
+        InputError: batches do not fit devices or pairs, or there is nothing to learn.
+    """
+    batch, devices = recipe.batch_size, jax.device_count()
+    if batch % devices:
+        raise InputError(
+            f"A batch of {batch} does not divide over {devices} devices; change "
+            "dense.batch_size."
+        )
+    steps = recipe.epochs * len(source) // batch
+    if steps < 1:
+        raise InputError(
+            f"{recipe.epochs} epochs of {len(source)} pairs are less than one batch of "
+            f"{batch}; lower dense.batch_size or raise dense.epochs."
+        )
+    # The first labelled pixel ends the search, in most data that of the first pair.
+    if not any((source[i][field] < classes).any() for i in range(len(source))):
+        raise InputError(
+            f"None of the {len(source)} training pairs has a labelled pixel in "
+            f"{field!r}; use another field or other pairs."
+        )
+    return steps

@@ -1,0 +1,284 @@
+"""Heads on the tokens of a frozen encoder: what compiled steps they learn and judge by.
+
+A batch is encoded once for all heads, which stand side by side.
+"""
+
+import collections
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from data_pipeline import batches
+from data_pipeline.errors import InputError
+from fusmae_jax import patches, sharding
+from fusmae_jax.encoder import Present
+from fusmae_jax.evaluation import dense_heads, dense_windows, loop
+from fusmae_jax.evaluation.backbone import Backbone, present
+from fusmae_jax.masking import SENSORS
+from fusmae_jax.train import TrainState
+
+
+def tokens(
+    backbone: Backbone, params, images: dict[str, jax.Array], here: Present, blocks: int
+) -> jax.Array:
+    """Maps of tokens, [B, h, w, D], the mean over the sensors that are present.
+
+    They have mean 0 and variance 1 over D, so that the mean of two sensors and one
+    alone, and any encoder, come to the head at one scale. Without parameters the
+    patches of both sensors stand for tokens, zeros for an absent one, just as they
+    are: normalised already, and their brightness says most about a class.
+    """
+    shown = {s: here[s][:, None, None] for s in SENSORS}
+    if params is None:
+        pixels = {s: patches.patchify(images[s], backbone.patch_size) for s in SENSORS}
+        parts = [jnp.where(shown[s], pixels[s], 0.0) for s in SENSORS]
+        x = jnp.concatenate(parts, axis=-1)
+    else:
+        found = backbone.encode(params, images, here, last=blocks).tokens
+        total = sum(jnp.where(shown[s], found[s], 0.0) for s in SENSORS)
+        x = total / jnp.maximum(sum(shown.values()), 1)
+        x = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-6)
+    return x.reshape(len(x), backbone.side, backbone.side, -1)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over labelled pixels, 0 where there is none.
+
+    Args:
+        logits: [B, H, W, C].
+        labels: indices of classes, [B, H, W]; any other number is no label.
+    """
+    labelled = labels < logits.shape[-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(labelled, labels, 0).astype(jnp.int32)
+    )
+    return jnp.where(labelled, losses, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
+
+
+class Task:
+    """Pixel labels of one dataset, and the compiled steps that learn and judge them.
+
+    Every head is one of R, the first axis of each of its parameters.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        params,
+        source,
+        field: str,
+        mesh: Mesh,
+        *,
+        head: str,
+        blocks: int,
+    ):
+        """Prepares heads for the classes of `field` in `source`.
+
+        Args:
+            backbone: the encoder's graph, and how it sees the data.
+            params: its parameters; None for heads on bare pixels.
+            source: random-access pairs.
+            field: of the pixel labels.
+            mesh: the devices, over which batches are split.
+            head: one of `dense_heads.HEADS`.
+            blocks: outputs of how many of the encoder's last blocks make a token.
+
+        Raises:
+            InputError: there are no such labels, or not so many blocks.
+        """
+        description = source.description
+        if field not in description.maps:
+            raise InputError(
+                f"{description.name} has no pixel labels {field!r}; it has "
+                f"{list(description.maps)}."
+            )
+        if blocks > backbone.blocks:
+            raise InputError(
+                f"dense.blocks is {blocks}; this encoder has {backbone.blocks} blocks."
+            )
+        self.backbone, self.params, self.mesh = backbone, params, mesh
+        self.field, self.names = field, description.maps[field]
+        contract = backbone.objective.contract
+        self.fields = (*description.layout.fields(contract), field)
+        self.scene_size = backbone.scene_size
+        self.side = min(backbone.image_size, self.scene_size)
+        self._head, self._blocks = head, blocks
+        self.check(source)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return len(self.names)
+
+    def check(self, source) -> None:
+        """Refuses pairs of another size or with other classes."""
+        description = source.description
+        if description.layout.size != self.scene_size:
+            raise InputError(
+                f"Pairs of {description.name} have {description.layout.size} px, and "
+                f"{self.scene_size} px are expected; give all splits one size."
+            )
+        if description.maps.get(self.field) != self.names:
+            raise InputError(
+                f"The classes of {self.field!r} in {description.name} are "
+                f"{list(description.maps.get(self.field, ()))}, and the head tells "
+                f"{list(self.names)} apart; use splits of one dataset."
+            )
+
+    def here(self, sensor_set: str, rows: int) -> Present:
+        """A batch whose samples all show `sensor_set`, on the devices."""
+        return jax.device_put(present(sensor_set, rows), sharding.rows(self.mesh))
+
+    def head(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A fresh head."""
+        size, p = self.backbone.image_size, self.backbone.patch_size
+        images = {
+            s: jax.ShapeDtypeStruct((1, size, size, len(contract.bands)), jnp.float32)
+            for s, contract in self.backbone.objective.contract.items()
+        }
+        encode = functools.partial(tokens, self.backbone, blocks=self._blocks)
+        x = jax.eval_shape(encode, self.params, images, present("both", 1))
+        return dense_heads.make(self._head, x.shape[-1], self.classes, p, rngs=rngs)
+
+    @functools.cached_property
+    def graphdef(self) -> nnx.GraphDef:
+        """Of the head."""
+        return nnx.graphdef(nnx.eval_shape(lambda: self.head(nnx.Rngs(0))))
+
+    def see(self, params, fields, here: Present, windows) -> jax.Array:
+        """Tokens of windows of stored pixels, [B, h, w, D]."""
+        view = dense_windows.view(windows, self.scene_size, self.side)
+        images = self.backbone.images(fields, view)
+        return tokens(self.backbone, params, images, here, self._blocks)
+
+    def logits(self, head: nnx.State, x: jax.Array) -> jax.Array:
+        """What one head says of every pixel, [B, side, side, C]."""
+        # Resampling logits is resampling what a last linear layer makes them of.
+        return dense_heads.resize(nnx.merge(self.graphdef, head)(x), self.side)
+
+    def start(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
+        """The state of `count` equal heads, and its layout: whole on every device."""
+
+        def init(key):
+            _, head = nnx.split(self.head(nnx.Rngs(key)))
+            heads = jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (count, *x.shape)), head
+            )
+            return TrainState(jnp.zeros((), jnp.int32), heads, jax.vmap(tx.init)(heads))
+
+        whole = sharding.whole(self.mesh)
+        layout = jax.tree.map(lambda _: whole, jax.eval_shape(init, key))
+        return jax.jit(init, out_shardings=layout)(key), layout
+
+    def train_step(self, tx, rates: Sequence[float], layout: TrainState, key):
+        """Returns the compiled `step(state, params, fields, here) -> (state, loss)`.
+
+        Args:
+            tx: AdamW at a learning rate of 1.
+            rates: learning rates of the heads, [R].
+            layout: of the state.
+            key: from which, and from the step, windows derive.
+
+        The loss is the lowest of the heads', as at too high a rate one may diverge.
+        """
+        whole = sharding.whole(self.mesh)
+
+        @jax.jit(donate_argnames="state", out_shardings=(layout, whole))
+        def step(state, params, fields, here):
+            labels, now = fields[self.field], jax.random.fold_in(key, state.step)
+            drawn = dense_windows.draw(now, len(labels), self.scene_size, self.side)
+            labels = dense_windows.cut(labels, drawn, self.side)
+            x = self.see(params, fields, here, drawn)
+
+            def update(head, opt_state, rate):
+                loss, grads = jax.value_and_grad(
+                    lambda head: cross_entropy(self.logits(head, x), labels)
+                )(head)
+                updates, opt_state = tx.update(grads, opt_state, head)
+                # AdamW's updates are proportional to its rate, its decay included.
+                updates = jax.tree.map(lambda u: rate * u, updates)
+                return optax.apply_updates(head, updates), opt_state, loss
+
+            heads, opt_state, losses = jax.vmap(update)(
+                state.params, state.opt_state, jnp.array(rates, jnp.float32)
+            )
+            return TrainState(state.step + 1, heads, opt_state), jnp.nanmin(losses)
+
+        return step
+
+    def judge(
+        self, heads, source, sensor_set: str, batch_size: int, title: str
+    ) -> Iterator[np.ndarray]:
+        """Yields confusion matrices of batches of scenes, [R, n, C, C] int32."""
+        devices = jax.device_count()
+        rows = -(-min(batch_size, len(source)) // devices) * devices
+        here, step = self.here(sensor_set, rows), self._judge_step()
+        stream = batches.eval_batches(
+            source,
+            fields=self.fields,
+            batch_size=rows,
+            count=len(source),
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+        )
+        bar = tqdm.tqdm(
+            total=len(source),
+            desc=title,
+            unit="pair",
+            dynamic_ncols=True,
+            disable=None if jax.process_index() == 0 else True,
+        )
+        ahead = collections.deque()
+
+        def collect():
+            count, found = ahead.popleft()
+            bar.update(count)
+            return np.asarray(found)[:, :count]
+
+        with bar:
+            for first, (fields, _) in zip(range(0, len(source), rows), stream):
+                fields = sharding.to_devices(fields, self.mesh)
+                found = step(heads, self.params, fields, here)
+                ahead.append((min(rows, len(source) - first), found))
+                if len(ahead) > loop.AHEAD:
+                    yield collect()
+            while ahead:
+                yield collect()
+
+    def _judge_step(self):
+        """Returns the compiled `step(heads, params, fields, here) -> [R, B, C, C]`."""
+        corners = dense_windows.tiles(self.backbone.image_size, self.scene_size)
+        rows = NamedSharding(self.mesh, P(None, *sharding.BATCH))
+
+        @functools.partial(jax.jit, out_shardings=sharding.whole(self.mesh))
+        def step(heads, params, fields, here):
+            labels = fields[self.field]
+
+            def add(total, corner):
+                windows = dense_windows.same(corner, len(labels))
+                x = self.see(params, fields, here, windows)
+                y = jax.vmap(self.logits, (0, None))(heads, x)
+                place = (0, 0, *corner, 0)
+                y += jax.lax.dynamic_slice(total, place, y.shape)
+                return jax.lax.dynamic_update_slice(total, y, place), None
+
+            count = len(jax.tree.leaves(heads)[0])
+            total = jnp.zeros((count, *labels.shape, self.classes))
+            total = jax.lax.with_sharding_constraint(total, rows)
+            # Where tiles overlap, the greatest sum is the greatest mean.
+            total, _ = jax.lax.scan(add, total, jnp.array(corners))
+            confusion = functools.partial(
+                dense_windows.confusion, classes=self.classes
+            )
+            per_scene = jax.vmap(confusion)
+            return jax.vmap(per_scene, (None, 0))(labels, total.argmax(axis=-1))
+
+        return step

@@ -1,0 +1,293 @@
+"""Features of a dataset: one vector a pair and sensor set, computed once, cached.
+
+The cache holds parts of a few thousand pairs, written whole, so that an interrupted
+extraction goes on where it stopped. Its name is a checksum of everything that decides
+a feature: parameters, data, bands and their statistics, view, pooling.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import zipfile
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from data_pipeline import batches, files
+from data_pipeline.errors import InputError
+from fusmae_jax import run, sharding, views
+from fusmae_jax.encoder import Encoded, Present
+from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone, boxes, digest, present
+from fusmae_jax.masking import SENSORS
+
+log = logging.getLogger("fusmae_jax")
+
+POOLS = ("mean", "global", "sensors")
+PERCENTILES = (5, 25, 50, 75, 95)
+PART = 4096  # pairs in a file of the cache
+AHEAD = 2  # batches dispatched before the first is waited for
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Which features are taken of a pair.
+
+    Attributes:
+        pool: "mean" of the tokens of all sensors that are present, the "global" token,
+            or the means of both "sensors" one behind the other, zeros for an absent
+            one.
+        blocks: outputs of how many of the last blocks, one behind the other.
+        view: which part of the scene is shown, see `backbone.boxes`.
+    """
+
+    pool: str = "mean"
+    blocks: int = 1
+    view: str = "center"
+
+    def __post_init__(self):
+        if self.pool not in POOLS:
+            raise InputError(
+                f"features.pool is {self.pool!r}; choose one of {list(POOLS)}."
+            )
+        boxes(self.view, 1, 2)
+
+    def check(self, depth: int) -> None:
+        """Refuses more blocks than an encoder of `depth` has."""
+        if not 1 <= self.blocks <= depth:
+            raise InputError(
+                f"features.blocks is {self.blocks}; this encoder has {depth} blocks."
+            )
+
+    def __str__(self) -> str:
+        what = {
+            "mean": "mean of tokens",
+            "global": "global token",
+            "sensors": "mean of each sensor's tokens",
+        }[self.pool]
+        last = "last block" if self.blocks == 1 else f"last {self.blocks} blocks"
+        return f"{what}, {last}, {self.view} view"
+
+
+def pool(encoded: Encoded, here: Present, how: str) -> jax.Array:
+    """One vector a sample, [B, D] or for "sensors" [B, 2 * D], see `Recipe`."""
+    if how == "global":
+        return encoded.summary
+    means = {s: encoded.tokens[s].mean(axis=1) for s in SENSORS}
+    if how == "sensors":
+        return jnp.concatenate(
+            [jnp.where(here[s][:, None], means[s], 0.0) for s in SENSORS], axis=1
+        )
+    counts = {s: here[s][:, None] * encoded.tokens[s].shape[1] for s in SENSORS}
+    total = sum(jnp.where(here[s][:, None], means[s], 0.0) * counts[s] for s in SENSORS)
+    return total / jnp.maximum(sum(counts.values()), 1)
+
+
+def image_statistics(images: dict[str, jax.Array], here: Present) -> jax.Array:
+    """Mean, deviation and percentiles of every band, [B, 7 * bands].
+
+    What pixels say without any network; those of an absent sensor are zeros.
+    """
+    parts = []
+    for s in SENSORS:
+        x = images[s].reshape(len(images[s]), -1, images[s].shape[-1])  # [B, HW, C]
+        percentiles = jnp.percentile(x, jnp.array(PERCENTILES), axis=1)
+        stats = [x.mean(axis=1), x.std(axis=1), *percentiles]
+        stats = jnp.concatenate(stats, axis=1)
+        parts.append(jnp.where(here[s][:, None], stats, 0.0))
+    return jnp.concatenate(parts, axis=1)
+
+
+class Extractor:
+    """Takes features of pairs with one encoder, or with none.
+
+    One compiled graph serves every sensor set.
+    """
+
+    def __init__(
+        self, backbone: Backbone, params, recipe: Recipe, mesh: Mesh, sensor_sets
+    ):
+        """Prepares to extract.
+
+        Args:
+            backbone: the encoder's graph, and how it sees the data.
+            params: its parameters; None takes statistics of the images instead.
+            recipe: which features.
+            mesh: the devices, over which batches are split.
+            sensor_sets: names of `backbone.SENSOR_SETS`.
+
+        Raises:
+            InputError: a sensor set is unknown, or the encoder has too few blocks.
+        """
+        check_sensor_sets(sensor_sets)
+        recipe.check(backbone.blocks)
+        self.sensor_sets = tuple(sensor_sets)
+        self._backbone, self._params, self._recipe = backbone, params, recipe
+        self.mesh = mesh
+        self._boxes = boxes(recipe.view, backbone.image_size, backbone.scene_size)
+        self._step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
+
+    def _features(self, params, fields, here, box):
+        view = views.View(
+            jnp.broadcast_to(box, (len(here["s1"]), 4)),
+            jnp.zeros((len(here["s1"]), 3), bool),
+        )
+        images = self._backbone.images(fields, view)
+        if params is None:
+            return image_statistics(images, here)
+        last = self._recipe.blocks
+        encoded = self._backbone.encode(params, images, here, last=last)
+        return pool(encoded, here, self._recipe.pool)
+
+    def __call__(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Starts on a batch of stored pixels; {sensor set: [B, D]}, mean of views."""
+        rows = len(next(iter(fields.values())))
+        result = {}
+        for name in self.sensor_sets:
+            here = jax.device_put(present(name, rows), sharding.rows(self.mesh))
+            parts = [
+                self._step(self._params, fields, here, jnp.array(box))
+                for box in self._boxes
+            ]
+            result[name] = sum(parts) / len(parts)
+        return result
+
+    def fields(self, source) -> tuple[str, ...]:
+        """The fields of the data that hold the encoder's bands."""
+        return source.description.layout.fields(self._backbone.objective.contract)
+
+    def key(self, source) -> dict:
+        """Everything that decides the features of a source's pairs."""
+        objective = self._backbone.objective
+        return {
+            "parameters": "none" if self._params is None else digest(self._params),
+            "data": source.fingerprint(),
+            "contract": run.describe(objective.contract),
+            "image_size": objective.image_size,
+            "resampling": objective.resampling,
+            "recipe": dataclasses.asdict(self._recipe),
+            "sensors": self.sensor_sets,
+        }
+
+
+def check_sensor_sets(names) -> None:
+    """Refuses names that are not in `backbone.SENSOR_SETS`."""
+    if not names or not set(names) <= set(SENSOR_SETS):
+        raise InputError(
+            f"sensors is {list(names)}; choose some of {list(SENSOR_SETS)}."
+        )
+
+
+def extract(
+    extractor: Extractor, source, *, cache, batch_size: int, title: str
+) -> dict[str, np.ndarray]:
+    """Features of all pairs of a source, {sensor set: [N, D]} float32.
+
+    Args:
+        extractor: what takes them.
+        source: random-access pairs.
+        cache: folder where they are kept, under their key.
+        batch_size: pairs of a global batch.
+        title: what the progress bar says.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
+    key = json.dumps(extractor.key(source), sort_keys=True, default=list)
+    name = hashlib.sha256(key.encode()).hexdigest()[:20]
+    folder = pathlib.Path(cache) / name
+    starts = range(0, len(source), PART)
+    missing = [start for start in starts if not _part(folder, start).exists()]
+    if missing:
+        _fill(extractor, source, folder, missing, batch_size, title)
+        if jax.process_index() == 0:
+            files.write_whole(folder / "key.json", key.encode())
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"features {name}")
+    parts = [_read(folder, start) for start in starts]
+    return {s: np.concatenate([p[s] for p in parts]) for s in extractor.sensor_sets}
+
+
+def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
+    return folder / f"pairs-{start:08d}.npz"
+
+
+def _read(folder: pathlib.Path, start: int) -> dict[str, np.ndarray]:
+    path = _part(folder, start)
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"The cached features {path} cannot be read ({error}); delete that file, "
+            "and they are taken again."
+        ) from error
+
+
+def _fill(extractor, source, folder, missing, batch_size: int, title: str) -> None:
+    """Takes and writes the parts that begin at `missing`."""
+    devices = jax.device_count()
+    rows = -(-min(batch_size, len(source)) // devices) * devices
+    bar = tqdm.tqdm(
+        total=sum(min(PART, len(source) - start) for start in missing),
+        desc=title,
+        unit="pair",
+        dynamic_ncols=True,
+        disable=None if jax.process_index() == 0 else True,
+    )
+    if bar.disable:
+        log.info("%s: %d pairs.", title, bar.total or len(source))
+    with bar:
+        for start in missing:
+            part = _take(extractor, source, start, rows, bar)
+            if jax.process_index() == 0:
+                _write(_part(folder, start), part)
+
+
+def _take(extractor, source, start: int, rows: int, bar) -> dict[str, np.ndarray]:
+    """Features of the pairs from `start` on, as many as a file holds."""
+    stop = min(start + PART, len(source))
+    stream = batches.eval_batches(
+        source,
+        fields=extractor.fields(source),
+        batch_size=rows,
+        start=start,
+        count=stop,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    taken, ahead = [], collections.deque()
+
+    def collect():
+        counts, features = ahead.popleft()
+        taken.append({s: np.asarray(x)[:counts] for s, x in features.items()})
+        bar.update(counts)
+
+    for first, (fields, _) in zip(range(start, stop, rows), stream):
+        fields = sharding.to_devices(fields, extractor.mesh)
+        ahead.append((min(rows, stop - first), extractor(fields)))
+        if len(ahead) > AHEAD:
+            collect()
+    while ahead:
+        collect()
+    return {s: np.concatenate([t[s] for t in taken]) for s in extractor.sensor_sets}
+
+
+def _write(path: pathlib.Path, part: dict[str, np.ndarray]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.aside(path).open("wb") as file:
+            np.savez(file, **part)
+        pathlib.Path(file.name).replace(path)
+    except OSError as error:
+        raise InputError(
+            f"Features cannot be kept in {path.parent} ({error.strerror}); name "
+            "another folder with --config.cache=DIR."
+        ) from error

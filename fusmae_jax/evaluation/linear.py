@@ -1,0 +1,291 @@
+"""Linear classifiers on cached features, trained for many settings at once.
+
+All settings see the same batches, so that each is trained exactly as it would be
+alone; together they are one wide matrix product, and every device trains settings of
+its own without a word to the others.
+"""
+
+import dataclasses
+import functools
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from data_pipeline.errors import InputError
+from fusmae_jax import sharding
+
+log = logging.getLogger("fusmae_jax")
+
+NORMS = ("batch", "layer", "none")
+EPS = 1e-6
+MOMENTUM = 0.9
+INIT_STD = 0.01
+SETTINGS = -2  # their axis in parameters: kernel [D, G, C], bias [G, C]
+PAIRS_AT_ONCE = 4096  # in a prediction
+LOG_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Linear classifiers, one for each of G settings, and what goes before them."""
+
+    kernel: np.ndarray  # [G, D, C]
+    bias: np.ndarray  # [G, C]
+    mean: np.ndarray  # [D]
+    scale: np.ndarray  # [D]
+    norm: str
+    single: bool
+
+    def pick(self, g: int) -> "Probe":
+        """The probe of one setting."""
+        one = slice(g, g + 1)
+        return dataclasses.replace(self, kernel=self.kernel[one], bias=self.bias[one])
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities [G, M, C] of features [M, D]: softmax or sigmoid."""
+        params = (self.kernel, self.bias, self.mean, self.scale)
+        params = jax.device_put(params)
+        parts = []
+        for i in range(0, len(features), PAIRS_AT_ONCE):
+            x = np.asarray(features[i : i + PAIRS_AT_ONCE], np.float32)
+            z = probabilities(*params, x, norm=self.norm, single=self.single)
+            parts.append(np.asarray(z))
+        return np.concatenate(parts, axis=1)
+
+
+def train(
+    features: np.ndarray,
+    labels: np.ndarray,
+    settings: Sequence[tuple[float, float]],
+    mesh: Mesh,
+    *,
+    single: bool,
+    norm: str = "batch",
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    name: str = "probe",
+) -> Probe:
+    """Trains one linear classifier for each setting, all at once.
+
+    SGD with momentum 0.9 and coupled decay of the kernel; the rate falls to 0 as a
+    cosine, step by step. Where it converges, this is logistic regression with a
+    penalty of weight_decay / 2 times the squared kernel. An epoch is cut into batches
+    of one size, as few as `batch_size` allows; where the pairs do not come out even,
+    some (fewer than there are batches) are seen twice.
+
+    Args:
+        features: [N, D].
+        labels: 1 where a class is present, else 0, [N, C].
+        settings: G pairs of learning rate and weight decay.
+        mesh: the devices; they share the settings, and each holds all features.
+        single: a pair has one class: softmax and cross-entropy. Otherwise a sigmoid
+            for each class, and the binary cross-entropy averaged over classes.
+        norm: "batch" gives every feature mean 0 and variance 1 over the training
+            pairs: batch norm without parameters, but with the exact statistics
+            instead of running ones. "layer" gives every pair mean 0 and variance 1
+            over its features: layer norm, whose own scale and shift the linear layer
+            absorbs. "none" takes features as they are.
+        epochs: over the pairs.
+        batch_size: of an epoch's steps; learning rates are scaled by batch_size / 256.
+        seed: of the first kernel and the order of pairs.
+        name: what to call it while it runs.
+
+    Raises:
+        InputError: the data or an option cannot be used.
+    """
+    check_pairs("training", features, labels, single)
+    if norm not in NORMS:
+        raise InputError(f"The probe's norm {norm!r} is not one of {list(NORMS)}.")
+    if epochs < 1 or batch_size < 1:
+        raise InputError(
+            f"The probe's epochs={epochs} and batch_size={batch_size} must be at "
+            "least 1."
+        )
+    mean, scale = statistics(features, norm)
+    rates, decays, state = _start(settings, labels.shape[1], len(mean), seed, mesh)
+    rates = rates * (batch_size / 256)
+    x = normalize_all(_put(features, P(), mesh), mean, scale, norm)
+    y = _put(labels, P(), mesh)
+    key, steps = jax.random.key(seed), -(-len(labels) // batch_size)
+    for epoch in track(epochs, name):
+        order_key = jax.random.fold_in(key, epoch)
+        done, total = np.int32([epoch * steps, epochs * steps])
+        state = run_epoch(
+            state, x, y, rates, decays, order_key, done, total, steps, single
+        )
+        jax.block_until_ready(state)
+    # Whole on every device, for any host to read; what filled up the devices goes.
+    params = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))(state[0])
+    kernel = np.moveaxis(np.asarray(params["kernel"]), SETTINGS, 0)
+    kernel, bias = kernel[: len(settings)], np.asarray(params["bias"])[: len(settings)]
+    return Probe(kernel, bias, mean, scale, norm, single)
+
+
+def _start(settings, classes: int, features: int, seed: int, mesh: Mesh):
+    """Rates [G], decays [G], and the first state, split over the devices."""
+    # Devices take equal numbers of settings: the last is repeated to fill them up.
+    fill = -len(settings) % mesh.size
+    settings = np.pad(np.array(settings), ((0, fill), (0, 0)), mode="edge")
+    rows, columns = sharding.BATCH, P(None, *sharding.BATCH)
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(0.0, INIT_STD, (features, 1, classes))
+    kernel = np.broadcast_to(kernel, (features, len(settings), classes))
+    params = {
+        "kernel": _put(kernel, columns, mesh),
+        "bias": _put(np.zeros((len(settings), classes)), rows, mesh),
+    }
+    rates, decays = (_put(x, rows, mesh) for x in settings.T)
+    return rates, decays, (params, jax.tree.map(jnp.zeros_like, params))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("steps", "single"), donate_argnames="state"
+)
+def run_epoch(state, x, y, rates, decays, key, done, total, steps, single):
+    """Takes all settings over the pairs once.
+
+    Args:
+        state: parameters and velocities of all settings.
+        x: normalised features, [N, D].
+        y: labels, [N, C].
+        rates: learning rates, [G].
+        decays: weight decays, [G].
+        key: of the order of pairs.
+        done: steps taken before this epoch.
+        total: steps of all epochs.
+        steps: of this epoch.
+        single: as in `train`.
+
+    Returns:
+        The state after it.
+    """
+    n = len(x)
+    size = -(-n // steps)
+    order = jax.random.permutation(key, n)[jnp.arange(steps * size) % n]
+    cosine = 0.5 + 0.5 * jnp.cos(jnp.pi * (done + jnp.arange(steps)) / total)
+    update = jax.vmap(
+        functools.partial(_update, single=single),
+        in_axes=(SETTINGS, 0, 0, None, None),
+        out_axes=SETTINGS,
+    )
+
+    def step(state, now):
+        pairs, share = now
+        return update(state, share * rates, decays, x[pairs], y[pairs]), None
+
+    return jax.lax.scan(step, state, (order.reshape(steps, size), cosine))[0]
+
+
+def _update(state, rate, decay, x, y, *, single: bool):
+    """One step of SGD with momentum for one setting."""
+    params, velocity = state
+    grads = jax.grad(objective)(params, decay, x, y, single)
+    velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, grads)
+    return jax.tree.map(lambda p, v: p - rate * v, params, velocity), velocity
+
+
+def objective(params, decay, x, y, single: bool) -> jax.Array:
+    """The penalised loss of one setting on a batch; the bias goes free."""
+    # TF32 on GPUs, three bfloat16 products on TPUs: finer than SGD's own noise.
+    z = jnp.matmul(x, params["kernel"], precision="high") + params["bias"][None]
+    if single:
+        loss = -(y * jax.nn.log_softmax(z)).sum(axis=1).mean()
+    else:
+        loss = (jax.nn.softplus(z) - y * z).mean()
+    return loss + decay / 2 * jnp.square(params["kernel"]).sum()
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "single"))
+def probabilities(kernel, bias, mean, scale, x, *, norm, single):
+    """What the classifiers of all settings say of features [M, D], [G, M, C]."""
+    x = normalize(x, mean, scale, norm)
+    # They will be ranked; accelerators round float32 products unless asked not to.
+    z = jnp.einsum("md,gdc->gmc", x, kernel, precision="highest") + bias[:, None]
+    return jax.nn.softmax(z) if single else jax.nn.sigmoid(z)
+
+
+def statistics(features: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """What `normalize` takes off and multiplies by for features [N, D], [D] each.
+
+    A feature that is constant is multiplied by 0.
+    """
+    d = features.shape[1]
+    if norm != "batch":
+        return np.zeros(d, np.float32), np.ones(d, np.float32)
+    mean, scale = np.empty(d, np.float32), np.empty(d, np.float32)
+    for i in range(0, d, 64):  # in float64 all columns at once would be large
+        columns = features[:, i : i + 64].astype(np.float64)
+        variance = columns.var(axis=0)
+        mean[i : i + 64] = columns.mean(axis=0)
+        scale[i : i + 64] = (variance > 0.0) / np.sqrt(variance + EPS)
+    return mean, scale
+
+
+def normalize(x: jax.Array, mean: jax.Array, scale: jax.Array, norm: str) -> jax.Array:
+    """What the linear layer sees of features [N, D]."""
+    if norm == "layer":
+        x = x - x.mean(axis=1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=1, keepdims=True) + EPS)
+    return (x - mean[None]) * scale[None]
+
+
+normalize_all = jax.jit(normalize, static_argnames="norm", donate_argnames="x")
+
+
+def _put(x: np.ndarray, spec: P, mesh: Mesh) -> jax.Array:
+    """Puts an array that every host has in full on the devices, as float32."""
+    return jax.make_array_from_callback(
+        x.shape, NamedSharding(mesh, spec), lambda i: np.asarray(x[i], np.float32)
+    )
+
+
+def check_pairs(which: str, features, labels, single: bool) -> None:
+    """Refuses features and labels from which nothing can be learned.
+
+    Raises:
+        InputError: says how many are wrong.
+    """
+    if len(features) != len(labels) or not len(features):
+        raise InputError(
+            f"The {which} split has {len(features)} features and {len(labels)} labels; "
+            "a probe needs as many of one as of the other, and at least one."
+        )
+    bad = int((~np.isfinite(features).all(axis=1)).sum())
+    if bad:
+        raise InputError(
+            f"Features of {bad} of {len(features)} {which} pairs are not finite; the "
+            "encoder has diverged, use an earlier checkpoint."
+        )
+    if not labels.any():
+        raise InputError(
+            f"None of {len(labels)} {which} pairs has a class; use another table."
+        )
+    odd = int((labels.sum(axis=1) != 1).sum())
+    if single and odd:
+        raise InputError(
+            f"{odd} of {len(labels)} {which} pairs do not have exactly one class; "
+            "leave them out, or probe for several classes a pair."
+        )
+
+
+def track(epochs: int, name: str) -> Iterator[int]:
+    """Counts epochs: a bar on a terminal, log lines elsewhere; host 0 only."""
+    first, terminal = jax.process_index() == 0, sys.stderr.isatty()
+    start = said = time.monotonic()
+    quiet = not (first and terminal)
+    for epoch in tqdm.tqdm(range(epochs), name, unit="epoch", disable=quiet):
+        yield epoch
+        now, done = time.monotonic(), epoch + 1
+        if first and not terminal and now - said >= LOG_SECONDS:
+            said, left = now, (now - start) / done * (epochs - done)
+            eta = tqdm.tqdm.format_interval(left)
+            log.info("%s: epoch %d/%d, %s left", name, done, epochs, eta)

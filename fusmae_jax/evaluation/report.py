@@ -1,0 +1,246 @@
+"""What an evaluation leaves behind: its scores as files and as printed tables.
+
+`scores.json` holds everything and is read back; `scores.csv` is the same in long form
+for other programs, with the columns of `SCHEMA`; `predictions.npz` holds what each
+setting said about each test pair.
+"""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from data_pipeline import files
+from data_pipeline.errors import InputError
+from fusmae_jax.evaluation.rows import METRICS, MODEL, SENSORS, SETTING, TASKS, Row
+from fusmae_jax.evaluation.rows import group, having, percent, shown
+from fusmae_jax.evaluation.scores import Score, Scores
+
+SCHEMA = {
+    "dataset": "name of the labelled pairs",
+    "split": "the pairs that were judged on",
+    "task": "knn, probe, finetune, dense or retrieval",
+    "encoder": "what made the features: the model, or what it is compared with",
+    "sensors": "s1, s2 or both; of retrieval the query's -> the gallery's",
+    "fraction": "of the training pairs whose labels were used, in (0, 1]",
+    "subset_seed": "which draw of that fraction",
+    "train_pairs": "number of pairs whose labels were used",
+    "test_pairs": "number of pairs that were judged on",
+    "features": "how an image became a vector",
+    "feature_dim": "length of that vector",
+    "chosen": "what the validation pairs chose, a JSON object",
+    "class": "the class that the value is about; empty for all together",
+    "metric": "name of the value",
+    "value": "in [0, 1]; empty where undefined, as for a class without test pairs",
+    "ci_low": "lower end of the 95 % bootstrap interval; empty where none was asked",
+    "ci_high": "upper end of it",
+    "checkpoint": "run directory of the model, on the lines of its rivals too",
+    "step": "of that checkpoint",
+}
+
+
+def write(workdir, rows: Iterable[Row], *, classes: Sequence[str], meta: dict) -> None:
+    """Writes `scores.json` and `scores.csv`, each whole.
+
+    Args:
+        workdir: an existing directory.
+        rows: every setting judged so far; files of an earlier call are replaced.
+        classes: their names, in the order of `per_class` and `confusion`.
+        meta: what all rows share: `dataset`, `split`, `checkpoint`, `step`, and
+            whatever else JSON can hold, such as the config.
+    """
+    workdir, rows = pathlib.Path(workdir), list(rows)
+    content = {"meta": meta, "classes": classes, "rows": list(map(_to_json, rows))}
+    text = json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
+    table = io.StringIO()
+    writer = csv.DictWriter(table, SCHEMA, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerows(_long_form(row, classes, meta))
+    files.write_whole(workdir / "scores.csv", table.getvalue())
+    files.write_whole(workdir / "scores.json", text)
+
+
+def read(workdir) -> list[Row]:
+    """The rows that `write` left in a directory.
+
+    Raises:
+        InputError: there are none.
+    """
+    return [_from_json(row) for row in _load(workdir)["rows"]]
+
+
+def read_shared(workdir) -> tuple[tuple[str, ...], dict]:
+    """The classes and the meta that the rows of a directory share.
+
+    Raises:
+        InputError: there are none.
+    """
+    content = _load(workdir)
+    return tuple(content["classes"]), content["meta"]
+
+
+def _load(workdir) -> dict:
+    path = pathlib.Path(workdir) / "scores.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"There is no {path}: evaluate a run there first.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): evaluate again.") from None
+    if not isinstance(content, dict) or not {"meta", "classes", "rows"} <= set(content):
+        raise InputError(
+            f"{path} is no evaluation's: it lacks meta, classes or rows; name the "
+            "directory of an evaluation."
+        )
+    return content
+
+
+def _to_json(row: Row) -> dict:
+    scores = {
+        "overall": {k: v._asdict() for k, v in row.scores.overall.items()},
+        "per_class": {
+            k: [score._asdict() for score in v] for k, v in row.scores.per_class.items()
+        },
+        "confusion": row.scores.confusion,
+    }
+    return {name: getattr(row, name) for name in SETTING} | scores
+
+
+def _from_json(row: dict) -> Row:
+    def score(ends):
+        return Score(*(np.nan if ends[k] is None else ends[k] for k in Score._fields))
+
+    confusion = row["confusion"]
+    scores = Scores(
+        overall={k: score(v) for k, v in row["overall"].items()},
+        per_class={k: list(map(score, v)) for k, v in row["per_class"].items()},
+        confusion=None if confusion is None else np.array(confusion),
+    )
+    return Row(*(row[name] for name in SETTING), scores)
+
+
+def _plain(x):
+    """`x` as JSON can hold it: no arrays, and null for NaN."""
+    if isinstance(x, dict):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(v) for v in x]
+    if isinstance(x, (np.ndarray, np.generic)):
+        return _plain(x.tolist())
+    return None if x != x else x
+
+
+def _long_form(row: Row, classes, meta):
+    setting = _plain({name: getattr(row, name) for name in SETTING})
+    setting["chosen"] = json.dumps(setting["chosen"])
+    setting |= {k: meta[k] for k in ("dataset", "split", "checkpoint", "step")}
+    whole = [("", metric, score) for metric, score in row.scores.overall.items()]
+    parts = [
+        (name, metric, score)
+        for metric, of_classes in row.scores.per_class.items()
+        for name, score in zip(classes, of_classes, strict=True)
+    ]
+    for name, metric, score in whole + parts:
+        value, low, high = _plain(list(score))  # csv writes None as nothing
+        yield setting | {
+            "class": name,
+            "metric": metric,
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+        }
+
+
+def prediction_key(row: Row) -> str:
+    """Where `predictions.npz` holds a setting, such as `probe/both/0.1/0`.
+
+    What the model is compared with stands behind: `probe/both/0.1/0/image statistics`.
+    """
+    parts = [row.task, row.sensors, f"{row.fraction:g}", str(row.subset_seed)]
+    return "/".join(parts + [row.encoder] * (row.encoder != MODEL))
+
+
+def write_predictions(workdir, ids, classes, labels, scores: dict) -> None:
+    """Writes `predictions.npz` whole.
+
+    Args:
+        workdir: an existing directory.
+        ids: names of the N test pairs.
+        classes: names of the C classes.
+        labels: [N, C], one where a pair has the class.
+        scores: [N, C] by `prediction_key`.
+    """
+    path = pathlib.Path(workdir) / "predictions.npz"
+    arrays = {
+        "ids": np.asarray(ids, str),
+        "classes": np.asarray(classes, str),
+        "labels": np.asarray(labels, np.uint8),
+    }
+    arrays |= {key: np.asarray(x, np.float32) for key, x in scores.items()}
+    part = files.aside(path)
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    part.replace(path)
+
+
+def table(rows: Iterable[Row], metric: str, *, where: str) -> str:
+    """One metric as text: a line per task, share of labels and encoder.
+
+    Args:
+        rows: of one evaluation; those without the metric are left out.
+        metric: a name in `Scores.overall`.
+        where: dataset and split, for the title.
+
+    Raises:
+        InputError: no row has the metric.
+    """
+    cells = group(having(rows, metric))
+    sensors = [s for s in SENSORS if any(s in cell for cell in cells.values())]
+    lines = [["task", "labels", "encoder", *(SENSORS[s] for s in sensors)]]
+    for (task, fraction, encoder), cell in cells.items():
+        scores = [shown(cell.get(s, ()), metric) for s in sensors]
+        lines.append([TASKS[task], percent(fraction), encoder, *scores])
+    several = any(len(seeds) > 1 for cell in cells.values() for seeds in cell.values())
+    title = _title(METRICS.get(metric, metric), cells, where, several)
+    return "\n".join([title, *_aligned(lines)])
+
+
+def retrieval_table(rows: Iterable[Row], *, where: str) -> str:
+    """Retrieval as text: a line per encoder and direction, a column per metric.
+
+    Args:
+        rows: of one evaluation; those of other tasks are left out.
+        where: dataset and split, for the title.
+    """
+    rows = [row for row in rows if row.task == "retrieval"]
+    metrics = list(dict.fromkeys(m for row in rows for m in row.scores.overall))
+    cells = group(rows)
+    lines = [["encoder", "query -> gallery", *metrics]]
+    for (_, _, encoder), cell in cells.items():
+        for s, of_direction in cell.items():
+            known = of_direction[0].scores.overall
+            scores = [shown(of_direction, m) if m in known else "-" for m in metrics]
+            lines.append([encoder, SENSORS.get(s, s), *scores])
+    title = _title("Retrieval", cells, where, False)
+    return "\n".join([title, *_aligned(lines)])
+
+
+def _title(what: str, cells, where: str, several: bool) -> str:
+    rows = [row for cell in cells.values() for seeds in cell.values() for row in seeds]
+    pairs = " or ".join(f"{n:,}" for n in sorted({row.test_pairs for row in rows}))
+    brackets = "[95 % interval]"
+    if several:
+        brackets += ", or ± standard deviation over n subsets of the labels"
+    return f"{what} on {pairs} pairs of {where}\n(percent {brackets})"
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,243 @@
+"""One evaluation: what is judged, on what, and what is known already."""
+
+import logging
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipeline.errors import InputError
+from fusmae_jax import run
+from fusmae_jax.evaluation import features, report, rows, scores
+from fusmae_jax.evaluation.backbone import Pretrained, digest
+from fusmae_jax.evaluation.rows import Row
+from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
+
+log = logging.getLogger("fusmae_jax")
+
+# These say what is done, or how; all others say what a score means.
+FREE = (
+    "checkpoint",
+    "step",
+    "cache",
+    "batch_size",
+    "methods",
+    "baselines",
+    "sensors",
+    "fractions",
+    "repeats",
+    "data.dir",
+    "data.eval_dir",
+    "data.allow_overlap",
+    "finetune.keep",
+)
+BASELINES = {"random": rows.ENCODERS[1], "statistics": rows.ENCODERS[2]}
+STATISTICS = "mean, deviation and 5 percentiles of every band"
+
+
+class Session:
+    """Hands out encoders, features and subsets, and keeps what was found."""
+
+    def __init__(
+        self, config, workdir, mesh: Mesh, pretrained: Pretrained, data: Labelled
+    ):
+        """Opens `workdir`, which may hold a part of the same evaluation.
+
+        Raises:
+            InputError: it holds something else, or an option cannot work.
+        """
+        self.config, self.workdir = config, pathlib.Path(workdir)
+        self.mesh, self.pretrained, self.data = mesh, pretrained, data
+        self.backbone = pretrained.look_at(
+            data.description, "run" if config.normalize == "run" else "data"
+        )
+        self.recipe = features.Recipe(**config.features)
+        self.recipe.check(self.backbone.blocks)
+        features.check_sensor_sets(config.sensors)
+        splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
+        run.open_workdir(
+            workdir,
+            config,
+            self.backbone.objective.contract,
+            {"parameters": digest(pretrained.params), **splits},
+            free=FREE,
+        )
+        found = (self.workdir / "scores.json").exists()
+        self.rows = report.read(workdir) if found else []
+        if self.rows:
+            log.info("%d settings were judged before.", len(self.rows))
+
+    def encoders(self) -> dict:
+        """What features are taken with, by name: parameters, or None for statistics."""
+        found = {rows.MODEL: self.pretrained.params}
+        for name in self.config.baselines:
+            if name == "random":
+                found[BASELINES[name]] = self.pretrained.fresh(self.config.seed)
+            elif name == "statistics":
+                found[BASELINES[name]] = None
+        return found
+
+    def subsets(self):
+        """The parts of the training labels that are learnt from, smallest first."""
+        for fraction, repeats in zip(self.config.fractions, self.config.repeats):
+            for seed in range(repeats):
+                yield self.data.subset(fraction, seed)
+
+    def features(self, encoder: str, params) -> dict[str, dict[str, np.ndarray]]:
+        """Features of all splits by one encoder, {split: {sensor set: [N, D]}}."""
+        extractor = features.Extractor(
+            self.backbone, params, self.recipe, self.mesh, self.config.sensors
+        )
+        cache = self.config.cache or self.pretrained.directory / "features"
+        return {
+            name: features.extract(
+                extractor,
+                getattr(self.data, name).source,
+                cache=cache,
+                batch_size=self.config.batch_size,
+                title=f"{encoder}, {name}",
+            )
+            for name in SPLITS
+        }
+
+    def score(self, predicted: np.ndarray) -> scores.Scores:
+        """Scores of predictions for the test pairs, [N, C]."""
+        options = dict(resamples=self.config.bootstrap, seed=self.config.seed)
+        if self.data.single:
+            return scores.single_label(predicted, self.data.test.labels, **options)
+        return scores.multi_label(
+            predicted,
+            self.data.test.labels,
+            per_batch=self.config.score_per_batch,
+            **options,
+        )
+
+    @property
+    def metric(self) -> str:
+        """The one metric that is printed and drawn."""
+        return "oa" if self.data.single else "map_micro"
+
+    def done(self, task: str, encoder: str, sensors: str, subset: Subset) -> bool:
+        """Whether a setting was judged before."""
+        wanted = (task, encoder, sensors, subset.fraction, subset.seed)
+        return any(
+            (r.task, r.encoder, r.sensors, r.fraction, r.subset_seed) == wanted
+            for r in self.rows
+        )
+
+    def add(
+        self,
+        task: str,
+        encoder: str,
+        sensors: str,
+        subset: Subset,
+        found: scores.Scores,
+        *,
+        width: int,
+        features: str = "",
+        chosen: dict | None = None,
+        predicted: np.ndarray | None = None,
+    ) -> None:
+        """Keeps what one setting scored, on disk too.
+
+        Args:
+            task: of `rows.TASKS`.
+            encoder: of `rows.ENCODERS`.
+            sensors: what was shown.
+            subset: what was learnt from.
+            found: the scores.
+            width: of the features.
+            features: how they were taken; by default the session's recipe.
+            chosen: what validation chose.
+            predicted: what was said of each test pair, [N, C].
+        """
+        statistics = encoder == BASELINES["statistics"]
+        row = Row(
+            task=task,
+            encoder=encoder,
+            sensors=sensors,
+            fraction=subset.fraction,
+            subset_seed=subset.seed,
+            train_pairs=len(subset.pairs),
+            test_pairs=len(self.data.test),
+            features=features or (STATISTICS if statistics else str(self.recipe)),
+            feature_dim=width,
+            chosen=chosen or {},
+            scores=found,
+        )
+        self.rows.append(row)
+        if jax.process_index() == 0:
+            if predicted is not None:
+                self._predictions().mkdir(exist_ok=True)
+                name = report.prediction_key(row).replace("/", ",")
+                np.save(self._predictions() / f"{name}.npy", predicted)
+            self.write()
+        name, score = next(iter(found.overall.items()))
+        log.info(
+            "%s, %s, %s, %s of the labels: %s %.1f %%",
+            *(rows.TASKS[task], encoder, rows.SENSORS.get(sensors, sensors)),
+            *(rows.percent(subset.fraction), rows.METRICS.get(name, name)),
+            100 * score.value,
+        )
+
+    def write(self) -> None:
+        """Writes the tables of everything found so far."""
+        meta = {
+            "task": "evaluate",
+            "dataset": self.data.description.name,
+            "split": self.data.test.name,
+            "checkpoint": str(self.pretrained.directory),
+            "step": self.pretrained.step,
+            "config": self.config.to_dict(),
+        }
+        report.write(self.workdir, self.rows, classes=self.data.classes, meta=meta)
+
+    def pack_predictions(self) -> None:
+        """Gathers what was said of each test pair into `predictions.npz`."""
+        arrays = {
+            path.stem.replace(",", "/"): np.load(path)
+            for path in sorted(self._predictions().glob("*.npy"))
+        }
+        test, classes = self.data.test, self.data.classes
+        report.write_predictions(self.workdir, test.ids, classes, test.labels, arrays)
+
+    def _predictions(self) -> pathlib.Path:
+        return self.workdir / "predictions"
+
+    def training(self, name: str) -> pathlib.Path:
+        """Where a training on top of the encoder keeps its checkpoints."""
+        return self.workdir / "training" / name
+
+    def forget(self, name: str) -> None:
+        """Deletes the checkpoints of a training that has been scored."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.training(name), ignore_errors=True)
+
+
+def check_config(config) -> None:
+    """Refuses options that contradict each other, before anything is opened.
+
+    Raises:
+        InputError: names the field and its value.
+    """
+    for field, known in (
+        ("methods", tuple(rows.TASKS)),
+        ("baselines", (*BASELINES, "supervised")),
+    ):
+        unknown = [name for name in config[field] if name not in known]
+        if unknown or (field == "methods" and not config.methods):
+            raise InputError(
+                f"{field} is {list(config[field])}; choose some of {list(known)}."
+            )
+    if config.normalize not in ("run", "data"):
+        raise InputError(f"normalize is {config.normalize!r}; choose 'run' or 'data'.")
+    fractions, repeats = tuple(config.fractions), tuple(config.repeats)
+    if len(fractions) != len(repeats) or not fractions or min(repeats, default=0) < 1:
+        raise InputError(
+            f"fractions {fractions} and repeats {repeats} must be as many, each "
+            "repeated once at least."
+        )
+    if not all(0.0 < fraction <= 1.0 for fraction in fractions):
+        raise InputError(f"fractions is {fractions}; each must be in (0, 1].")

@@ -1,0 +1,193 @@
+"""The labelled pairs an encoder is judged on: to train, to choose, and to test with."""
+
+import dataclasses
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipeline import sources, subsets
+from data_pipeline.description import Description
+from data_pipeline.errors import InputError
+from fusmae_jax import run
+from fusmae_jax.evaluation.backbone import Pretrained
+
+log = logging.getLogger("fusmae_jax")
+
+SPLITS = ("train", "validation", "test")  # what they are for, whatever their names
+
+
+class Split(NamedTuple):
+    """Pairs and what is known of them without reading any."""
+
+    name: str  # in the dataset
+    source: object
+    ids: np.ndarray  # [N]
+    labels: np.ndarray  # [N, C] uint8
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Subset(NamedTuple):
+    """Some of the training pairs."""
+
+    fraction: float
+    seed: int
+    pairs: np.ndarray  # indices into them
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A dataset with labels, ready to judge on.
+
+    Attributes:
+        description: of the dataset.
+        train: what may be learnt from.
+        validation: what settings are chosen on.
+        test: what is scored, once.
+        classes: names of the C classes.
+        single: whether every pair has exactly one of them.
+    """
+
+    description: Description
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    single: bool
+
+    def subset(self, fraction: float, seed: int) -> Subset:
+        """Draws a fraction of the training pairs without replacement, classes kept.
+
+        The smaller of two fractions of one seed is contained in the greater.
+        """
+        if fraction == 1.0:
+            return Subset(fraction, seed, np.arange(len(self.train)))
+        pairs = subsets.choose(self.train.labels, fraction, seed)
+        return Subset(fraction, seed, pairs)
+
+
+def open_labelled(config, pretrained: Pretrained) -> Labelled:
+    """Opens what a config judges on.
+
+    Args:
+        config: see `configs/probe_bigearthnet.py`.
+        pretrained: what is judged; its training pairs must not be tested on.
+
+    Raises:
+        InputError: there is no such data, its labels do not fit, or splits share
+            places.
+    """
+    description = sources.describe(config.data)
+    if config.labels not in description.classes:
+        raise InputError(
+            f"{description.name} has no labels {config.labels!r}; choose with "
+            f"--config.labels one of {list(description.classes)}."
+        )
+    fields = description.layout.fields(pretrained.contract)
+    fields = (*fields, config.labels)
+    if "dense" in config.methods:
+        fields = (*fields, config.dense.field)
+        check_maps(description, config.dense.field, config)
+    names = (config.data.split, config.data.val_split, config.data.test_split)
+    train, validation, test = (
+        _open(config, name, fields, description) for name in names
+    )
+    data = Labelled(
+        description,
+        train,
+        validation,
+        test,
+        description.classes[config.labels],
+        config.single_label,
+    )
+    check_apart(data, pretrained, allow=config.data.allow_overlap)
+    check_labels(data, config.labels, allow=config.allow_empty_classes)
+    return data
+
+
+def check_maps(description: Description, field: str, config) -> None:
+    """Refuses pixel labels that there are not, or of other classes than the labels."""
+    if field not in description.maps:
+        raise InputError(
+            f"{description.name} has no pixel labels {field!r}; choose with "
+            f"--config.dense.field one of {list(description.maps)}."
+        )
+    classes = description.classes[config.labels]
+    if set(config.methods) - {"dense"} and description.maps[field] != classes:
+        raise InputError(
+            f"The classes of {field} are not those of {config.labels}; run "
+            "--config.methods=\"('dense',)\" in a --workdir of its own."
+        )
+
+
+def _open(config, name: str, fields, description: Description) -> Split:
+    source = sources.open_split(config.data, name, fields)
+    classes = description.classes[config.labels]
+    found = source.description.classes.get(config.labels)
+    if found != classes:
+        raise InputError(
+            f"The labels {config.labels!r} of split {name} have other classes "
+            f"({len(found or ())}) than those to train on ({len(classes)}); judge on "
+            "datasets with one class table."
+        )
+    index = source.index
+    return Split(name, source, index["id"], index[config.labels])
+
+
+def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
+    """Refuses to test on what was trained on, here or in the pretraining."""
+    test = sources.Places(
+        f"split {data.test.name}, to be tested on,",
+        getattr(data.test.source, "places", np.empty(0, str)),
+    )
+    for other in (data.train, data.validation):
+        if other.name == data.test.name:
+            shared = len(data.test)
+            if not allow:
+                raise InputError(
+                    f"Split {other.name!r} would be tested on and learnt from; name "
+                    "another --config.data.test_split, or pass "
+                    "--config.data.allow_overlap=True."
+                )
+        else:
+            shared = sources.check_overlap(other.source, test, allow=allow)
+        if shared:
+            log.warning("%d tested pairs are in split %s too.", shared, other.name)
+    codes = sources.place_codes(data.test.source)
+    seen = run.trained_on(pretrained.directory, codes)
+    if seen and not allow:
+        raise InputError(
+            f"{seen} of the {len(data.test)} pairs to be tested on were pretrained on "
+            f"by {pretrained.directory}; test on others, or pass "
+            "--config.data.allow_overlap=True."
+        )
+    if seen:
+        log.warning("%d of %d tested pairs were pretrained on.", seen, len(data.test))
+
+
+def check_labels(data: Labelled, field: str, *, allow: bool) -> None:
+    """Refuses labels of another kind, and classes that nobody could learn."""
+    for split in (data.train, data.validation, data.test):
+        counts = split.labels.sum(axis=1)
+        if data.single and (counts != 1).any():
+            raise InputError(
+                f"{int((counts != 1).sum())} pairs of split {split.name} have not "
+                f"exactly one of the classes of {field!r}; set "
+                "--config.single_label=False, or choose other --config.labels."
+            )
+    missing = data.test.labels.any(axis=0) & ~data.train.labels.any(axis=0)
+    if missing.any():
+        names = [data.classes[c] for c in np.flatnonzero(missing)]
+        text = (
+            f"{len(names)} classes of the test pairs have no training pair "
+            f"({', '.join(names)})"
+        )
+        if not allow:
+            raise InputError(
+                f"{text}; leave them out with --config.data.classes, add training "
+                "pairs, or pass --config.allow_empty_classes=True to score them as "
+                "they are."
+            )
+        log.warning("%s; their scores are chance.", text)
