@@ -101,6 +101,12 @@ def keep_books(c: ml_collections.ConfigDict) -> None:
     c.eval_pairs = 512  # held-out pairs in use
     c.eval_draws = 4  # masks of each in the final comparison
     c.figure_pairs = 6
+    c.judge = dict(
+        every=0,  # epochs between kNN and probe of the encoder; 0 for never
+        labels="labels",  # which of the data's
+        train_pairs=2_000,
+        eval_pairs=1_000,
+    )
     c.checkpoint_every = 1_000
     c.keep_checkpoints = 3  # the last ones,
     c.keep_every = 10_000  # and every 10,000th for good

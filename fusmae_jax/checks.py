@@ -10,9 +10,10 @@ AT_LEAST_ONE = (
     *("epochs", "batch_size", "accumulate", "fsdp"),
     *("log_every", "eval_every", "eval_pairs", "eval_draws", "figure_pairs"),
     *("checkpoint_every", "keep_checkpoints"),
+    *("judge.train_pairs", "judge.eval_pairs"),
 )
 NOT_NEGATIVE = (
-    *("seed", "data.threads", "data.workers", "data.seed"),
+    *("seed", "judge.every", "data.threads", "data.workers", "data.seed"),
     *("data.subset_seed", "fsdp_min_size", "keep_every"),
     *("model.decoder_depth", "loss.weight_s1", "loss.weight_s2"),
     *("optim.base_lr", "optim.peak_lr", "optim.warmup_epochs"),

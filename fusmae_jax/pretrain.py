@@ -22,6 +22,7 @@ from fusmae_jax import (
     sharding,
     train,
 )
+from fusmae_jax.evaluation import backbone, inloop
 
 log = logging.getLogger("fusmae_jax")
 
@@ -63,7 +64,9 @@ def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
     )
 
 
-def run_steps(config, state, train_step, stream, writer, evaluation, saves, steps):
+def run_steps(
+    config, state, train_step, stream, writer, evaluation, judge, saves, steps
+):
     """Advances `state` to step `steps`, writing what a run leaves behind."""
     first = int(state.step)
     progress = metrics.Progress(first, steps)
@@ -83,6 +86,9 @@ def run_steps(config, state, train_step, stream, writer, evaluation, saves, step
         if step % config.eval_every == 0 or step == steps:
             evaluation.start(step, state.params)
         evaluation.collect()
+        if judge.due(step):
+            judge.run(step, state.params, writer)
+            clock.restart()
         if saves.due(step) or step == steps:
             # Saving waits for the step anyway; a run must never resume from NaN.
             metrics.check_finite(step, step_metrics["loss"])
@@ -135,6 +141,26 @@ def open_data(config):
     return source, held
 
 
+def open_run(config, mesh):
+    """Opens the data, and makes what does not depend on the run directory.
+
+    Returns:
+        The training pairs, the objective, and what scores and judges the model.
+    """
+    graphdef, _ = build.abstract_model(config)  # refuses sizes that do not divide
+    source, held = open_data(config)
+    description = source.description
+    objective = build.objective(config, description.sensors, description.layout)
+    held_out = heldout.HeldOut(
+        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
+    )
+    seen = backbone.Backbone(
+        graphdef, objective, description.layout.size, backbone.blocks(config)
+    )
+    judge = inloop.Judge(config, seen, mesh, source, held)
+    return source, objective, held_out, judge
+
+
 def pretrain(config, workdir) -> train.TrainState:
     """Trains `config.epochs` epochs, from the last checkpoint in `workdir` if any.
 
@@ -151,14 +177,7 @@ def pretrain(config, workdir) -> train.TrainState:
     """
     checks.check_config(config)
     mesh = sharding.make_mesh(config.fsdp)
-    graphdef, _ = build.abstract_model(config)  # refuses sizes that do not divide
-    source, held = open_data(config)
-    objective = build.objective(
-        config, source.description.sensors, source.description.layout
-    )
-    held_out = heldout.HeldOut(
-        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
-    )
+    source, objective, held_out, judge = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     run.open_workdir(workdir, config, objective.contract, source.fingerprint())
@@ -185,7 +204,15 @@ def pretrain(config, workdir) -> train.TrainState:
                 held_out, writer, workdir, config.figure_pairs
             )
             state = run_steps(
-                config, state, train_step, stream, writer, evaluation, saves, steps
+                config,
+                state,
+                train_step,
+                stream,
+                writer,
+                evaluation,
+                judge,
+                saves,
+                steps,
             )
     if jax.process_index() == 0:
         fig = figures.loss_figure(metrics.read_metrics(workdir))

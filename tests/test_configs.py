@@ -6,13 +6,20 @@ import pathlib
 import pytest
 from flax import nnx
 
+import launch
 from configs import pretrain_base
 from data_pipeline.errors import InputError
 from fusmae_jax import build, run
+from fusmae_jax.evaluation import session, trainings
 
 FOLDER = pathlib.Path(pretrain_base.__file__).parent
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py"))
 PRETRAIN = [name for name in CONFIGS if name.startswith("pretrain")] + ["quickstart"]
+EVALUATE = [
+    name
+    for name in CONFIGS
+    if name.startswith(("probe", "finetune", "dense"))
+]
 
 
 def load(name):
@@ -24,7 +31,7 @@ def test_every_config_is_locked_and_says_how_it_is_launched(name):
     module = load(name)
     assert f"--config=configs/{name}.py" in module.__doc__
     config = module.get_config()
-    assert config.is_locked and config.task in ("pretrain", "prepare", "reconstruct")
+    assert config.is_locked and config.task in launch.TASKS
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -32,6 +39,13 @@ def test_every_pretraining_config_builds_its_model(name):
     config = load(name).get_config()
     model = nnx.eval_shape(lambda: build.model(config)(rngs=nnx.Rngs(0)))
     assert model.num_patches == build.objective(config).num_patches
+
+
+@pytest.mark.parametrize("name", EVALUATE)
+def test_every_evaluation_config_passes_its_own_checks(name):
+    config = load(name).get_config()
+    session.check_config(config)
+    trainings.check_config(config)
 
 
 @pytest.mark.parametrize("name", ["pretrain_base", "pretrain_small", "pretrain_large"])
@@ -58,6 +72,8 @@ def test_the_warm_up_is_a_tenth_of_the_epochs():
 def test_fields_that_a_resumed_run_may_change_exist():
     flat = run.flatten(pretrain_base.get_config().to_dict())
     assert set(run.FREE) <= flat.keys()
+    flat = run.flatten(load("probe_bigearthnet").get_config().to_dict())
+    assert set(session.FREE) <= flat.keys()
 
 
 def test_an_unknown_band_is_refused_with_those_there_are():

@@ -322,9 +322,3 @@ def test_validation_pairs_of_another_encoder_are_refused():
     message = "12 features and 5 classes but validation pairs 11 and 5"
     with pytest.raises(InputError, match=message):
         probe.fit(pairs(), pairs(d=11), GRID, sharding.make_mesh(), single=False)
-
-
-def test_progress_is_logged_where_there_is_no_terminal(lines, monkeypatch):
-    monkeypatch.setattr(linear, "LOG_SECONDS", 0.0)
-    train(pairs(), GRID.settings(), epochs=2, name="probe of s1")
-    assert lines[0].startswith("probe of s1: epoch 1/2, ") and len(lines) == 2

@@ -111,7 +111,7 @@ def fit(
     """
     task = _task(backbone, params, train_source, field, mesh, recipe)
     task.check(validation_source)
-    steps = _count_steps(recipe, train_source, field, task.classes)
+    steps = _count_steps(recipe, task, train_source)
     tx = optim.adamw(
         optim.schedule(1.0, int(WARMUP * steps), steps),
         weight_decay=recipe.weight_decay,
@@ -209,13 +209,13 @@ def _validate(
     return miou
 
 
-def _count_steps(recipe: Recipe, source, field: str, classes: int) -> int:
+def _count_steps(recipe: Recipe, task: Task, source) -> int:
     """Steps of the whole training.
 
     Raises:
         InputError: batches do not fit devices or pairs, or there is nothing to learn.
     """
-    batch, devices = recipe.batch_size, jax.device_count()
+    batch, devices = recipe.batch_size, task.mesh.size
     if batch % devices:
         raise InputError(
             f"A batch of {batch} does not divide over {devices} devices; change "
@@ -228,9 +228,9 @@ def _count_steps(recipe: Recipe, source, field: str, classes: int) -> int:
             f"{batch}; lower dense.batch_size or raise dense.epochs."
         )
     # The first labelled pixel ends the search, in most data that of the first pair.
-    if not any((source[i][field] < classes).any() for i in range(len(source))):
+    if not any((source[i][task.field] < task.classes).any() for i in range(len(source))):
         raise InputError(
             f"None of the {len(source)} training pairs has a labelled pixel in "
-            f"{field!r}; use another field or other pairs."
+            f"{task.field!r}; use another field or other pairs."
         )
     return steps

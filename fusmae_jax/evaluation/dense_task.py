@@ -218,7 +218,7 @@ class Task:
         self, heads, source, sensor_set: str, batch_size: int, title: str
     ) -> Iterator[np.ndarray]:
         """Yields confusion matrices of batches of scenes, [R, n, C, C] int32."""
-        devices = jax.device_count()
+        devices = self.mesh.size
         rows = -(-min(batch_size, len(source)) // devices) * devices
         here, step = self.here(sensor_set, rows), self._judge_step()
         stream = batches.eval_batches(

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import logging
 import pathlib
 import zipfile
 import zlib
@@ -17,7 +16,6 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -25,10 +23,9 @@ from data_pipeline import batches, files
 from data_pipeline.errors import InputError
 from fusmae_jax import run, sharding, views
 from fusmae_jax.encoder import Encoded, Present
+from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone, boxes, digest, present
 from fusmae_jax.masking import SENSORS
-
-log = logging.getLogger("fusmae_jax")
 
 POOLS = ("mean", "global", "sensors")
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -108,7 +105,7 @@ def image_statistics(images: dict[str, jax.Array], here: Present) -> jax.Array:
 class Extractor:
     """Takes features of pairs with one encoder, or with none.
 
-    One compiled graph serves every sensor set.
+    One compiled graph serves every sensor set and any `params` of the same shapes.
     """
 
     def __init__(
@@ -129,7 +126,7 @@ class Extractor:
         check_sensor_sets(sensor_sets)
         recipe.check(backbone.blocks)
         self.sensor_sets = tuple(sensor_sets)
-        self._backbone, self._params, self._recipe = backbone, params, recipe
+        self._backbone, self.params, self._recipe = backbone, params, recipe
         self.mesh = mesh
         self._boxes = boxes(recipe.view, backbone.image_size, backbone.scene_size)
         self._step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
@@ -153,7 +150,7 @@ class Extractor:
         for name in self.sensor_sets:
             here = jax.device_put(present(name, rows), sharding.rows(self.mesh))
             parts = [
-                self._step(self._params, fields, here, jnp.array(box))
+                self._step(self.params, fields, here, jnp.array(box))
                 for box in self._boxes
             ]
             result[name] = sum(parts) / len(parts)
@@ -167,7 +164,7 @@ class Extractor:
         """Everything that decides the features of a source's pairs."""
         objective = self._backbone.objective
         return {
-            "parameters": "none" if self._params is None else digest(self._params),
+            "parameters": "none" if self.params is None else digest(self.params),
             "data": source.fingerprint(),
             "contract": run.describe(objective.contract),
             "image_size": objective.image_size,
@@ -233,27 +230,34 @@ def _read(folder: pathlib.Path, start: int) -> dict[str, np.ndarray]:
 
 def _fill(extractor, source, folder, missing, batch_size: int, title: str) -> None:
     """Takes and writes the parts that begin at `missing`."""
-    devices = jax.device_count()
-    rows = -(-min(batch_size, len(source)) // devices) * devices
-    bar = tqdm.tqdm(
-        total=sum(min(PART, len(source) - start) for start in missing),
-        desc=title,
-        unit="pair",
-        dynamic_ncols=True,
-        disable=None if jax.process_index() == 0 else True,
-    )
-    if bar.disable:
-        log.info("%s: %d pairs.", title, bar.total or len(source))
-    with bar:
+    total = sum(min(PART, len(source) - start) for start in missing)
+    with progress.Progress(f"Features: {title}", total, "pair") as bar:
         for start in missing:
-            part = _take(extractor, source, start, rows, bar)
+            part = take(
+                extractor,
+                source,
+                batch_size=batch_size,
+                start=start,
+                stop=min(start + PART, len(source)),
+                bar=bar,
+            )
             if jax.process_index() == 0:
                 _write(_part(folder, start), part)
 
 
-def _take(extractor, source, start: int, rows: int, bar) -> dict[str, np.ndarray]:
-    """Features of the pairs from `start` on, as many as a file holds."""
-    stop = min(start + PART, len(source))
+def take(
+    extractor: Extractor,
+    source,
+    *,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    bar: progress.Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Features of pairs `start` to `stop` - 1, not cached; see `extract`."""
+    stop = len(source) if stop is None else stop
+    devices = jax.device_count()
+    rows = -(-min(batch_size, len(source)) // devices) * devices
     stream = batches.eval_batches(
         source,
         fields=extractor.fields(source),
@@ -268,7 +272,8 @@ def _take(extractor, source, start: int, rows: int, bar) -> dict[str, np.ndarray
     def collect():
         counts, features = ahead.popleft()
         taken.append({s: np.asarray(x)[:counts] for s, x in features.items()})
-        bar.update(counts)
+        if bar is not None:
+            bar.update(counts)
 
     for first, (fields, _) in zip(range(start, stop, rows), stream):
         fields = sharding.to_devices(fields, extractor.mesh)

@@ -8,30 +8,20 @@ The last parameters are the result; no step is chosen by looking at any score.
 """
 
 import dataclasses
-import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import tqdm
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipeline import batches
 from data_pipeline.errors import InputError
 from fusmae_jax import layers, optim, sharding, views
-from fusmae_jax.evaluation import features, layer_decay, loop
-from fusmae_jax.evaluation.backbone import Backbone, boxes, present
-from fusmae_jax.masking import SENSORS
+from fusmae_jax.evaluation import classifier, features, layer_decay, loop
+from fusmae_jax.evaluation.backbone import Backbone, present
+from fusmae_jax.evaluation.classifier import Classifier
 from fusmae_jax.train import TrainState
-
-log = logging.getLogger("fusmae_jax")
-
-INIT_STD = 2e-5  # of the head's kernel, as in MAE's code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Recipe:
             scene's. Labels are those of scenes, and small crops lose some.
         turn: whether to draw flips and quarter turns.
         pool: what the head sees, see `features.Recipe`.
-        view: what part of a scene is shown in predictions, see `backbone.boxes`. It
+        view: which part of a scene is shown in predictions, see `backbone.boxes`; it
             should show about as much ground as training crops do.
     """
 
@@ -107,22 +97,6 @@ class Recipe:
         return views.draw_views(key, batch, scale=self.crop_scale, turn=self.turn)
 
 
-class Tuned(NamedTuple):
-    """A fine-tuned encoder and its head.
-
-    Attributes:
-        params: of the whole autoencoder; only those of its encoder have changed.
-        head: `kernel` [D, C] and `bias` [C].
-        recipe: it was made by.
-        single: whether a pair has one class.
-    """
-
-    params: nnx.State
-    head: dict[str, jax.Array]
-    recipe: Recipe
-    single: bool
-
-
 def finetune(
     backbone: Backbone,
     params: nnx.State,
@@ -138,13 +112,13 @@ def finetune(
     directory,
     title: str,
     min_size: int = 2**18,
-) -> Tuned:
+) -> Classifier:
     """Trains all parameters of an encoder to name the classes of pairs.
 
     Args:
         backbone: the encoder's graph, and how it sees the data.
-        params: to begin with; they stay as they are.
-        source: random-access pairs.
+        params: of the autoencoder, to begin with; they stay as they are.
+        source: random-access pairs without texts.
         labels_field: which of their fields holds the labels, 0 or 1, [C].
         classes: how many there are, C.
         single: a pair has one class: softmax and cross-entropy. Otherwise a sigmoid
@@ -153,7 +127,7 @@ def finetune(
         recipe: how.
         mesh: the devices.
         seed: of the head, of the order of pairs, and of all that a step draws.
-        directory: for checkpoints, of this one training; it goes on from the last.
+        directory: for checkpoints of this training, which goes on from the last.
         title: of the progress.
         min_size: kernels with fewer elements are not split over devices.
 
@@ -162,38 +136,38 @@ def finetune(
             unknown, or the loss is not finite.
     """
     features.check_sensor_sets([sensor_set])
-    batch_size = recipe.batch_size
-    if batch_size % mesh.size:
+    if recipe.batch_size % mesh.size:
         raise InputError(
-            f"finetune.batch_size is {batch_size} and does not divide over "
-            f"{mesh.size} devices; choose a multiple."
+            f"A batch of {recipe.batch_size} does not divide over {mesh.size} devices; "
+            "change finetune.batch_size."
         )
-    head_key, step_key = jax.random.split(jax.random.key(seed))
-    steps = max(1, recipe.epochs * len(source) // batch_size)
+    head_key, draw_key = jax.random.split(jax.random.key(seed))
+    # Few labels may not fill a batch, which then has pairs of several epochs.
+    steps = max(1, recipe.epochs * len(source) // recipe.batch_size)
     tx = optimizer(recipe, steps, backbone.blocks)
     trained, rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
-    init = _initializer(tx, _width(backbone, params, recipe.pool), classes)
-    layout = sharding.layout(jax.eval_shape(init, trained, head_key), mesh, min_size)
-    state = jax.jit(init, out_shardings=layout)(trained, head_key)
-    step = make_step(
-        backbone,
-        recipe,
-        tx,
-        layout,
-        mesh,
-        labels_field=labels_field,
-        single=single,
-        sensor_set=sensor_set,
-    )
-    fields = source.description.layout.fields(backbone.objective.contract)
+
+    def init(encoder, key):
+        width = encoder["global_token"].shape[-1] * (1 + (recipe.pool == "sensors"))
+        # A copy, for the state will be donated, and the parameters are not ours.
+        params = {
+            "encoder": jax.tree.map(jnp.copy, encoder),
+            "head": classifier.init_head(key, width, classes),
+        }
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    start = (trained["encoder"], head_key)
+    layout = sharding.layout(jax.eval_shape(init, *start), mesh, min_size)
+    state = jax.jit(init, out_shardings=layout)(*start)
+    step = make_step(backbone, recipe, tx, layout, mesh, labels_field, single)
+    here = jax.device_put(present(sensor_set, recipe.batch_size), sharding.rows(mesh))
     state = loop.train(
-        lambda state, batch: step(state, rest, step_key, batch),
+        lambda state, fields: step(state, rest, draw_key, fields, here),
         state,
         layout,
         lambda first: loop.load(
             source,
-            fields=(*fields, labels_field),
-            batch_size=batch_size,
+            batch_size=recipe.batch_size,
             seed=seed,
             first=first,
             mesh=mesh,
@@ -202,49 +176,17 @@ def finetune(
         directory=directory,
         title=title,
     )
-    gather = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))
-    tuned = gather(state.params)
-    return Tuned(_join(rest, tuned["encoder"]), tuned["head"], recipe, single)
+    tuned = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))(state.params)
+    params = join(rest, tuned["encoder"])
+    return Classifier(params, tuned["head"], recipe.pool, recipe.view, single)
 
 
-def _width(backbone: Backbone, params: nnx.State, how: str) -> int:
-    """Length of the pooled features."""
-    bands = backbone.objective.contract
-    side = backbone.image_size
-    images = {
-        s: jax.ShapeDtypeStruct((1, side, side, len(bands[s].bands)), jnp.float32)
-        for s in SENSORS
-    }
-    here = present("both", 1)
-
-    def pooled(params, images):
-        return features.pool(backbone.encode(params, images, here), here, how)
-
-    return jax.eval_shape(pooled, params, images).shape[1]
-
-
-def _initializer(tx: optax.GradientTransformation, width: int, classes: int):
-    """Returns `init(encoder's params, key) -> state`, with a new head."""
-
-    def init(trained, key):
-        kernel = INIT_STD * jax.random.normal(key, (width, classes))
-        head = {"kernel": kernel, "bias": jnp.zeros(classes)}
-        # Copied, for the state will be donated, and the parameters are not ours.
-        encoder = jax.tree.map(jnp.copy, trained["encoder"])
-        params = {"encoder": encoder, "head": head}
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-
-    return init
-
-
-def _join(rest: nnx.State, encoder: nnx.State) -> nnx.State:
+def join(rest: nnx.State, encoder: nnx.State) -> nnx.State:
     """Parameters of the whole autoencoder."""
     return nnx.merge_state(rest, nnx.State({"encoder": encoder}))
 
 
-def optimizer(
-    recipe: Recipe, steps: int, blocks: int
-) -> optax.GradientTransformation:
+def optimizer(recipe: Recipe, steps: int, blocks: int) -> optax.GradientTransformation:
     """AdamW whose rate warms up, falls as a cosine, and is lower in deeper layers."""
     peak = recipe.base_lr * recipe.batch_size / 256
     # A share of the steps, so that it fits however few pairs there are.
@@ -267,169 +209,43 @@ def make_step(
     tx: optax.GradientTransformation,
     layout: TrainState,
     mesh: Mesh,
-    *,
     labels_field: str,
     single: bool,
-    sensor_set: str,
-) -> Callable:
-    """Returns the compiled `step(state, rest, key, fields) -> (state, loss)`.
+):
+    """Returns the compiled `step(state, rest, key, fields, here) -> (state, loss)`.
 
-    `rest` are the parameters that are not trained; of the key each step makes its own.
+    `rest` are the parameters that are not trained. All randomness derives from the
+    key and the state's step, and is drawn for the whole batch at once.
     """
+
+    def draw(key, fields):
+        """What the network sees of a batch, targets, and which branches count."""
+        view_key, mix_key, path_key = jax.random.split(key, 3)
+        batch = len(fields[labels_field])
+        images = backbone.images(fields, recipe.draw_views(view_key, batch))
+        targets = classifier.soften(fields[labels_field], recipe.smoothing, single)
+        if recipe.mixup:
+            share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, (batch,))
+            images, targets = classifier.mix((images, targets), share)
+        rate, blocks = recipe.drop_path, backbone.blocks
+        branches = layers.drop_path(path_key, rate, blocks, batch) if rate else None
+        return images, targets, branches
 
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
-    def step(state, rest, key, fields):
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        rows = len(fields[labels_field])
-        images = backbone.images(fields, recipe.draw_views(keys[0], rows))
-        targets = soften(fields[labels_field], recipe.smoothing, single)
-        branches = None
-        if recipe.drop_path:
-            branches = layers.drop_path(
-                keys[1], recipe.drop_path, backbone.blocks, rows
-            )
-        if recipe.mixup:
-            share = jax.random.beta(keys[2], recipe.mixup, recipe.mixup, (rows,))
-            images, targets = mix((images, targets), share)
-        here = present(sensor_set, rows)
+    def step(state, rest, key, fields, here):
+        images, targets, branches = draw(jax.random.fold_in(key, state.step), fields)
 
         def loss_fn(params):
-            whole = _join(rest, params["encoder"])
-            encoded = backbone.encode(whole, images, here, branches=branches)
+            encoded = backbone.encode(
+                join(rest, params["encoder"]), images, here, branches=branches
+            )
             pooled = features.pool(encoded, here, recipe.pool)
-            return loss(classify(params["head"], pooled), targets, single)
+            said = classifier.logits(params["head"], pooled)
+            return classifier.loss(said, targets, single)
 
-        value, grads = jax.value_and_grad(loss_fn)(state.params)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), value
-
-    return step
-
-
-def classify(head: dict[str, jax.Array], pooled: jax.Array) -> jax.Array:
-    """Logits [B, C] of pooled tokens [B, D].
-
-    A mean of tokens is shorter the less they agree; the norm makes up for it. Its own
-    scale and shift would add nothing to a linear layer.
-    """
-    variance = pooled.var(axis=-1, keepdims=True)
-    x = jax.nn.standardize(pooled, variance=variance, epsilon=1e-6)
-    # They will be ranked; accelerators round float32 products unless asked not to.
-    logits = jnp.matmul(x, head["kernel"], precision="highest")
-    return logits + head["bias"][None]
-
-
-def soften(labels: jax.Array, smoothing: float, single: bool) -> jax.Array:
-    """Smoothed targets: a share goes evenly to all classes, or to yes and no of each.
-
-    Args:
-        labels: 0 or 1, [B, C].
-        smoothing: the share; 0.2 makes 0.9 and 0.1 of a multi-label 1 and 0.
-        single: whether a pair has one class.
-    """
-    even = 1.0 / labels.shape[1] if single else 0.5
-    return labels.astype(jnp.float32) * (1.0 - smoothing) + even * smoothing
-
-
-def mix(batch, share: jax.Array):
-    """Mixes each sample with the one at its mirrored place in the batch.
-
-    Batches come shuffled, so that is as random a partner as any other, and between
-    devices it costs one exchange.
-
-    Args:
-        batch: any tree of arrays [B, ...].
-        share: of the sample itself, [B].
-    """
-
-    def one(x):
-        own = share.reshape(-1, *(1,) * (x.ndim - 1))
-        return own * x + (1.0 - own) * x[::-1]
-
-    return jax.tree.map(one, batch)
-
-
-def loss(logits: jax.Array, targets: jax.Array, single: bool) -> jax.Array:
-    """Cross-entropy of (soft) targets [B, C]: over classes, or mean of each one's."""
-    if single:
-        return optax.softmax_cross_entropy(logits, targets).mean()
-    return optax.sigmoid_binary_cross_entropy(logits, targets).mean()
-
-
-def predict(
-    backbone: Backbone,
-    tuned: Tuned,
-    source,
-    *,
-    sensor_set: str,
-    mesh: Mesh,
-    batch_size: int,
-    title: str,
-) -> np.ndarray:
-    """Probabilities of the classes of all pairs, [N, C], mean of views.
-
-    Args:
-        backbone: as in `finetune`, or for a source with other grids.
-        tuned: what `finetune` returned.
-        source: random-access pairs.
-        sensor_set: what is shown.
-        mesh: the devices, over which batches are split.
-        batch_size: pairs of a global batch.
-        title: of the progress.
-    """
-    features.check_sensor_sets([sensor_set])
-    count, fields = len(source), source.description.layout.fields(
-        backbone.objective.contract
-    )
-    rows = -(-min(batch_size, count) // mesh.size) * mesh.size
-    shown = boxes(tuned.recipe.view, backbone.image_size, backbone.scene_size)
-    step = _make_predict_step(backbone, tuned, shown, sensor_set, rows, mesh)
-    stream = batches.eval_batches(
-        source,
-        fields=fields,
-        batch_size=rows,
-        count=count,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
-    found = []
-    bar = tqdm.tqdm(
-        stream,
-        desc=title,
-        total=-(-count // rows),
-        unit="batch",
-        dynamic_ncols=True,
-        disable=None if jax.process_index() == 0 else True,
-    )
-    for pixels, _ in bar:
-        pixels = sharding.to_devices(pixels, mesh)
-        found.append(step(tuned.params, tuned.head, pixels))
-        if len(found) > loop.AHEAD:
-            found[-loop.AHEAD].block_until_ready()
-    return np.concatenate(jax.device_get(found))[:count]
-
-
-def _make_predict_step(
-    backbone: Backbone,
-    tuned: Tuned,
-    shown: Sequence[tuple[float, ...]],
-    sensor_set: str,
-    rows: int,
-    mesh: Mesh,
-) -> Callable:
-    """Returns the compiled `step(params, head, fields) -> probabilities [B, C]`."""
-    here = present(sensor_set, rows)
-    activate = jax.nn.softmax if tuned.single else jax.nn.sigmoid
-
-    @jax.jit(out_shardings=sharding.whole(mesh))
-    def step(params, head, fields):
-        def one(box):
-            images = backbone.images(fields, views.fixed_view(rows, box))
-            encoded = backbone.encode(params, images, here)
-            pooled = features.pool(encoded, here, tuned.recipe.pool)
-            return activate(classify(head, pooled))
-
-        return sum(one(box) for box in shown) / len(shown)
+        return TrainState(state.step + 1, params, opt_state), loss
 
     return step

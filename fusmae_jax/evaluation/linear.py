@@ -7,22 +7,17 @@ its own without a word to the others.
 
 import dataclasses
 import functools
-import logging
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
 from fusmae_jax import sharding
-
-log = logging.getLogger("fusmae_jax")
+from fusmae_jax.evaluation import progress
 
 NORMS = ("batch", "layer", "none")
 EPS = 1e-6
@@ -30,7 +25,6 @@ MOMENTUM = 0.9
 INIT_STD = 0.01
 SETTINGS = -2  # their axis in parameters: kernel [D, G, C], bias [G, C]
 PAIRS_AT_ONCE = 4096  # in a prediction
-LOG_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +110,15 @@ def train(
     x = normalize_all(_put(features, P(), mesh), mean, scale, norm)
     y = _put(labels, P(), mesh)
     key, steps = jax.random.key(seed), -(-len(labels) // batch_size)
-    for epoch in track(epochs, name):
-        order_key = jax.random.fold_in(key, epoch)
-        done, total = np.int32([epoch * steps, epochs * steps])
-        state = run_epoch(
-            state, x, y, rates, decays, order_key, done, total, steps, single
-        )
-        jax.block_until_ready(state)
+    with progress.Progress(name, epochs, "epoch") as bar:
+        for epoch in range(epochs):
+            order_key = jax.random.fold_in(key, epoch)
+            done, total = np.int32([epoch * steps, epochs * steps])
+            state = run_epoch(
+                state, x, y, rates, decays, order_key, done, total, steps, single
+            )
+            jax.block_until_ready(state)
+            bar.update()
     # Whole on every device, for any host to read; what filled up the devices goes.
     params = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))(state[0])
     kernel = np.moveaxis(np.asarray(params["kernel"]), SETTINGS, 0)
@@ -275,17 +271,3 @@ def check_pairs(which: str, features, labels, single: bool) -> None:
             f"{odd} of {len(labels)} {which} pairs do not have exactly one class; "
             "leave them out, or probe for several classes a pair."
         )
-
-
-def track(epochs: int, name: str) -> Iterator[int]:
-    """Counts epochs: a bar on a terminal, log lines elsewhere; host 0 only."""
-    first, terminal = jax.process_index() == 0, sys.stderr.isatty()
-    start = said = time.monotonic()
-    quiet = not (first and terminal)
-    for epoch in tqdm.tqdm(range(epochs), name, unit="epoch", disable=quiet):
-        yield epoch
-        now, done = time.monotonic(), epoch + 1
-        if first and not terminal and now - said >= LOG_SECONDS:
-            said, left = now, (now - start) / done * (epochs - done)
-            eta = tqdm.tqdm.format_interval(left)
-            log.info("%s: epoch %d/%d, %s left", name, done, epochs, eta)

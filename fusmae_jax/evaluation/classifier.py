@@ -1,0 +1,123 @@
+"""A linear head on an encoder: what it says of pairs, and how wrong that is."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from fusmae_jax.evaluation import features, progress
+from fusmae_jax.evaluation.backbone import Backbone
+
+INIT_STD = 2e-5  # of the kernel, as in MAE's code: the head begins by saying nothing
+
+
+class Classifier(NamedTuple):
+    """An encoder and a head that were trained together.
+
+    Attributes:
+        params: of the whole autoencoder that the encoder is a part of.
+        head: see `init_head`.
+        pool, view: what the head sees of a pair, see `features.Recipe`.
+        single: whether a pair has one class: softmax, else a sigmoid for each.
+    """
+
+    params: nnx.State
+    head: dict[str, jax.Array]
+    pool: str
+    view: str
+    single: bool
+
+
+def init_head(key: jax.Array, width: int, classes: int) -> dict[str, jax.Array]:
+    """A new head, `kernel` [D, C] and `bias` [C]."""
+    kernel = INIT_STD * jax.random.normal(key, (width, classes))
+    return {"kernel": kernel, "bias": jnp.zeros(classes)}
+
+
+def logits(head: dict[str, jax.Array], pooled: jax.Array) -> jax.Array:
+    """What the head says of pooled tokens [B, D], [B, C].
+
+    A mean of tokens is shorter the less they agree; the norm makes up for it. A scale
+    and shift of its own would add nothing to a linear layer.
+    """
+    variance = pooled.var(axis=-1, keepdims=True)
+    x = jax.nn.standardize(pooled, variance=variance, epsilon=1e-6)
+    # They will be ranked; accelerators round float32 products unless asked not to.
+    return jnp.matmul(x, head["kernel"], precision="highest") + head["bias"][None]
+
+
+def soften(labels: jax.Array, smoothing: float, single: bool) -> jax.Array:
+    """Smoothed targets: a share goes evenly to all classes, or to yes and no of each.
+
+    Args:
+        labels: 0 or 1, [B, C].
+        smoothing: the share; 0.2 makes 0.9 and 0.1 of a multi-label 1 and 0.
+        single: whether a pair has one class.
+    """
+    even = 1.0 / labels.shape[1] if single else 0.5
+    return labels.astype(jnp.float32) * (1.0 - smoothing) + even * smoothing
+
+
+def mix(batch, share: jax.Array):
+    """Mixes each sample with the one at the mirrored place of the batch.
+
+    Batches come shuffled, so that this is as random a partner as any other.
+
+    Args:
+        batch: any tree of arrays [B, ...].
+        share: of the sample itself, [B].
+    """
+
+    def one(x):
+        own = share.reshape(-1, *(1,) * (x.ndim - 1))
+        return own * x + (1.0 - own) * x[::-1]
+
+    return jax.tree.map(one, batch)
+
+
+def loss(said: jax.Array, targets: jax.Array, single: bool) -> jax.Array:
+    """Cross-entropy of logits and targets [B, C], which need not be 0 or 1.
+
+    Without `single` it is the mean of every class's own.
+    """
+    if single:
+        return optax.softmax_cross_entropy(said, targets).mean()
+    return optax.sigmoid_binary_cross_entropy(said, targets).mean()
+
+
+def predict(
+    backbone: Backbone,
+    classifier: Classifier,
+    source,
+    *,
+    sensor_set: str,
+    mesh: Mesh,
+    batch_size: int,
+    title: str,
+) -> np.ndarray:
+    """Probabilities of the classes of all pairs, [N, C].
+
+    Args:
+        backbone: the encoder's graph, and how it sees the data.
+        classifier: its parameters, and what stands on it.
+        source: random-access pairs.
+        sensor_set: what is shown, see `backbone.SENSOR_SETS`.
+        mesh: the devices, over which batches are split.
+        batch_size: pairs of a global batch.
+        title: of the progress.
+
+    Raises:
+        InputError: the sensor set is unknown.
+    """
+    recipe = features.Recipe(pool=classifier.pool, view=classifier.view)
+    params = classifier.params
+    extractor = features.Extractor(backbone, params, recipe, mesh, [sensor_set])
+    with progress.Progress(title, len(source), "pair") as bar:
+        taken = features.take(extractor, source, batch_size=batch_size, bar=bar)
+    said = logits(jax.device_get(classifier.head), taken[sensor_set])
+    activate = jax.nn.softmax if classifier.single else jax.nn.sigmoid
+    return np.asarray(activate(said))

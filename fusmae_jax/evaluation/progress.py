@@ -1,0 +1,54 @@
+"""Progress of long work: a bar with the time left on a terminal, else log lines."""
+
+import logging
+import time
+
+import jax
+import tqdm
+
+log = logging.getLogger("fusmae_jax")
+
+QUIET = 20.0  # seconds between log lines
+
+
+class Progress:
+    """Counts `unit`s of work; host 0 shows them. A context manager."""
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0):
+        """Begins with `done` of `total` behind it."""
+        self._title, self._total, self._unit = title, total, unit
+        self._done = self._first = done
+        self._start = self._said = time.monotonic()
+        self._speaks = jax.process_index() == 0
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=done,
+            desc=title,
+            unit=unit,
+            dynamic_ncols=True,
+            disable=None if self._speaks else True,  # None: where no terminal is
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._bar.close()
+
+    def update(self, number: int = 1, note: str = "") -> None:
+        """Counts `number` more; `note` is shown beside them."""
+        self._done += number
+        self._bar.update(number)
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        now = time.monotonic()
+        if not (self._bar.disable and self._speaks) or now - self._said < QUIET:
+            return
+        self._said = now
+        rest = self._total - self._done
+        left = (now - self._start) / (self._done - self._first) * rest
+        log.info(
+            "%s: %s %d/%d%s, %s left",
+            *(self._title, self._unit, self._done, self._total),
+            *(note and f", {note}", tqdm.tqdm.format_interval(left)),
+        )

@@ -1,0 +1,415 @@
+"""Dense probing: pixel labels stay under their pixels, and every pixel is judged."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+
+from data_pipeline import layout, sensors, synthetic
+from data_pipeline.classes import NO_CLASS
+from data_pipeline.errors import InputError
+from fusmae_jax import optim, sharding, views
+from fusmae_jax.evaluation import (
+    dense,
+    dense_heads,
+    dense_task,
+    dense_windows,
+    loop,
+    scores,
+)
+from fusmae_jax.evaluation.backbone import Backbone, present
+from fusmae_jax.objective import Objective
+from tests import tiny
+
+FIELD = "land_cover"
+CLASSES = len(synthetic.LAND_COVERS)
+
+
+class Pairs:
+    """Records in memory."""
+
+    def __init__(self, records, description):
+        self.records, self.description = records, description
+        self.fields = tuple(records[0])
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+    def change(self, **functions):
+        """The same pairs, with some fields replaced by functions of them."""
+        records = [
+            r | {k: f(r[k]) for k, f in functions.items()} for r in self.records
+        ]
+        return Pairs(records, self.description)
+
+
+def pairs(count=8, size=24, seed=0, unlabelled=0.1):
+    """Synthetic scenes, of which some pixels have no label."""
+    scenes = synthetic.Scenes(count, size=size, seed=seed)
+    rng, names = np.random.default_rng(seed), scenes.description.layout.shapes
+    records = [{k: scenes[i][k] for k in (*names, FIELD)} for i in range(count)]
+    source = Pairs(records, scenes.description)
+    hide = lambda x: np.where(rng.random(x.shape) < unlabelled, NO_CLASS, x)
+    return source.change(**{FIELD: lambda x: hide(x).astype(np.uint8)})
+
+
+def backbone(scene_size=24, seed=0):
+    """A tiny encoder that nothing has trained, and its parameters."""
+    graphdef, params = nnx.split(tiny.model(seed))
+    objective = Objective(sensors.SENSORS, 24, 6)
+    return Backbone(graphdef, objective, scene_size, 1), params
+
+
+def one_device():
+    device = np.array(jax.devices()[:1]).reshape(1, 1)
+    return Mesh(device, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def recipe(**changes):
+    options = dict(epochs=3, batch_size=4, learning_rates=(1e-3, 1e-2))
+    return dense.Recipe(**options | changes)
+
+
+def fit(directory, source=None, *, size=24, params="random", mesh=None, **changes):
+    net, random = backbone(size)
+    return dense.fit(
+        net,
+        random if params == "random" else params,
+        source or pairs(size=size),
+        changes.pop("validation", None) or pairs(4, size, seed=1),
+        changes.pop("field", FIELD),
+        sensor_set=changes.pop("sensor_set", "both"),
+        recipe=recipe(**changes),
+        mesh=mesh or sharding.make_mesh(),
+        seed=0,
+        directory=directory,
+        title="dense",
+    )
+
+
+def judge(fitted, source, *, size=24, params="random", mesh=None, sensor_set="both"):
+    net, random = backbone(size)
+    return dense.confusions(
+        net,
+        random if params == "random" else params,
+        fitted,
+        source,
+        FIELD,
+        sensor_set=sensor_set,
+        batch_size=4,
+        mesh=mesh or sharding.make_mesh(),
+    )
+
+
+def task(source, size=24, head="linear", mesh=None):
+    net, params = backbone(size)
+    mesh = mesh or sharding.make_mesh()
+    return dense_task.Task(net, params, source, FIELD, mesh, head=head, blocks=1)
+
+
+def train(rates, head, steps=4, mesh=None):
+    """Heads after a few steps, their parameters [R, ...]."""
+    mesh, source = mesh or sharding.make_mesh(), pairs()
+    t = task(source, head=head, mesh=mesh)
+    tx = optim.adamw(optim.schedule(1.0, 0, steps), weight_decay=0.01)
+    state, plan = t.start(tx, len(rates), jax.random.key(0))
+    step = t.train_step(tx, rates, plan, jax.random.key(1))
+    stream = loop.load(source, batch_size=4, seed=0, first=0, mesh=mesh)
+    for fields, _ in zip(stream, range(steps)):
+        state, _ = step(state, t.params, fields, t.here("both", 4))
+    return jax.device_get(state.params)
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **{"rtol": 1e-4, "atol": 1e-5} | tolerance)
+
+
+def test_labels_stay_under_their_pixels_at_every_place_and_turn():
+    size, side = 36, 24
+    truth = np.arange(size**2, dtype=np.int32).reshape(1, size, size)
+    places = itertools.product(range(size - side + 1), repeat=2)
+    turns = list(itertools.product([False, True], repeat=3))
+    found = [(corner, turn) for corner in places for turn in turns]
+    corner, turn = (jnp.array(x) for x in zip(*found))
+    windows = dense_windows.Windows(corner, turn)
+    s1 = sensors.S1.select(("VV",))
+    s1 = dataclasses.replace(
+        s1, bands=[dataclasses.replace(s1.bands[0], mean=0.0, std=1.0)]
+    )
+    fields = {f: truth[..., None] for f in layout.native(size).fields({"s1": s1})}
+    assert len(fields) == 1
+    truth = jnp.broadcast_to(truth, (len(turn), size, size))
+    fields = {f: jnp.broadcast_to(x, (*truth.shape, 1)) for f, x in fields.items()}
+    grids = (sensors.Grid("s1", 10, ("VV",)),)
+    view = dense_windows.view(windows, size, side)
+    see = jax.jit(lambda x: views.see(x, view, s1, size=side, grids=grids))
+    labels = dense_windows.cut(truth, windows, side)
+    np.testing.assert_array_equal(jnp.rint(see(fields)[..., 0]), labels)
+    # A crop by hand, of the one that is not turned.
+    np.testing.assert_array_equal(labels[8 * 13], truth[0, 1:25, :24])
+
+
+def test_windows_are_drawn_from_all_places_and_turns(key):
+    drawn = dense_windows.draw(key, 2000, 27, 24)
+    assert {*map(tuple, drawn.corner.tolist())} == {*itertools.product(range(4), range(4))}
+    assert len({*map(tuple, drawn.turn.tolist())}) == 8
+    alone = dense_windows.draw(key, 5, 24, 24)
+    assert not alone.corner.any()
+
+
+@pytest.mark.parametrize("size", [12, 24, 36, 42, 60])
+def test_tiles_leave_no_pixel_of_a_scene_out(size):
+    side = min(24, size)
+    seen = np.zeros((size, size), int)
+    for y, x in dense_windows.tiles(24, size):
+        assert 0 <= min(y, x) and max(y, x) + side <= size
+        seen[y : y + side, x : x + side] += 1
+    assert seen.min() == 1
+
+
+@pytest.mark.parametrize("head", dense_heads.HEADS)
+def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
+    metrics = pytest.importorskip("sklearn.metrics", reason="compares with it")
+    size = 42
+    source = pairs(5, size)
+    t = task(source, size, head)
+    state, _ = t.start(optax.sgd(1.0), 2, jax.random.key(0))
+    noise = np.random.default_rng(0)
+    heads = jax.tree.map(
+        lambda x: x + jnp.asarray(noise.normal(size=x.shape), x.dtype), state.params
+    )
+    found = np.concatenate([*t.judge(heads, source, "both", 4, "")], axis=1)
+    assert found.shape == (2, 5, CLASSES, CLASSES)
+
+    fields = {k: jnp.stack([r[k] for r in source.records]) for k in source.fields}
+    logits = np.zeros((2, 5, size, size, CLASSES))
+    times = np.zeros((size, size, 1))
+    here = {s: jnp.asarray(x) for s, x in present("both", 5).items()}
+    for y, x in dense_windows.tiles(24, size):
+        windows = dense_windows.same(jnp.array([y, x]), 5)
+        seen = jax.jit(t.see)(t.params, fields, here, windows)
+        place = (slice(y, y + 24), slice(x, x + 24))
+        for r in range(2):
+            one = jax.tree.map(lambda p: p[r], heads)
+            logits[r][:, *place] += t.logits(one, seen)
+        times[place] += 1
+    predicted = (logits / times).argmax(axis=-1)
+    for r, n in itertools.product(range(2), range(5)):
+        true = source[n][FIELD]
+        kept = true != NO_CLASS
+        want = metrics.confusion_matrix(
+            true[kept], predicted[r, n][kept], labels=range(CLASSES)
+        )
+        np.testing.assert_array_equal(found[r, n], want)
+    assert len({x.tobytes() for x in found}) == 2
+
+
+@pytest.mark.parametrize("size", [12, 24, 36])
+def test_every_labelled_pixel_is_judged_once(tmp_path, size):
+    source = pairs(6, size)
+    fitted = fit(tmp_path, pairs(size=size), size=size, epochs=1)
+    found = judge(fitted, source, size=size)
+    assert found.shape == (6, CLASSES, CLASSES)
+    for counts, record in zip(found, source.records):
+        kept = record[FIELD][record[FIELD] != NO_CLASS]
+        np.testing.assert_array_equal(
+            counts.sum(axis=1), np.bincount(kept, minlength=CLASSES)
+        )
+
+
+@pytest.mark.parametrize("head", dense_heads.HEADS)
+@pytest.mark.parametrize("params", ["random", None])
+def test_a_head_overfits_a_few_scenes(tmp_path, head, params):
+    source = pairs(4)
+    fitted = fit(
+        *(tmp_path, source),
+        params=params,
+        validation=source,
+        head=head,
+        epochs=120,
+        learning_rates=(3e-3, 1e-2),
+    )
+    found = judge(fitted, source, params=params)
+    true = found.sum(axis=(0, 2))
+    accuracy = np.trace(found.sum(axis=0)) / true.sum()
+    guess = true.max() / true.sum()
+    print(accuracy, guess, fitted.scores, fitted.score)
+    assert accuracy > 0.5 + guess / 2
+    miou = scores.segmentation(found, resamples=0).overall["miou"].value
+    assert fitted.score == pytest.approx(miou) == fitted.scores.max()
+
+
+@pytest.mark.parametrize("head", dense_heads.HEADS)
+def test_rates_trained_at_once_are_what_each_is_alone(head):
+    rates = (1e-3, 3e-2)
+    together = train(rates, head)
+    for r, rate in enumerate(rates):
+        one = jax.tree.map(lambda x: x[r : r + 1], together)
+        assert_same(one, train((rate,), head))
+    kernel = np.asarray(jax.tree.leaves(together["classify"])[-1])
+    assert np.abs(kernel[0] - kernel[1]).max() > 1e-2
+
+
+def test_the_loss_is_the_mean_over_labelled_pixels():
+    torch = pytest.importorskip("torch", reason="compares with it")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 6, 6, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, (3, 6, 6)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = NO_CLASS
+    want = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).movedim(-1, 1), torch.tensor(labels).long(),
+        ignore_index=NO_CLASS,
+    )
+    found = dense_task.cross_entropy(jnp.array(logits), jnp.array(labels))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_a_batch_without_labelled_pixels_costs_nothing():
+    labels = jnp.full((2, 6, 6), NO_CLASS, jnp.uint8)
+    loss, grad = jax.value_and_grad(dense_task.cross_entropy)(
+        jnp.ones((2, 6, 6, 4)), labels
+    )
+    assert loss == 0.0
+    assert not grad.any()
+    assert not dense_windows.confusion(labels[0], jnp.zeros((6, 6), int), 4).any()
+
+
+def test_a_convolution_is_a_linear_layer_on_neighbourhoods(key):
+    x, kernel = jax.random.normal(key, (2, 5, 7, 3)), jax.random.normal(key, (3, 3, 3, 4))
+    found = dense_heads.neighbourhoods(x) @ kernel.reshape(-1, 4)
+    want = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch_size, side", [(1, 4), (2, 8), (6, 16), (8, 32), (16, 64)])
+def test_the_upsampling_head_never_passes_the_pixel_grid(patch_size, side):
+    head = dense_heads.make("upsample", 20, 5, patch_size, rngs=nnx.Rngs(0))
+    assert head(jnp.zeros((1, 4, 4, 20))).shape == (1, side, side, 5)
+
+
+def test_tokens_of_one_sensor_or_two_have_one_scale_and_an_absent_one_is_not_read():
+    net, params = backbone()
+    rng = np.random.default_rng(0)
+    images = {
+        s: jnp.asarray(rng.normal(size=(2, 24, 24, c)), jnp.float32)
+        for s, c in tiny.BANDS.items()
+    }
+    rubbish = images | {"s2": jnp.full_like(images["s2"], jnp.nan)}
+    see = jax.jit(
+        lambda p, x, who: dense_task.tokens(net, p, x, who, 1), static_argnums=()
+    )
+    for p in (params, None):
+        clean, dirty = (see(p, x, present("s1", 2)) for x in (images, rubbish))
+        np.testing.assert_array_equal(clean, dirty)
+        both = see(p, images, present("both", 2))
+        assert both.shape == clean.shape == (2, 4, 4, 32 if p else 14 * 36)
+        assert np.abs(both - clean).max() > 0.1
+        if p is not None:
+            for x in (clean, both):
+                np.testing.assert_allclose(x.std(axis=-1), 1.0, rtol=1e-3)
+        else:
+            np.testing.assert_array_equal(both[:, 0, 0, :2], images["s1"][:, 0, 0])
+
+
+@pytest.mark.parametrize("params", ["random", None])
+def test_training_on_radar_never_reads_optics(tmp_path, params):
+    clean, found = pairs(), []
+    optics = [f for f in clean.fields if f.startswith("s2_")]
+    rubbish = lambda x: np.full(x.shape, np.nan, np.float32)
+    for i, source in enumerate((clean, clean.change(**dict.fromkeys(optics, rubbish)))):
+        kw = dict(params=params, sensor_set="s1")
+        fitted = fit(tmp_path / str(i), source, validation=source, **kw)
+        found.append((fitted.params, judge(fitted, source, **kw)))
+    assert_same(*(params for params, _ in found), rtol=0, atol=0)
+    np.testing.assert_array_equal(*(counts for _, counts in found))
+
+
+def test_an_interrupted_training_goes_on_to_the_same_heads(tmp_path, monkeypatch):
+    whole = fit(tmp_path / "whole", size=36)
+    load, starts = loop.load, []
+
+    def interrupted(source, *, first, **options):
+        starts.append(first)
+        for i, batch in enumerate(load(source, first=first, **options)):
+            if first == 0 and i == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(loop, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", size=36)
+    again = fit(tmp_path / "cut", size=36)
+    assert starts[0] == 0 < starts[1]
+    assert_same(whole.params, again.params, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(whole.scores, again.scores)
+
+
+@pytest.mark.parametrize("head", dense_heads.HEADS)
+def test_devices_do_not_change_what_is_learnt_or_found(tmp_path, head):
+    source, found = pairs(6, 36, seed=2), []
+    for i, mesh in enumerate((one_device(), sharding.make_mesh())):
+        fitted = fit(tmp_path / str(i), size=36, mesh=mesh, head=head)
+        found.append((fitted, judge(fitted, source, size=36, mesh=mesh)))
+    (one, few), (four, many) = found
+    assert one.learning_rate == four.learning_rate
+    assert_same(one.params, four.params, rtol=1e-3, atol=1e-4)
+    assert np.abs(few - many).sum() <= 0.01 * few.sum()
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path):
+    found = fit(tmp_path, learning_rates=(1e-3, 1e38))
+    assert found.learning_rate == 1e-3
+    assert found.scores[1] == -np.inf
+    assert found.at_edge == ("lowest learning rate",)
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"no pixel labels 'corine'.*'land_cover'"):
+        fit(tmp_path, field="corine")
+    with pytest.raises(InputError, match="batch of 6 does not divide over 4 devices"):
+        fit(tmp_path, batch_size=6)
+    nothing = pairs(unlabelled=1.0)
+    with pytest.raises(InputError, match="None of the 8 training pairs has a labelled"):
+        fit(tmp_path, nothing)
+    with pytest.raises(InputError, match="None of 1 scenes has a labelled pixel"):
+        fit(tmp_path, validation=nothing)
+    with pytest.raises(InputError, match="1 epochs of 8 pairs are less than one batch"):
+        fit(tmp_path, epochs=1, batch_size=16)
+    with pytest.raises(InputError, match="blocks is 5; this encoder has 1 blocks"):
+        fit(tmp_path, blocks=5)
+    with pytest.raises(InputError, match="have 36 px, and 24 px are expected"):
+        fit(tmp_path, validation=pairs(4, 36))
+    other = pairs(4)
+    maps = {FIELD: ("land", "sea")}
+    other.description = dataclasses.replace(other.description, maps=maps)
+    with pytest.raises(InputError, match=r"are \['land', 'sea'\], and the head tells"):
+        fit(tmp_path, validation=other)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"head": "unet"}, r"dense.head is 'unet'; choose one of \['linear'"),
+        ({"epochs": 0}, "dense.epochs is 0"),
+        ({"batch_size": -4}, "dense.batch_size is -4"),
+        ({"blocks": 0}, "dense.blocks is 0"),
+        ({"learning_rates": ()}, "learning rates are"),
+        ({"learning_rates": (0.1, 0.0)}, "learning rates are"),
+        ({"weight_decay": -1.0}, "weight decays are"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        recipe(**changes)

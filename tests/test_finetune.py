@@ -1,0 +1,413 @@
+"""Fine-tuning: what learns, how fast, from what, and that nothing else decides."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+
+from data_pipeline import sensors, synthetic
+from data_pipeline.errors import InputError
+from fusmae_jax import sharding
+from fusmae_jax.evaluation import classifier, finetune, layer_decay, loop, scores
+from fusmae_jax.evaluation.backbone import Backbone
+from fusmae_jax.objective import Objective
+from tests import tiny
+
+CLASSES = len(synthetic.LAND_COVERS)
+BATCH = 8
+# Nothing random but the views, the head, and the order of pairs.
+PLAIN = dict(
+    warmup_epochs=0, layer_decay=1.0, drop_path=0.0, weight_decay=0.0, turn=False
+)
+
+
+class Pairs(synthetic.Scenes):
+    """Scenes without texts and maps; with `single`, of their first class alone."""
+
+    def __init__(self, count=BATCH, *, single=False, spoil="", seed=0):
+        layout = synthetic.Scenes(1, size=24).description.layout
+        fields = (*layout.shapes, "labels")
+        super().__init__(count, size=24, seed=seed, fields=fields)
+        self.single, self.spoil = single, spoil
+
+    @functools.lru_cache
+    def __getitem__(self, index):
+        pair = super().__getitem__(index)
+        if self.single:
+            pair["labels"] = np.eye(CLASSES, dtype=np.uint8)[pair["labels"].argmax()]
+        for field in pair:
+            if self.spoil and field.startswith(self.spoil):
+                worst = np.nan if self.spoil == "s1" else 65535
+                pair[field] = np.full_like(pair[field], worst)
+        return pair
+
+    @property
+    def labels(self):
+        return np.stack([self[i]["labels"] for i in range(len(self))])
+
+
+@functools.cache
+def untrained(depth=2):
+    """A tiny encoder that nothing has trained."""
+    graphdef, params = nnx.split(tiny.model(depth=depth))
+    objective = Objective(sensors.SENSORS, image_size=24, patch_size=6)
+    return Backbone(graphdef, objective, 24, depth - 1), params
+
+
+def some_devices(count=1):
+    devices = np.array(jax.devices()[:count]).reshape(count, 1)
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def tune(
+    directory, source, *, sensor_set="both", mesh=None, single=False, seed=0, **recipe
+):
+    backbone, params = untrained()
+    recipe = PLAIN | dict(epochs=3, batch_size=BATCH, base_lr=0.05) | recipe
+    return finetune.finetune(
+        backbone,
+        params,
+        source,
+        "labels",
+        classes=CLASSES,
+        single=single,
+        sensor_set=sensor_set,
+        recipe=finetune.Recipe(**recipe),
+        mesh=mesh or some_devices(),
+        seed=seed,
+        directory=directory / "checkpoints",
+        title="fine-tuning",
+        min_size=0,
+    )
+
+
+def predict(tuned, source, *, sensor_set="both", mesh=None, batch_size=BATCH):
+    return classifier.predict(
+        untrained()[0],
+        tuned,
+        source,
+        sensor_set=sensor_set,
+        mesh=mesh or some_devices(),
+        batch_size=batch_size,
+        title="test",
+    )
+
+
+def leaves(tree):
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.leaf_path(path): np.asarray(x) for path, x in found}
+
+
+def assert_same(a, b, **tolerance):
+    a, b = leaves((a.params, a.head)), leaves((b.params, b.head))
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_allclose(a[path], b[path], err_msg=path, **tolerance)
+
+
+exactly = dict(rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Three steps of a recipe without anything random."""
+    return tune(tmp_path_factory.mktemp("plain"), Pairs())
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_it_learns_a_handful_of_pairs_by_heart(tmp_path, single):
+    source = Pairs(single=single)
+    tuned = tune(
+        tmp_path, source, single=single, epochs=60, base_lr=0.1, crop_scale=(1.0, 1.0)
+    )
+    found = predict(tuned, source)
+    assert found.shape == (BATCH, CLASSES) and found.dtype == np.float32
+    if single:
+        np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-5)
+        assert scores.single_label(found, source.labels).overall["oa"].value == 1.0
+    else:
+        micro, _ = scores.average_precision(found, source.labels)
+        assert micro > 0.99
+        assert ((found > 0.5) == source.labels).mean() > 0.97
+
+
+def test_the_encoder_learns_too_and_what_only_pretraining_needs_stays(plain):
+    before, after = leaves(untrained()[1]), leaves(plain.params)
+    assert before.keys() == after.keys()
+    for path, x in before.items():
+        # Sensors are never absent here, so nothing asks for the tokens instead.
+        still = not path.startswith("encoder/") or "/absent/" in path
+        # Attention does not depend on what is added to all keys alike.
+        if not path.endswith("attn/key/bias") and "key/bias" not in path:
+            assert np.array_equal(x, after[path]) == still, path
+
+
+def test_only_the_encoder_and_the_head_are_saved_and_optimised(tmp_path, monkeypatch):
+    seen = []
+
+    def train(step, state, *args, **kwargs):
+        seen.append(state)
+        return state
+
+    monkeypatch.setattr(loop, "train", train)
+    tune(tmp_path, Pairs())
+    paths = set(leaves(seen[0]))
+    assert {p.split("/")[1] for p in paths if p.startswith("params/")} == {
+        "encoder",
+        "head",
+    }
+    assert not [p for p in paths if "decoders" in p]
+    assert len([p for p in paths if "/mu/" in p]) == len(leaves(seen[0].params))
+
+
+def test_the_given_parameters_survive(tmp_path):
+    before = {k: v.copy() for k, v in leaves(untrained()[1]).items()}
+    tune(tmp_path, Pairs())
+    after = leaves(untrained()[1])  # would raise, had they been donated
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path])
+
+
+LAYERS = {
+    0: r"encoder/(embed/s[12]/(kernel|bias)|absent/s[12]|global_token|fuse/.*)",
+    1: r"encoder/blocks/0/.*",
+    2: r"encoder/blocks/1/.*",
+    3: r"encoder/blocks/2/.*",
+    4: r"(encoder/norm/(scale|bias)|head/(kernel|bias))",
+}
+
+
+def parts(depth=4):
+    """Encoder and head of three blocks behind an XAttnEncoder."""
+    encoder = untrained(depth)[1]["encoder"]
+    return {"encoder": encoder, "head": classifier.init_head(jax.random.key(0), 32, 5)}
+
+
+def test_every_parameter_has_the_layer_of_where_it_stands():
+    for path in leaves(parts()):
+        (wanted,) = [i for i, p in LAYERS.items() if re.fullmatch(p, path)]
+        assert layer_decay.layer(path, 3) == wanted, path
+
+
+def test_a_parameter_that_belongs_nowhere_is_an_error():
+    for path in ("encoder/oops/kernel", "decoders/s1/norm/scale", "encoder/normal/x"):
+        with pytest.raises(ValueError, match=f"No layer is known for {path}"):
+            layer_decay.layer(path, 3)
+
+
+def test_rates_fall_from_layer_to_layer_weight_decay_included():
+    params = parts()
+    recipe = finetune.Recipe(2, 256, 1e-2, warmup_epochs=0, layer_decay=0.5)
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def updates(recipe):
+        tx = finetune.optimizer(recipe, 100, 3)
+        return leaves(tx.update(grads, tx.init(params), params)[0])
+
+    decayed = updates(recipe)
+    alike = updates(dataclasses.replace(recipe, layer_decay=1.0))
+    for path, update in decayed.items():
+        (layer,) = [i for i, p in LAYERS.items() if re.fullmatch(p, path)]
+        # 1/16, 1/8, 1/4, 1/2 and 1 for the head.
+        np.testing.assert_allclose(update, alike[path] * 0.5 ** (4 - layer), rtol=1e-6)
+    # The first step of Adam is one of the rate's length, and matrices decay.
+    np.testing.assert_allclose(alike["head/bias"], -1e-2, rtol=1e-5)
+    kernel = leaves(params)["encoder/embed/s1/kernel"]
+    want = -1e-2 / 16 * (1.0 + 0.05 * kernel)
+    np.testing.assert_allclose(decayed["encoder/embed/s1/kernel"], want, rtol=1e-5)
+
+
+def test_few_pairs_fill_a_batch_and_have_their_warm_up(tmp_path):
+    tuned = tune(tmp_path, Pairs(3), epochs=7, warmup_epochs=6)
+    assert (tmp_path / "checkpoints" / "2").is_dir()  # 7 * 3 // 8 steps
+    assert np.isfinite(predict(tuned, Pairs(3))).all()
+
+
+def test_a_training_cut_in_two_equals_the_one_left_alone(tmp_path, monkeypatch):
+    recipe = dict(epochs=4, drop_path=0.5, mixup=0.8, turn=True, weight_decay=0.05)
+    whole = tune(tmp_path / "whole", Pairs(), **recipe)
+    load, taken = loop.load, []
+
+    def break_down(*args, first, **kwargs):
+        for batch in load(*args, first=first, **kwargs):
+            taken.append(first)
+            if len(taken) == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(loop, "load", break_down)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path / "cut", Pairs(), **recipe)
+    resumed = tune(tmp_path / "cut", Pairs(), **recipe)
+    assert 0 < taken[-1] < 4
+    assert_same(resumed, whole, **exactly)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_devices_and_layouts_do_not_matter(plain, tmp_path, fsdp):
+    mesh = sharding.make_mesh(fsdp)
+    tuned = tune(tmp_path, Pairs(), mesh=mesh)
+    got = predict(tuned, Pairs(5), mesh=mesh)
+    np.testing.assert_allclose(got, predict(plain, Pairs(5)), rtol=0, atol=1e-5)
+
+
+def test_seeds_decide_and_nothing_else(plain, tmp_path):
+    assert_same(tune(tmp_path / "again", Pairs()), plain, **exactly)
+    other = tune(tmp_path / "other", Pairs(), seed=1)
+    assert not np.allclose(predict(other, Pairs()), predict(plain, Pairs()), atol=1e-4)
+
+
+def test_a_step_compiles_once(tmp_path, monkeypatch):
+    made, make = [], finetune.make_step
+    monkeypatch.setattr(
+        finetune, "make_step", lambda *a: made.append(make(*a)) or made[0]
+    )
+    tune(tmp_path, Pairs(), mesh=sharding.make_mesh(2), drop_path=0.1, mixup=0.2)
+    assert made[0]._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(drop_path=0.5),
+        dict(mixup=0.8),
+        dict(smoothing=0.2),
+        dict(turn=True),
+        dict(crop_scale=(0.3, 0.4)),
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_options_change_training_but_not_prediction(plain, tmp_path, change):
+    tuned = tune(tmp_path, Pairs(), **change)
+    now, before = leaves(tuned.params), leaves(plain.params)
+    kernel = "encoder/blocks/0/mlp/up/kernel"
+    assert np.abs(now[kernel] - before[kernel]).max() > 1e-4
+    first, again = predict(tuned, Pairs()), predict(tuned, Pairs())
+    np.testing.assert_array_equal(first, again)
+    # Only parameters decide a prediction, not the recipe they are from.
+    borrowed = plain._replace(params=tuned.params, head=tuned.head)
+    np.testing.assert_array_equal(predict(borrowed, Pairs()), first)
+
+
+def test_predictions_drop_what_fills_up_batches(plain):
+    want = predict(plain, Pairs(7), batch_size=1)
+    for batch_size in (3, 4, 64):
+        got = predict(plain, Pairs(7), batch_size=batch_size)
+        assert got.shape == (7, CLASSES)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shown, absent", [("s1", "s2"), ("s2", "s1")])
+def test_pixels_of_an_absent_sensor_are_never_read(tmp_path, shown, absent):
+    options = dict(sensor_set=shown, mixup=0.5)
+    clean = tune(tmp_path / "clean", Pairs(), **options)
+    spoilt = tune(tmp_path / "spoilt", Pairs(spoil=absent), **options)
+    assert_same(clean, spoilt, **exactly)
+    np.testing.assert_array_equal(
+        predict(clean, Pairs(), sensor_set=shown),
+        predict(clean, Pairs(spoil=absent), sensor_set=shown),
+    )
+    assert np.isfinite(predict(clean, Pairs(), sensor_set=shown)).all()
+
+
+@pytest.mark.parametrize("pool", ["global", "sensors"])
+def test_the_head_sees_what_the_pool_says(tmp_path, pool):
+    tuned = tune(tmp_path, Pairs(), pool=pool)
+    assert tuned.head["kernel"].shape == ({"global": 32, "sensors": 64}[pool], CLASSES)
+    assert predict(tuned, Pairs()).shape == (BATCH, CLASSES)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_losses_are_those_of_pytorch_on_smoothed_targets(single, smoothing):
+    torch = pytest.importorskip("torch", reason="losses are compared with PyTorch's")
+    rng = np.random.default_rng(0)
+    said = rng.normal(0.0, 3.0, (16, 5)).astype(np.float32)
+    chosen = rng.integers(0, 5, 16)
+    labels = np.eye(5)[chosen] if single else rng.random((16, 5)) < 0.4
+    targets = classifier.soften(jnp.asarray(labels, jnp.uint8), smoothing, single)
+    got = classifier.loss(jnp.asarray(said), targets, single)
+    functions = torch.nn.functional
+    if single:
+        want = functions.cross_entropy(
+            torch.tensor(said), torch.tensor(chosen), label_smoothing=smoothing
+        )
+    else:
+        soft = np.where(labels, 1.0 - smoothing / 2, smoothing / 2)
+        want = functions.binary_cross_entropy_with_logits(
+            torch.tensor(said), torch.tensor(soft, dtype=torch.float32)
+        )
+    np.testing.assert_allclose(got, want.item(), rtol=1e-5)
+
+
+def test_the_head_is_a_linear_layer_behind_a_norm():
+    torch = pytest.importorskip("torch", reason="the norm is compared with PyTorch's")
+    rng = np.random.default_rng(0)
+    x = rng.normal(3.0, 0.1, (6, 32)).astype(np.float32)
+    kernel = rng.normal(size=(32, 5)).astype(np.float32)
+    bias = rng.normal(size=5).astype(np.float32)
+    got = classifier.logits({"kernel": kernel, "bias": bias}, jnp.asarray(x))
+    normed = torch.nn.functional.layer_norm(torch.tensor(x), (32,), eps=1e-6).numpy()
+    np.testing.assert_allclose(got, normed @ kernel + bias, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_mixed_with_their_targets_in_the_same_shares():
+    images = {"s1": jnp.arange(4.0).reshape(4, 1, 1, 1)}
+    targets = jnp.eye(4)
+    share = jnp.array([1.0, 0.75, 0.5, 0.25])
+    images, targets = classifier.mix((images, targets), share)
+    np.testing.assert_allclose(images["s1"].ravel(), [0.0, 1.25, 1.5, 0.75])
+    want = [[1, 0, 0, 0], [0, 0.75, 0.25, 0], [0, 0.5, 0.5, 0], [0.75, 0, 0, 0.25]]
+    np.testing.assert_allclose(targets, want)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("base_lr", 0.0),
+        ("base_lr", float("inf")),
+        ("warmup_epochs", 10),
+        ("warmup_epochs", -1),
+        ("layer_decay", 0.0),
+        ("layer_decay", 1.1),
+        ("drop_path", 1.0),
+        ("weight_decay", float("nan")),
+        ("b1", 1.0),
+        ("b2", 1.0),
+        ("clip_norm", -1.0),
+        ("smoothing", 1.0),
+        ("mixup", -0.1),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused_by_name(field, value):
+    recipe = dict(epochs=10, batch_size=8, base_lr=1e-3) | {field: value}
+    with pytest.raises(InputError, match=rf"finetune\.{field} is {value}; it must be"):
+        finetune.Recipe(**recipe)
+
+
+def test_other_options_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"Crop scale \(0.0, 1.0\)"):
+        finetune.Recipe(10, 8, 1e-3, crop_scale=(0.0, 1.0))
+    with pytest.raises(InputError, match="pool is 'max'"):
+        finetune.Recipe(10, 8, 1e-3, pool="max")
+    with pytest.raises(InputError, match="view is 'corner'"):
+        finetune.Recipe(10, 8, 1e-3, view="corner")
+    with pytest.raises(InputError, match="batch of 6 does not divide over 4 devices"):
+        tune(tmp_path, Pairs(), batch_size=6, mesh=sharding.make_mesh())
+    with pytest.raises(InputError, match=r"sensors is \['s3'\]"):
+        tune(tmp_path, Pairs(), sensor_set="s3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverges_stops_and_says_so(tmp_path):
+    with pytest.raises(InputError, match="The loss is (nan|inf) at step"):
+        tune(tmp_path, Pairs(), base_lr=1e30, epochs=6)
