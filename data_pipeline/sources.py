@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import metadata, mixtures, records, subsets, synthetic
+from data_pipeline import metadata, mixtures, patterns, records, subsets
+from data_pipeline import synthetic
 from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
 
+PROCEDURAL = {"synthetic": synthetic.Scenes, "patterns": patterns.Patterns}
 SAMPLE = pathlib.Path(__file__).parent / "sample"
 HOW_TO_GET_DATA = (
     "Build a dataset:   python launch.py --config=configs/prepare_bigearthnet.py "
@@ -25,8 +27,8 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
     Args:
         data: the config's `data`: `source` is "records" (read from `dir`, or from
             several folders with commas between them), "sample" (real pairs that come
-            with the project) or "synthetic" (`count` scenes of `size` px, from
-            `seed`). It may have `eval_dir`, where splits other than `data.split` are;
+            with the project), "synthetic" or "patterns" (`count` scenes of `size` px,
+            from `seed`). It may have `eval_dir`, where splits other than `data.split` are;
             `statistics` of the bands, "published" or "computed"; `weights` of several
             datasets, else they count by their pairs; `classes`, of which a pair must
             have one; and `fraction` and `subset_seed` of the pairs that are drawn of
@@ -54,8 +56,8 @@ def describe(data) -> Description:
     Raises:
         InputError: there is no such data, and what to do about it.
     """
-    if data.source == "synthetic":
-        return synthetic.Scenes(1, size=data.size).description
+    if data.source in PROCEDURAL:
+        return PROCEDURAL[data.source](1, size=data.size).description
     return metadata.read_description(_folders(data)[0], _statistics(data))
 
 
@@ -68,7 +70,7 @@ class Places(NamedTuple):
 
 def held_out(data) -> Iterator[Places]:
     """The places of every split of `config.data` that is not for training."""
-    if data.source == "synthetic":
+    if data.source in PROCEDURAL:
         return
     for folder in _folders(data):
         for split in metadata.read_card(folder)["splits"]:
@@ -124,13 +126,14 @@ def _places(source) -> list[str]:
 
 def _open(data, split: str, fields) -> list:
     """The whole split of each dataset."""
-    if data.source == "synthetic":
+    if data.source in PROCEDURAL:
         if split not in SPLITS:
             raise InputError(f"Split {split!r} is not one of {list(SPLITS)}.")
         # Held-out scenes come from seeds of their own.
         seed = data.seed * len(SPLITS) + SPLITS.index(split)
         count = data.count if split == "train" else max(1, data.count // 10)
-        return [synthetic.Scenes(count, size=data.size, seed=seed, fields=fields)]
+        make = PROCEDURAL[data.source]
+        return [make(count, size=data.size, seed=seed, fields=fields)]
     folders, statistics = _folders(data, split), _statistics(data)
     if split != data.get("split"):
         having = [f for f in folders if split in metadata.read_card(f)["splits"]]
@@ -144,7 +147,8 @@ def _folders(data, split: str | None = None) -> list[str | pathlib.Path]:
         return [SAMPLE]
     if data.source != "records":
         raise InputError(
-            f"data.source is {data.source!r}; choose records, sample or synthetic."
+            f"data.source is {data.source!r}; choose records, sample, "
+            f"{' or '.join(PROCEDURAL)}."
         )
     elsewhere = data.get("eval_dir", "") if split != data.get("split") else ""
     named = (split and elsewhere) or data.dir

@@ -102,7 +102,7 @@ def _some(rng, classes: np.ndarray, chance: float) -> np.ndarray:
     return chosen if len(chosen) else rng.choice(classes, 1)
 
 
-def _spread(size: int, length: float, amplitude: float) -> np.ndarray:
+def spread(size: int, length: float, amplitude: float) -> np.ndarray:
     """Weights [size, M] that, on both sides of white noise, make a smooth field."""
     knots = np.arange(-2.0, size / length + 3.0) * length
     weights = np.exp(-(((np.arange(size)[:, None] - knots) / length) ** 2))
@@ -112,7 +112,7 @@ def _spread(size: int, length: float, amplitude: float) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def _smooth(rng, number: int, spreads) -> np.ndarray:
+def smooth(rng, number: int, spreads) -> np.ndarray:
     """Independent smooth fields [number, H, W], each the sum of its octaves."""
     shapes = [(number, spread.shape[1], spread.shape[1]) for spread in spreads]
     noise = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
@@ -137,6 +137,38 @@ def _parcels(rng, size: int, width: float, length: float) -> np.ndarray:
     return (strip * 37 + step) % _PARCELS
 
 
+def measure_radar(rng, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What Sentinel-1 makes of mean backscatter [H, W, 2] in dB: speckle is added."""
+    speckle = rng.standard_gamma(ENL, pixels.shape, dtype=np.float32) / ENL
+    pixels = pixels + 10.0 * np.log10(np.maximum(speckle, 1e-4))
+    pixels = np.clip(pixels, *sensors.S1.valid_range)
+    return {sensors.S1.grids[0].field: pixels.astype(sensors.S1.dtype)}
+
+
+def measure_optics(
+    rng, spectra: np.ndarray, surface: np.ndarray, gain: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What Sentinel-2 makes of a 10 m truth: every grid averages it, and adds noise.
+
+    Args:
+        rng: of the noise.
+        spectra: of the surfaces, DN, [S, 12].
+        surface: which of them each pixel shows, [H, W].
+        gain: brightness of each pixel, [H, W, 1].
+    """
+    record = {}
+    for grid in sensors.S2.grids:
+        bands = [sensors.S2.band_names.index(name) for name in grid.bands]
+        truth = np.take(spectra[:, bands], surface, axis=0) * gain
+        step = grid.gsd // sensors.FINEST_GSD
+        parts = [truth[i::step, j::step] for i in range(step) for j in range(step)]
+        pixels = sum(parts) / step**2
+        pixels += NOISE_DN * rng.standard_normal(pixels.shape, dtype=np.float32)
+        pixels = np.clip(np.rint(pixels), *sensors.S2.valid_range)
+        record[grid.field] = pixels.astype(sensors.S2.dtype)
+    return record
+
+
 class Scenes:
     """A random-access source of `count` labelled Sentinel-1/Sentinel-2 pairs.
 
@@ -148,8 +180,19 @@ class Scenes:
     def __init__(self, count: int, *, size: int = 120, seed: int = 0, fields=None):
         if count < 1 or seed < 0:
             raise InputError(f"Need count > 0 and seed >= 0, not {count} and {seed}.")
+        self.description = self._describe(size)
+        shapes = self.description.layout.shapes
+        known = ("id", *shapes, *self.description.maps, "labels")
+        self.fields = known if fields is None else tuple(fields)
+        if not set(self.fields) <= set(known):
+            raise InputError(f"Fields {self.fields} must be among {known}.")
+        self.count, self.size, self.seed = count, size, seed
+        self._landform = [spread(size, *octave) for octave in LANDFORM]
+        self._texture = [spread(size, *octave) for octave in TEXTURE]
+
+    def _describe(self, size: int) -> Description:
         names = tuple(c.name for c in LAND_COVERS)
-        self.description = Description(
+        return Description(
             name="synthetic",
             title="Procedural Sentinel-1/Sentinel-2 pairs with land cover.",
             source="data_pipeline/synthetic.py",
@@ -159,14 +202,6 @@ class Scenes:
             classes={"labels": names},
             maps={"land_cover": names},
         )
-        shapes = self.description.layout.shapes
-        known = ("id", *shapes, "land_cover", "labels")
-        self.fields = known if fields is None else tuple(fields)
-        if not set(self.fields) <= set(known):
-            raise InputError(f"Fields {self.fields} must be among {known}.")
-        self.count, self.size, self.seed = count, size, seed
-        self._landform = [_spread(size, *octave) for octave in LANDFORM]
-        self._texture = [_spread(size, *octave) for octave in TEXTURE]
 
     def __len__(self) -> int:
         return self.count
@@ -178,7 +213,7 @@ class Scenes:
         cover, parcel = self._layout(self._rng(index, _LAYOUT))
         share = np.bincount(cover.ravel(), minlength=len(LAND_COVERS)) / cover.size
         record = {
-            "id": f"synthetic-{index:06d}",
+            "id": self._name(index),
             "land_cover": cover,
             "labels": (share >= PRESENT_SHARE).astype(np.uint8),
         }
@@ -191,15 +226,20 @@ class Scenes:
     @functools.cached_property
     def index(self) -> dict[str, np.ndarray]:
         """`id` [N] and `labels` [N, classes], for which every scene is laid out."""
-        labels = Scenes(self.count, size=self.size, seed=self.seed, fields=("labels",))
+        like = dict(size=self.size, seed=self.seed, fields=("labels",))
+        labels = type(self)(self.count, **like)
         return {
-            "id": np.array([f"synthetic-{i:06d}" for i in range(self.count)]),
+            "id": np.array([self._name(i) for i in range(self.count)]),
             "labels": np.stack([labels[i]["labels"] for i in range(self.count)]),
         }
 
     def fingerprint(self) -> dict:
         """What decides the content of every scene."""
-        return dict(name="synthetic", count=self.count, size=self.size, seed=self.seed)
+        name = self.description.name
+        return dict(name=name, count=self.count, size=self.size, seed=self.seed)
+
+    def _name(self, index: int) -> str:
+        return f"{self.description.name}-{index:06d}"
 
     def _rng(self, index: int, stage: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, index, stage])
@@ -212,7 +252,7 @@ class Scenes:
         cover = rng.choice(crops, _PARCELS, p=weights).astype(np.uint8)[parcel]
 
         trees = _some(rng, _WOODS, 0.55)
-        woods, towns, water, *stands = _smooth(rng, 3 + len(trees), self._landform)
+        woods, towns, water, *stands = smooth(rng, 3 + len(trees), self._landform)
         wooded = woods > rng.uniform(-1.0, 0.8)
         cover[wooded] = trees[np.argmax(stands, axis=0)][wooded]
         town = towns > rng.uniform(0.5, 2.4)
@@ -235,10 +275,7 @@ class Scenes:
         walls = rng.random(cover.shape, dtype=np.float32)
         tone += (cover == _TOWNS) * np.maximum(walls - 0.85, 0.0) * (14.0 / 0.15)
         pixels = means[_RADAR_OF_CLASS][cover] + tone[..., None]
-        speckle = rng.standard_gamma(ENL, pixels.shape, dtype=np.float32) / ENL
-        pixels += 10.0 * np.log10(np.maximum(speckle, 1e-4))
-        pixels = np.clip(pixels, *sensors.S1.valid_range)
-        return {sensors.S1.grids[0].field: pixels.astype(sensors.S1.dtype)}
+        return measure_radar(rng, pixels)
 
     def _optical(self, rng, cover, parcel) -> dict[str, np.ndarray]:
         """Reflectance on every grid of Sentinel-2, averaged from one 10 m truth."""
@@ -248,7 +285,7 @@ class Scenes:
         spectra *= np.exp(sun + tint + vigour)
         spectra += rng.exponential(60.0) * np.array(HAZE)
 
-        texture, green = _smooth(rng, 2, self._texture)
+        texture, green = smooth(rng, 2, self._texture)
         town, field = cover == _TOWNS, np.isin(cover, _FIELDS)
         surface = _OPTICS_OF_CLASS[cover]
         surface[town & (green > rng.normal(0.2, 0.5))] = _GARDEN
@@ -258,14 +295,4 @@ class Scenes:
         gain -= margin * (0.3 * town + 0.1 * field)
         gain = np.exp(np.float32(gain))[..., None]
 
-        record = {}
-        for grid in sensors.S2.grids:
-            bands = [sensors.S2.band_names.index(name) for name in grid.bands]
-            truth = np.take(spectra[:, bands], surface, axis=0) * gain
-            step = grid.gsd // sensors.FINEST_GSD
-            parts = [truth[i::step, j::step] for i in range(step) for j in range(step)]
-            pixels = sum(parts) / step**2
-            pixels += NOISE_DN * rng.standard_normal(pixels.shape, dtype=np.float32)
-            pixels = np.clip(np.rint(pixels), *sensors.S2.valid_range)
-            record[grid.field] = pixels.astype(sensors.S2.dtype)
-        return record
+        return measure_optics(rng, spectra, surface, gain)

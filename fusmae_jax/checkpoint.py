@@ -1,11 +1,13 @@
 """Saving and restoring with Orbax. The only file that knows Orbax."""
 
 import pathlib
+import textwrap
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import InputError
+from fusmae_jax import sharding
 
 
 class Checkpoints:
@@ -82,7 +84,8 @@ def restore_params(directory, abstract_params, step: int | None = None):
         The step and the parameters.
 
     Raises:
-        InputError: there is no such checkpoint, or it holds other parameters.
+        InputError: there is no such checkpoint, it is damaged, or it holds other
+            parameters.
     """
     directory = pathlib.Path(directory).absolute()
     context = ocp.Context()
@@ -94,16 +97,47 @@ def restore_params(directory, abstract_params, step: int | None = None):
         )
     with context, ocp.training.Checkpointer(directory) as checkpoints:
         steps = [int(c.step) for c in checkpoints.checkpoints]
-        wanted = max(steps, default=None) if step is None else step
+        if not steps:
+            raise InputError(
+                f"{directory} holds no checkpoint; wait until that run has saved one, "
+                "or name another run."
+            )
+        wanted = max(steps) if step is None else step
         if wanted not in steps:
             raise InputError(
                 f"{directory} holds no checkpoint of step {wanted}; it holds {steps}."
             )
+        path = directory / str(wanted)
         try:
+            stored = checkpoints.metadata(wanted).metadata or {}
+            _check_shapes(path, stored["params"], abstract_params)
             state = checkpoints.load(wanted, {"params": abstract_params})
-        except (KeyError, ValueError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever the parsers inside Orbax raise
+            why = textwrap.shorten(repr(error.__cause__ or error), 120)
             raise InputError(
-                f"The checkpoint {directory / str(wanted)} does not hold the model "
-                f"of its config.json: {str(error).splitlines()[0]}"
+                f"The checkpoint {path} cannot be read, as if half-written ({why}); "
+                f"copy it again, or choose another of the steps {steps}."
             ) from error
     return wanted, state["params"]
+
+
+def _check_shapes(path: pathlib.Path, stored, abstract_params) -> None:
+    """Refuses a checkpoint of another model."""
+    there, here = (
+        {
+            sharding.leaf_path(key): list(leaf.shape)
+            for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (stored, abstract_params)
+    )
+    differing = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"The checkpoint {path} does not hold the model of its config.json: "
+            f"{len(differing)} parameters differ, such as {name}, {there.get(name)} "
+            f"there and {here.get(name)} by the config; put the config.json of that "
+            "run back."
+        )

@@ -93,7 +93,7 @@ def open_workdir(
     workdir = pathlib.Path(workdir)
     path, aside = workdir / "config.json", workdir / "config.json.part"
     if path.exists():
-        saved = json.loads(path.read_text())
+        saved = _read(path)
         fields = differences(saved["config"], config.to_dict(), free)
         fields += differences({"dataset": saved["data"]}, {"dataset": data})
         fields += differences(saved["contract"], describe(contract))
@@ -131,7 +131,7 @@ def load(
     """The config of the run in `workdir`, and the contract it was trained under.
 
     Raises:
-        InputError: there is no run.
+        InputError: there is no run, or its description is damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
@@ -139,9 +139,26 @@ def load(
             f"{workdir} holds no run (no config.json); name a run's directory, as "
             "--workdir made it."
         )
-    saved = json.loads(path.read_text())
+    saved = _read(path)
     contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
     return ml_collections.ConfigDict(saved["config"]).lock(), contract
+
+
+def _read(path: pathlib.Path) -> dict:
+    """What a config.json says of its run: its config, contract and data."""
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); copy it again.") from error
+    parts = ("config", "contract", "data")
+    if not isinstance(saved, dict) or not all(
+        isinstance(saved.get(part), dict) for part in parts
+    ):
+        raise InputError(
+            f"{path} does not describe a run, as it lacks some of {list(parts)}; copy "
+            "it again."
+        )
+    return saved
 
 
 def remember_places(workdir, codes: np.ndarray) -> None:
@@ -160,4 +177,9 @@ def remember_places(workdir, codes: np.ndarray) -> None:
 def trained_on(workdir, codes: np.ndarray) -> int:
     """How many places, by their codes, the run in `workdir` was trained on."""
     path = pathlib.Path(workdir) / PLACES
-    return len(np.intersect1d(np.load(path), codes)) if path.exists() else 0
+    if not path.exists():
+        return 0
+    try:
+        return len(np.intersect1d(np.load(path), codes))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); copy it again.") from error

@@ -31,6 +31,13 @@ FIELD = "land_cover"
 CLASSES = len(synthetic.LAND_COVERS)
 
 
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """Small heads compile and run faster."""
+    monkeypatch.setattr(dense_heads, "WIDTH", 32)
+    monkeypatch.setattr(dense_heads, "LEAST_WIDTH", 16)
+
+
 class Pairs:
     """Records in memory."""
 
@@ -161,7 +168,8 @@ def test_labels_stay_under_their_pixels_at_every_place_and_turn():
 
 def test_windows_are_drawn_from_all_places_and_turns(key):
     drawn = dense_windows.draw(key, 2000, 27, 24)
-    assert {*map(tuple, drawn.corner.tolist())} == {*itertools.product(range(4), range(4))}
+    corners = {*map(tuple, drawn.corner.tolist())}
+    assert corners == {*itertools.product(range(4), range(4))}
     assert len({*map(tuple, drawn.turn.tolist())}) == 8
     alone = dense_windows.draw(key, 5, 24, 24)
     assert not alone.corner.any()
@@ -195,13 +203,12 @@ def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     logits = np.zeros((2, 5, size, size, CLASSES))
     times = np.zeros((size, size, 1))
     here = {s: jnp.asarray(x) for s, x in present("both", 5).items()}
+    see, classify = jax.jit(t.see), jax.jit(jax.vmap(t.logits, (0, None)))
     for y, x in dense_windows.tiles(24, size):
         windows = dense_windows.same(jnp.array([y, x]), 5)
-        seen = jax.jit(t.see)(t.params, fields, here, windows)
+        seen = see(t.params, fields, here, windows)
         place = (slice(y, y + 24), slice(x, x + 24))
-        for r in range(2):
-            one = jax.tree.map(lambda p: p[r], heads)
-            logits[r][:, *place] += t.logits(one, seen)
+        logits[:, :, *place] += classify(heads, seen)
         times[place] += 1
     predicted = (logits / times).argmax(axis=-1)
     for r, n in itertools.product(range(2), range(5)):
@@ -214,7 +221,7 @@ def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     assert len({x.tobytes() for x in found}) == 2
 
 
-@pytest.mark.parametrize("size", [12, 24, 36])
+@pytest.mark.parametrize("size", [12, 36])
 def test_every_labelled_pixel_is_judged_once(tmp_path, size):
     source = pairs(6, size)
     fitted = fit(tmp_path, pairs(size=size), size=size, epochs=1)
@@ -227,8 +234,9 @@ def test_every_labelled_pixel_is_judged_once(tmp_path, size):
         )
 
 
-@pytest.mark.parametrize("head", dense_heads.HEADS)
-@pytest.mark.parametrize("params", ["random", None])
+@pytest.mark.parametrize(
+    "head, params", [("linear", "random"), ("upsample", "random"), ("upsample", None)]
+)
 def test_a_head_overfits_a_few_scenes(tmp_path, head, params):
     source = pairs(4)
     fitted = fit(
@@ -236,17 +244,60 @@ def test_a_head_overfits_a_few_scenes(tmp_path, head, params):
         params=params,
         validation=source,
         head=head,
-        epochs=120,
+        epochs=100,
         learning_rates=(3e-3, 1e-2),
     )
     found = judge(fitted, source, params=params)
     true = found.sum(axis=(0, 2))
     accuracy = np.trace(found.sum(axis=0)) / true.sum()
     guess = true.max() / true.sum()
-    print(accuracy, guess, fitted.scores, fitted.score)
     assert accuracy > 0.5 + guess / 2
     miou = scores.segmentation(found, resamples=0).overall["miou"].value
     assert fitted.score == pytest.approx(miou) == fitted.scores.max()
+
+
+def blocks_of_radar(seed):
+    """Scenes of 6 px blocks at random: bright ones are class 1, dark ones class 0."""
+    rng = np.random.default_rng(seed)
+    source = pairs(8, 36)
+    for record in source.records:
+        labels = rng.integers(0, 2, (6, 6)).repeat(6, axis=0).repeat(6, axis=1)
+        record[FIELD] = labels.astype(np.uint8)
+        for name in record:
+            if name.startswith("s1_"):
+                pixels = np.where(labels[..., None], -5.0, -25.0)
+                record[name] = np.broadcast_to(pixels, record[name].shape)
+    return source
+
+
+def test_a_head_is_taught_the_labels_of_the_pixels_that_it_sees(tmp_path):
+    """Were images turned or moved and labels not, it would only guess."""
+    kw = dict(size=36, params=None, sensor_set="s1")
+    fitted = fit(
+        *(tmp_path, blocks_of_radar(0)),
+        validation=blocks_of_radar(1),
+        epochs=30,
+        learning_rates=(1e-2,),
+        head="upsample",
+        **kw,
+    )
+    found = judge(fitted, blocks_of_radar(2), **kw).sum(axis=0)
+    assert np.trace(found) > 0.9 * found.sum()
+
+
+def test_windows_depend_on_the_step_and_on_nothing_before_it():
+    t = task(pairs(4, 36), 36)
+    tx = optax.sgd(1e-30)  # heads stay as they are
+    fields = {k: np.stack([r[k] for r in pairs(4, 36).records]) for k in t.fields}
+    fields = sharding.to_devices(fields, t.mesh)
+    state, plan = t.start(tx, 1, jax.random.key(0))
+    step, losses = t.train_step(tx, (1.0,), plan, jax.random.key(1)), []
+    for number in (0, 1, 2, 0):
+        state = dataclasses.replace(state, step=jnp.int32(number))
+        state, loss = step(state, t.params, fields, t.here("both", 4))
+        losses.append(float(loss))
+    assert losses[0] == losses[3]
+    assert len({*losses}) == 3
 
 
 @pytest.mark.parametrize("head", dense_heads.HEADS)
@@ -267,7 +318,8 @@ def test_the_loss_is_the_mean_over_labelled_pixels():
     labels = rng.integers(0, 4, (3, 6, 6)).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.3] = NO_CLASS
     want = torch.nn.functional.cross_entropy(
-        torch.tensor(logits).movedim(-1, 1), torch.tensor(labels).long(),
+        torch.tensor(logits).movedim(-1, 1),
+        torch.tensor(labels).long(),
         ignore_index=NO_CLASS,
     )
     found = dense_task.cross_entropy(jnp.array(logits), jnp.array(labels))
@@ -285,7 +337,8 @@ def test_a_batch_without_labelled_pixels_costs_nothing():
 
 
 def test_a_convolution_is_a_linear_layer_on_neighbourhoods(key):
-    x, kernel = jax.random.normal(key, (2, 5, 7, 3)), jax.random.normal(key, (3, 3, 3, 4))
+    x = jax.random.normal(key, (2, 5, 7, 3))
+    kernel = jax.random.normal(key, (3, 3, 3, 4))
     found = dense_heads.neighbourhoods(x) @ kernel.reshape(-1, 4)
     want = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -293,10 +346,13 @@ def test_a_convolution_is_a_linear_layer_on_neighbourhoods(key):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("patch_size, side", [(1, 4), (2, 8), (6, 16), (8, 32), (16, 64)])
+@pytest.mark.parametrize("patch_size, side", [(1, 4), (2, 8), (6, 16), (8, 32)])
 def test_the_upsampling_head_never_passes_the_pixel_grid(patch_size, side):
-    head = dense_heads.make("upsample", 20, 5, patch_size, rngs=nnx.Rngs(0))
-    assert head(jnp.zeros((1, 4, 4, 20))).shape == (1, side, side, 5)
+    def run(x):
+        return dense_heads.make("upsample", 20, 5, patch_size, rngs=nnx.Rngs(0))(x)
+
+    found = jax.eval_shape(run, jnp.zeros((1, 4, 4, 20)))
+    assert found.shape == (1, side, side, 5)
 
 
 def test_tokens_of_one_sensor_or_two_have_one_scale_and_an_absent_one_is_not_read():
@@ -307,9 +363,7 @@ def test_tokens_of_one_sensor_or_two_have_one_scale_and_an_absent_one_is_not_rea
         for s, c in tiny.BANDS.items()
     }
     rubbish = images | {"s2": jnp.full_like(images["s2"], jnp.nan)}
-    see = jax.jit(
-        lambda p, x, who: dense_task.tokens(net, p, x, who, 1), static_argnums=()
-    )
+    see = jax.jit(lambda p, x, who: dense_task.tokens(net, p, x, who, 1))
     for p in (params, None):
         clean, dirty = (see(p, x, present("s1", 2)) for x in (images, rubbish))
         np.testing.assert_array_equal(clean, dirty)

@@ -1,18 +1,16 @@
 """Fine-tuning: what learns, how fast, from what, and that nothing else decides."""
 
-import dataclasses
 import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from data_pipeline import sensors, synthetic
+from data_pipeline import batches, sensors, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import sharding
 from fusmae_jax.evaluation import classifier, finetune, layer_decay, loop, scores
@@ -23,8 +21,20 @@ from tests import tiny
 CLASSES = len(synthetic.LAND_COVERS)
 BATCH = 8
 # Nothing random but the views, the head, and the order of pairs.
-PLAIN = dict(
-    warmup_epochs=0, layer_decay=1.0, drop_path=0.0, weight_decay=0.0, turn=False
+BASE = dict(
+    epochs=3,
+    batch_size=BATCH,
+    base_lr=0.05,
+    warmup_epochs=0,
+    layer_decay=1.0,
+    drop_path=0.0,
+    weight_decay=0.0,
+    turn=False,
+)
+
+
+NOISY = dict(
+    drop_path=0.5, mixup=0.8, smoothing=0.2, turn=True, weight_decay=0.05, clip_norm=1.0
 )
 
 
@@ -66,25 +76,29 @@ def some_devices(count=1):
     return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def tune(
-    directory, source, *, sensor_set="both", mesh=None, single=False, seed=0, **recipe
-):
-    backbone, params = untrained()
-    recipe = PLAIN | dict(epochs=3, batch_size=BATCH, base_lr=0.05) | recipe
-    return finetune.finetune(
-        backbone,
-        params,
-        source,
+# Trainings of one recipe share a compiled step, as they do in earnest.
+@functools.cache
+def finetuner(mesh, single, **recipe):
+    return finetune.Finetuner(
+        *untrained(),
+        finetune.Recipe(**recipe),
+        mesh,
         "labels",
         classes=CLASSES,
         single=single,
+        min_size=0,
+    )
+
+
+def tune(
+    directory, source, *, sensor_set="both", mesh=None, single=False, seed=0, **recipe
+):
+    return finetuner(mesh or some_devices(), single, **BASE | recipe)(
+        source,
         sensor_set=sensor_set,
-        recipe=finetune.Recipe(**recipe),
-        mesh=mesh or some_devices(),
         seed=seed,
         directory=directory / "checkpoints",
         title="fine-tuning",
-        min_size=0,
     )
 
 
@@ -125,7 +139,7 @@ def plain(tmp_path_factory):
 def test_it_learns_a_handful_of_pairs_by_heart(tmp_path, single):
     source = Pairs(single=single)
     tuned = tune(
-        tmp_path, source, single=single, epochs=60, base_lr=0.1, crop_scale=(1.0, 1.0)
+        tmp_path, source, single=single, epochs=100, base_lr=0.1
     )
     found = predict(tuned, source)
     assert found.shape == (BATCH, CLASSES) and found.dtype == np.float32
@@ -204,34 +218,47 @@ def test_a_parameter_that_belongs_nowhere_is_an_error():
 
 def test_rates_fall_from_layer_to_layer_weight_decay_included():
     params = parts()
-    recipe = finetune.Recipe(2, 256, 1e-2, warmup_epochs=0, layer_decay=0.5)
     grads = jax.tree.map(jnp.ones_like, params)
 
-    def updates(recipe):
-        tx = finetune.optimizer(recipe, 100, 3)
+    def updates(decay):
+        recipe = finetune.Recipe(10, 256, 1e-3, layer_decay=decay)
+        tx = finetune.optimizer(recipe, 3)
         return leaves(tx.update(grads, tx.init(params), params)[0])
 
-    decayed = updates(recipe)
-    alike = updates(dataclasses.replace(recipe, layer_decay=1.0))
+    decayed, alike = updates(0.5), updates(1.0)
     for path, update in decayed.items():
         (layer,) = [i for i, p in LAYERS.items() if re.fullmatch(p, path)]
         # 1/16, 1/8, 1/4, 1/2 and 1 for the head.
         np.testing.assert_allclose(update, alike[path] * 0.5 ** (4 - layer), rtol=1e-6)
     # The first step of Adam is one of the rate's length, and matrices decay.
-    np.testing.assert_allclose(alike["head/bias"], -1e-2, rtol=1e-5)
+    np.testing.assert_allclose(alike["head/bias"], -1.0, rtol=1e-5)
     kernel = leaves(params)["encoder/embed/s1/kernel"]
-    want = -1e-2 / 16 * (1.0 + 0.05 * kernel)
+    want = -(1.0 + 0.05 * kernel) / 16
     np.testing.assert_allclose(decayed["encoder/embed/s1/kernel"], want, rtol=1e-5)
 
 
-def test_few_pairs_fill_a_batch_and_have_their_warm_up(tmp_path):
-    tuned = tune(tmp_path, Pairs(3), epochs=7, warmup_epochs=6)
-    assert (tmp_path / "checkpoints" / "2").is_dir()  # 7 * 3 // 8 steps
+def test_rates_warm_up_fall_to_nothing_and_grow_with_the_batch():
+    rates = finetune.learning_rates(finetune.Recipe(10, 64, 1e-3, warmup_epochs=2), 640)
+    assert len(rates) == 100 and rates.argmax() == 20
+    np.testing.assert_allclose(rates[[0, 10, 20]], [0.0, 1.25e-4, 2.5e-4], rtol=1e-5)
+    np.testing.assert_allclose(rates[60], 1.25e-4, rtol=1e-5)
+    assert 0.0 < rates[-1] < 1e-6
+
+
+@pytest.mark.parametrize("pairs, steps", [(1, 1), (3, 2), (100, 87)])
+def test_few_pairs_have_their_steps_and_their_warm_up(pairs, steps):
+    recipe = finetune.Recipe(7, 8, 1e-3, warmup_epochs=6)
+    assert len(finetune.learning_rates(recipe, pairs)) == steps
+
+
+def test_few_pairs_fill_a_batch(tmp_path):
+    tuned = tune(tmp_path, Pairs(3), epochs=6)
+    assert (tmp_path / "checkpoints" / "2").is_dir()
     assert np.isfinite(predict(tuned, Pairs(3))).all()
 
 
 def test_a_training_cut_in_two_equals_the_one_left_alone(tmp_path, monkeypatch):
-    recipe = dict(epochs=4, drop_path=0.5, mixup=0.8, turn=True, weight_decay=0.05)
+    recipe = NOISY | dict(epochs=4)
     whole = tune(tmp_path / "whole", Pairs(), **recipe)
     load, taken = loop.load, []
 
@@ -251,11 +278,14 @@ def test_a_training_cut_in_two_equals_the_one_left_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_devices_and_layouts_do_not_matter(plain, tmp_path, fsdp):
+def test_devices_and_layouts_do_not_matter_and_a_step_compiles_once(
+    plain, tmp_path, fsdp
+):
     mesh = sharding.make_mesh(fsdp)
     tuned = tune(tmp_path, Pairs(), mesh=mesh)
     got = predict(tuned, Pairs(5), mesh=mesh)
     np.testing.assert_allclose(got, predict(plain, Pairs(5)), rtol=0, atol=1e-5)
+    assert finetuner(mesh, False, **BASE).step._cache_size() == 1
 
 
 def test_seeds_decide_and_nothing_else(plain, tmp_path):
@@ -264,36 +294,49 @@ def test_seeds_decide_and_nothing_else(plain, tmp_path):
     assert not np.allclose(predict(other, Pairs()), predict(plain, Pairs()), atol=1e-4)
 
 
-def test_a_step_compiles_once(tmp_path, monkeypatch):
-    made, make = [], finetune.make_step
-    monkeypatch.setattr(
-        finetune, "make_step", lambda *a: made.append(make(*a)) or made[0]
-    )
-    tune(tmp_path, Pairs(), mesh=sharding.make_mesh(2), drop_path=0.1, mixup=0.2)
-    assert made[0]._cache_size() == 1
+def test_all_trainings_share_one_compiled_step(plain, tmp_path):
+    tune(tmp_path, Pairs(5), seed=2, sensor_set="s2")
+    assert finetuner(some_devices(), False, **BASE).step._cache_size() == 1
 
 
 @pytest.mark.parametrize(
-    "change",
+    "option, changed",
     [
-        dict(drop_path=0.5),
-        dict(mixup=0.8),
-        dict(smoothing=0.2),
-        dict(turn=True),
-        dict(crop_scale=(0.3, 0.4)),
+        (dict(turn=True), "images"),
+        (dict(crop_scale=(0.3, 0.4)), "images"),
+        (dict(smoothing=0.2), "targets"),
+        (dict(mixup=0.8), "images targets"),
+        (dict(drop_path=0.5), "branches"),
+        (dict(layer_decay=0.5), ""),
     ],
-    ids=lambda change: next(iter(change)),
 )
-def test_options_change_training_but_not_prediction(plain, tmp_path, change):
-    tuned = tune(tmp_path, Pairs(), **change)
-    now, before = leaves(tuned.params), leaves(plain.params)
-    kernel = "encoder/blocks/0/mlp/up/kernel"
-    assert np.abs(now[kernel] - before[kernel]).max() > 1e-4
+def test_an_option_changes_what_it_says_and_no_more(key, option, changed):
+    source = Pairs()
+    fields = batches.stack(source, range(BATCH))
+    draws = [
+        jax.jit(finetuner(some_devices(), False, **BASE | change).draw)(key, fields)
+        for change in ({}, option)
+    ]
+    names = ("images", "targets", "branches")
+    unlike = [n for n, a, b in zip(names, *draws) if not alike(a, b)]
+    assert " ".join(unlike) == changed
+
+
+def alike(a, b):
+    a, b = leaves(a), leaves(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path):
+    tuned = tune(tmp_path, Pairs(), **NOISY)
+    # Only parameters decide a prediction, not the recipe they are from.
     first, again = predict(tuned, Pairs()), predict(tuned, Pairs())
     np.testing.assert_array_equal(first, again)
-    # Only parameters decide a prediction, not the recipe they are from.
-    borrowed = plain._replace(params=tuned.params, head=tuned.head)
-    np.testing.assert_array_equal(predict(borrowed, Pairs()), first)
+    assert np.abs(first - predict(plain, Pairs())).max() > 1e-4
+    dropped = tune(tmp_path / "dropped", Pairs(), drop_path=0.5)
+    kernel = "encoder/blocks/0/mlp/up/kernel"
+    change = leaves(dropped.params)[kernel] - leaves(plain.params)[kernel]
+    assert np.abs(change).max() > 1e-5
 
 
 def test_predictions_drop_what_fills_up_batches(plain):
@@ -306,7 +349,7 @@ def test_predictions_drop_what_fills_up_batches(plain):
 
 @pytest.mark.parametrize("shown, absent", [("s1", "s2"), ("s2", "s1")])
 def test_pixels_of_an_absent_sensor_are_never_read(tmp_path, shown, absent):
-    options = dict(sensor_set=shown, mixup=0.5)
+    options = NOISY | dict(sensor_set=shown)
     clean = tune(tmp_path / "clean", Pairs(), **options)
     spoilt = tune(tmp_path / "spoilt", Pairs(spoil=absent), **options)
     assert_same(clean, spoilt, **exactly)
@@ -317,10 +360,9 @@ def test_pixels_of_an_absent_sensor_are_never_read(tmp_path, shown, absent):
     assert np.isfinite(predict(clean, Pairs(), sensor_set=shown)).all()
 
 
-@pytest.mark.parametrize("pool", ["global", "sensors"])
-def test_the_head_sees_what_the_pool_says(tmp_path, pool):
-    tuned = tune(tmp_path, Pairs(), pool=pool)
-    assert tuned.head["kernel"].shape == ({"global": 32, "sensors": 64}[pool], CLASSES)
+def test_the_head_sees_what_the_pool_says(tmp_path):
+    tuned = tune(tmp_path, Pairs(), pool="sensors", epochs=1)
+    assert tuned.head["kernel"].shape == (2 * 32, CLASSES)
     assert predict(tuned, Pairs()).shape == (BATCH, CLASSES)
 
 

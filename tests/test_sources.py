@@ -58,7 +58,7 @@ def test_synthetic_splits_are_different_scenes():
     [
         (dict(), "Build a dataset"),
         (dict(dir=" , "), "Build a dataset"),
-        (dict(source="web"), "choose records, sample or synthetic"),
+        (dict(source="web"), "choose records, sample, synthetic"),
         (dict(source="synthetic", fraction=2.0), "data.fraction is 2.0"),
     ],
 )

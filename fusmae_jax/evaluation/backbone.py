@@ -38,12 +38,15 @@ class Backbone:
         objective: knows the bands, their statistics and grids, and the image size.
         scene_size: side of the dataset's scenes in pixels at 10 m.
         blocks: of the encoder, the XAttnEncoder not counted.
+        model: the encoder's sizes as its config has them; parameters do not tell,
+            for one, the number of heads.
     """
 
     graphdef: nnx.GraphDef
     objective: Objective
     scene_size: int
     blocks: int
+    model: Mapping = dataclasses.field(default_factory=dict)
 
     @property
     def image_size(self) -> int:
@@ -153,7 +156,8 @@ class Pretrained:
         known = self.contract if statistics == "run" else description.sensors
         objective = build.objective(self.config, known, description.layout)
         size = description.layout.size
-        return Backbone(self.graphdef, objective, size, blocks(self.config))
+        model = self.config.model.to_dict()
+        return Backbone(self.graphdef, objective, size, blocks(self.config), model)
 
     def fresh(self, seed: int) -> nnx.State:
         """Parameters of the same model that nothing has trained."""
@@ -174,13 +178,28 @@ def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
         step: which checkpoint; 0 for the latest.
 
     Raises:
-        InputError: there is no run, no checkpoint, or it is of another model.
+        InputError: there is no run, no checkpoint, or it is damaged or of another
+            model.
     """
     if not directory:
         raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
     config, contract = run.load(directory)
-    graphdef, abstract = build.abstract_params(config, mesh)
     directory = pathlib.Path(directory)
+    try:
+        graphdef, abstract = build.abstract_params(config, mesh)
+        learnt = build.objective(config, contract).contract
+    except InputError:
+        raise  # says it better
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{directory / 'config.json'} describes no encoder ({error!r:.99}); name "
+            "the directory of a pretraining."
+        ) from error
+    if learnt != contract:
+        raise InputError(
+            f"{directory / 'config.json'} contradicts itself, as its bands and its "
+            "contract differ; copy it again."
+        )
     step, params = checkpoint.restore_params(
         directory / "checkpoints", abstract, step or None
     )

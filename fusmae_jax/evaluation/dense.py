@@ -228,7 +228,8 @@ def _count_steps(recipe: Recipe, task: Task, source) -> int:
             f"{batch}; lower dense.batch_size or raise dense.epochs."
         )
     # The first labelled pixel ends the search, in most data that of the first pair.
-    if not any((source[i][task.field] < task.classes).any() for i in range(len(source))):
+    maps = (source[i][task.field] for i in range(len(source)))
+    if not any((labels < task.classes).any() for labels in maps):
         raise InputError(
             f"None of the {len(source)} training pairs has a labelled pixel in "
             f"{task.field!r}; use another field or other pairs."

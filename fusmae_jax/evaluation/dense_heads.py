@@ -8,7 +8,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax import layers
 
 HEADS = ("linear", "upsample")
-WIDTH = 128  # of the upsampling head where it is coarsest
+WIDTH = 64  # of the upsampling head where it is coarsest
 LEAST_WIDTH = 32
 INIT_STD = 0.01
 
@@ -27,16 +27,16 @@ class Linear(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles a map of tokens until another doubling would pass the pixel grid.
 
-    Each stage has a 3x3 convolution and, from the second on, half the width, so that
-    all stages cost about the same.
+    Each stage has a 3x3 convolution and, from the second on, half the width as long as
+    that is not too narrow, since pixels become four times as many.
     """
 
     def __init__(self, dim: int, classes: int, patch_size: int, *, rngs: nnx.Rngs):
         stages = patch_size.bit_length() - 1
         widths = [max(LEAST_WIDTH, WIDTH >> i) for i in range(stages)]
         self.narrow = nnx.Linear(dim, WIDTH, rngs=rngs)
-        # Convolutions are matrix products: of these vmap makes one batched product,
-        # of convolutions it would make grouped ones.
+        # Convolutions are matrix products, of which vmap makes a batch; of convolutions
+        # it makes grouped ones, which CPUs run very slowly inside a loop.
         self.convs = nnx.List(
             [
                 nnx.Linear(9 * before, width, rngs=rngs)

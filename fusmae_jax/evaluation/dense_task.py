@@ -5,6 +5,7 @@ A batch is encoded once for all heads, which stand side by side.
 
 import collections
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -25,6 +26,8 @@ from fusmae_jax.evaluation.backbone import Backbone, present
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.train import TrainState
 
+log = logging.getLogger("fusmae_jax")
+
 
 def tokens(
     backbone: Backbone, params, images: dict[str, jax.Array], here: Present, blocks: int
@@ -33,8 +36,8 @@ def tokens(
 
     They have mean 0 and variance 1 over D, so that the mean of two sensors and one
     alone, and any encoder, come to the head at one scale. Without parameters the
-    patches of both sensors stand for tokens, zeros for an absent one, just as they
-    are: normalised already, and their brightness says most about a class.
+    patches of both sensors stand for tokens, zeros for an absent one. These stay as
+    they are: bands are normalised already, and a patch would lose its brightness.
     """
     shown = {s: here[s][:, None, None] for s in SENSORS}
     if params is None:
@@ -236,6 +239,8 @@ class Task:
             dynamic_ncols=True,
             disable=None if jax.process_index() == 0 else True,
         )
+        if bar.disable and jax.process_index() == 0:
+            log.info("%s: %d pairs.", title, len(source))
         ahead = collections.deque()
 
         def collect():

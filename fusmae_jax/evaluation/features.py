@@ -8,6 +8,7 @@ a feature: parameters, data, bands and their statistics, view, pooling.
 import collections
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
 import zipfile
@@ -58,7 +59,7 @@ class Recipe:
 
     def check(self, depth: int) -> None:
         """Refuses more blocks than an encoder of `depth` has."""
-        if not 1 <= self.blocks <= depth:
+        if not 1 <= self.blocks <= max(1, depth):
             raise InputError(
                 f"features.blocks is {self.blocks}; this encoder has {depth} blocks."
             )
@@ -165,6 +166,7 @@ class Extractor:
         objective = self._backbone.objective
         return {
             "parameters": "none" if self.params is None else digest(self.params),
+            "model": None if self.params is None else self._backbone.model,
             "data": source.fingerprint(),
             "contract": run.describe(objective.contract),
             "image_size": objective.image_size,
@@ -203,9 +205,9 @@ def extract(
     starts = range(0, len(source), PART)
     missing = [start for start in starts if not _part(folder, start).exists()]
     if missing:
+        if jax.process_index() == 0:  # a folder that cannot be written shows itself now
+            _write(folder / "key.json", key.encode())
         _fill(extractor, source, folder, missing, batch_size, title)
-        if jax.process_index() == 0:
-            files.write_whole(folder / "key.json", key.encode())
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"features {name}")
     parts = [_read(folder, start) for start in starts]
@@ -219,9 +221,9 @@ def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
 def _read(folder: pathlib.Path, start: int) -> dict[str, np.ndarray]:
     path = _part(folder, start)
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"The cached features {path} cannot be read ({error}); delete that file, "
             "and they are taken again."
@@ -242,7 +244,9 @@ def _fill(extractor, source, folder, missing, batch_size: int, title: str) -> No
                 bar=bar,
             )
             if jax.process_index() == 0:
-                _write(_part(folder, start), part)
+                content = io.BytesIO()
+                np.savez(content, **part)
+                _write(_part(folder, start), content.getvalue())
 
 
 def take(
@@ -256,7 +260,7 @@ def take(
 ) -> dict[str, np.ndarray]:
     """Features of pairs `start` to `stop` - 1, not cached; see `extract`."""
     stop = len(source) if stop is None else stop
-    devices = jax.device_count()
+    devices = extractor.mesh.size
     rows = -(-min(batch_size, len(source)) // devices) * devices
     stream = batches.eval_batches(
         source,
@@ -285,12 +289,10 @@ def take(
     return {s: np.concatenate([t[s] for t in taken]) for s in extractor.sensor_sets}
 
 
-def _write(path: pathlib.Path, part: dict[str, np.ndarray]) -> None:
+def _write(path: pathlib.Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.aside(path).open("wb") as file:
-            np.savez(file, **part)
-        pathlib.Path(file.name).replace(path)
+        files.write_whole(path, content)
     except OSError as error:
         raise InputError(
             f"Features cannot be kept in {path.parent} ({error.strerror}); name "

@@ -7,11 +7,14 @@ CutMix are left out: bands are measurements, and parts of a scene have other lab
 The last parameters are the result; no step is chosen by looking at any score.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -97,88 +100,169 @@ class Recipe:
         return views.draw_views(key, batch, scale=self.crop_scale, turn=self.turn)
 
 
-def finetune(
-    backbone: Backbone,
-    params: nnx.State,
-    source,
-    labels_field: str,
-    *,
-    classes: int,
-    single: bool,
-    sensor_set: str,
-    recipe: Recipe,
-    mesh: Mesh,
-    seed: int,
-    directory,
-    title: str,
-    min_size: int = 2**18,
-) -> Classifier:
-    """Trains all parameters of an encoder to name the classes of pairs.
+class Finetuner:
+    """Trains all parameters of an encoder, with a head, to name the classes of pairs.
 
-    Args:
-        backbone: the encoder's graph, and how it sees the data.
-        params: of the autoencoder, to begin with; they stay as they are.
-        source: random-access pairs without texts.
-        labels_field: which of their fields holds the labels, 0 or 1, [C].
-        classes: how many there are, C.
-        single: a pair has one class: softmax and cross-entropy. Otherwise a sigmoid
-            for each class, and the binary cross-entropy averaged over classes.
-        sensor_set: what is shown, see `backbone.SENSOR_SETS`.
-        recipe: how.
-        mesh: the devices.
-        seed: of the head, of the order of pairs, and of all that a step draws.
-        directory: for checkpoints of this training, which goes on from the last.
-        title: of the progress.
-        min_size: kernels with fewer elements are not split over devices.
-
-    Raises:
-        InputError: the batch does not divide over the devices, the sensor set is
-            unknown, or the loss is not finite.
+    It may do so any number of times, always from the same parameters: on other pairs,
+    with other sensors, by other seeds. All these trainings share one compiled step.
     """
-    features.check_sensor_sets([sensor_set])
-    if recipe.batch_size % mesh.size:
-        raise InputError(
-            f"A batch of {recipe.batch_size} does not divide over {mesh.size} devices; "
-            "change finetune.batch_size."
-        )
-    head_key, draw_key = jax.random.split(jax.random.key(seed))
-    # Few labels may not fill a batch, which then has pairs of several epochs.
-    steps = max(1, recipe.epochs * len(source) // recipe.batch_size)
-    tx = optimizer(recipe, steps, backbone.blocks)
-    trained, rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
 
-    def init(encoder, key):
-        width = encoder["global_token"].shape[-1] * (1 + (recipe.pool == "sensors"))
+    def __init__(
+        self,
+        backbone: Backbone,
+        params: nnx.State,
+        recipe: Recipe,
+        mesh: Mesh,
+        labels_field: str,
+        *,
+        classes: int,
+        single: bool,
+        min_size: int = 2**18,
+    ):
+        """Prepares to train.
+
+        Args:
+            backbone: the encoder's graph, and how it sees the data.
+            params: of the autoencoder; they stay as they are.
+            recipe: how.
+            mesh: the devices.
+            labels_field: which field of a pair holds its labels, 0 or 1, [C].
+            classes: how many there are, C.
+            single: a pair has one class: softmax and cross-entropy. Otherwise a
+                sigmoid for each class, and the binary cross-entropy averaged.
+            min_size: kernels with fewer elements are not split over devices.
+
+        Raises:
+            InputError: the batch does not divide over the devices.
+        """
+        if recipe.batch_size % mesh.size:
+            raise InputError(
+                f"A batch of {recipe.batch_size} does not divide over {mesh.size} "
+                "devices; change finetune.batch_size."
+            )
+        self._backbone, self._recipe, self._mesh = backbone, recipe, mesh
+        self._labels_field, self._single = labels_field, single
+        self._tx = optimizer(recipe, backbone.blocks)
+        trained, self._rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
+        self._encoder = trained["encoder"]
+        dim = self._encoder["global_token"].shape[-1]
+        self._head_shape = (dim * (1 + (recipe.pool == "sensors")), classes)
+        start = jax.eval_shape(self._start, self._encoder, jax.random.key(0))
+        self._layout = sharding.layout(start, mesh, min_size)
+        self._init = jax.jit(self._start, out_shardings=self._layout)
+        self.step = jax.jit(
+            self._step,
+            donate_argnames="state",
+            out_shardings=(self._layout, sharding.whole(mesh)),
+        )
+
+    def __call__(
+        self, source, *, sensor_set: str, seed: int, directory, title: str
+    ) -> Classifier:
+        """Trains on the pairs of a source.
+
+        Args:
+            source: random-access pairs without texts.
+            sensor_set: what is shown, see `backbone.SENSOR_SETS`.
+            seed: of the head, of the order of pairs, and of all that a step draws.
+            directory: for checkpoints of this training, which goes on from the last.
+            title: of the progress.
+
+        Raises:
+            InputError: the sensor set is unknown, or the loss is not finite.
+        """
+        features.check_sensor_sets([sensor_set])
+        recipe, mesh = self._recipe, self._mesh
+        rates = learning_rates(recipe, len(source))
+        here = jax.device_put(
+            present(sensor_set, recipe.batch_size), sharding.rows(mesh)
+        )
+        head_key, draw_key = jax.random.split(jax.random.key(seed))
+        state = loop.train(
+            lambda state, batch: self.step(state, self._rest, draw_key, here, *batch),
+            self._init(self._encoder, head_key),
+            self._layout,
+            lambda first: self._batches(source, first, rates, seed),
+            len(rates),
+            directory=directory,
+            title=title,
+        )
+        gather = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))
+        tuned = gather(state.params)
+        params = join(self._rest, tuned["encoder"])
+        return Classifier(
+            params, tuned["head"], recipe.pool, recipe.view, self._single
+        )
+
+    def _start(self, encoder: nnx.State, key: jax.Array) -> TrainState:
         # A copy, for the state will be donated, and the parameters are not ours.
         params = {
             "encoder": jax.tree.map(jnp.copy, encoder),
-            "head": classifier.init_head(key, width, classes),
+            "head": classifier.init_head(key, *self._head_shape),
         }
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, self._tx.init(params))
 
-    start = (trained["encoder"], head_key)
-    layout = sharding.layout(jax.eval_shape(init, *start), mesh, min_size)
-    state = jax.jit(init, out_shardings=layout)(*start)
-    step = make_step(backbone, recipe, tx, layout, mesh, labels_field, single)
-    here = jax.device_put(present(sensor_set, recipe.batch_size), sharding.rows(mesh))
-    state = loop.train(
-        lambda state, fields: step(state, rest, draw_key, fields, here),
-        state,
-        layout,
-        lambda first: loop.load(
+    def _batches(self, source, first: int, rates: np.ndarray, seed: int) -> Iterator:
+        """Yields batches from `first` on, each with its learning rate."""
+        stream = loop.load(
             source,
-            batch_size=recipe.batch_size,
+            batch_size=self._recipe.batch_size,
             seed=seed,
             first=first,
-            mesh=mesh,
-        ),
-        steps,
-        directory=directory,
-        title=title,
-    )
-    tuned = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))(state.params)
-    params = join(rest, tuned["encoder"])
-    return Classifier(params, tuned["head"], recipe.pool, recipe.view, single)
+            mesh=self._mesh,
+        )
+        with contextlib.closing(stream):
+            yield from zip(stream, rates[first:])
+
+    def draw(self, key: jax.Array, fields: dict[str, jax.Array]):
+        """All that is random about a step, for the whole batch at once.
+
+        Args:
+            key: of the step.
+            fields: stored pixels and labels.
+
+        Returns:
+            Images {sensor: [B, H, W, C]}, targets [B, C], and which branches count,
+            see `layers.drop_path`, or None.
+        """
+        recipe, labels = self._recipe, fields[self._labels_field]
+        view_key, mix_key, path_key = jax.random.split(key, 3)
+        batch = len(labels)
+        images = self._backbone.images(fields, recipe.draw_views(view_key, batch))
+        targets = classifier.soften(labels, recipe.smoothing, self._single)
+        if recipe.mixup:
+            share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, (batch,))
+            images, targets = classifier.mix((images, targets), share)
+        rate, blocks = recipe.drop_path, self._backbone.blocks
+        branches = layers.drop_path(path_key, rate, blocks, batch) if rate else None
+        return images, targets, branches
+
+    def _step(self, state: TrainState, rest, key, here, fields, rate):
+        """Advances the state; returns it and the loss.
+
+        Args:
+            state: donated.
+            rest: the parameters that are not trained.
+            key: of this training; each step makes one of its own.
+            here: which sensors are shown.
+            fields: stored pixels and labels.
+            rate: the learning rate.
+        """
+        step_key = jax.random.fold_in(key, state.step)
+        images, targets, branches = self.draw(step_key, fields)
+
+        def loss_fn(params):
+            encoded = self._backbone.encode(
+                join(rest, params["encoder"]), images, here, branches=branches
+            )
+            pooled = features.pool(encoded, here, self._recipe.pool)
+            said = classifier.logits(params["head"], pooled)
+            return classifier.loss(said, targets, self._single)
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), loss
 
 
 def join(rest: nnx.State, encoder: nnx.State) -> nnx.State:
@@ -186,66 +270,26 @@ def join(rest: nnx.State, encoder: nnx.State) -> nnx.State:
     return nnx.merge_state(rest, nnx.State({"encoder": encoder}))
 
 
-def optimizer(recipe: Recipe, steps: int, blocks: int) -> optax.GradientTransformation:
-    """AdamW whose rate warms up, falls as a cosine, and is lower in deeper layers."""
-    peak = recipe.base_lr * recipe.batch_size / 256
-    # A share of the steps, so that it fits however few pairs there are.
-    warmup = steps * recipe.warmup_epochs // recipe.epochs
-    return optax.chain(
-        optim.adamw(
-            optim.schedule(peak, warmup, steps),
-            b1=recipe.b1,
-            b2=recipe.b2,
-            weight_decay=recipe.weight_decay,
-            clip_norm=recipe.clip_norm,
-        ),
-        layer_decay.scale_by_layer(blocks, recipe.layer_decay),
+def optimizer(recipe: Recipe, blocks: int) -> optax.GradientTransformation:
+    """AdamW at a rate of 1, lower in deeper layers."""
+    adamw = optim.adamw(
+        1.0,
+        b1=recipe.b1,
+        b2=recipe.b2,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
     )
+    return optax.chain(adamw, layer_decay.scale_by_layer(blocks, recipe.layer_decay))
 
 
-def make_step(
-    backbone: Backbone,
-    recipe: Recipe,
-    tx: optax.GradientTransformation,
-    layout: TrainState,
-    mesh: Mesh,
-    labels_field: str,
-    single: bool,
-):
-    """Returns the compiled `step(state, rest, key, fields, here) -> (state, loss)`.
+def learning_rates(recipe: Recipe, pairs: int) -> np.ndarray:
+    """The learning rate of every step that a recipe takes on so many pairs.
 
-    `rest` are the parameters that are not trained. All randomness derives from the
-    key and the state's step, and is drawn for the whole batch at once.
+    Few pairs may not fill a batch, which then has those of several epochs.
     """
-
-    def draw(key, fields):
-        """What the network sees of a batch, targets, and which branches count."""
-        view_key, mix_key, path_key = jax.random.split(key, 3)
-        batch = len(fields[labels_field])
-        images = backbone.images(fields, recipe.draw_views(view_key, batch))
-        targets = classifier.soften(fields[labels_field], recipe.smoothing, single)
-        if recipe.mixup:
-            share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, (batch,))
-            images, targets = classifier.mix((images, targets), share)
-        rate, blocks = recipe.drop_path, backbone.blocks
-        branches = layers.drop_path(path_key, rate, blocks, batch) if rate else None
-        return images, targets, branches
-
-    @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
-    def step(state, rest, key, fields, here):
-        images, targets, branches = draw(jax.random.fold_in(key, state.step), fields)
-
-        def loss_fn(params):
-            encoded = backbone.encode(
-                join(rest, params["encoder"]), images, here, branches=branches
-            )
-            pooled = features.pool(encoded, here, recipe.pool)
-            said = classifier.logits(params["head"], pooled)
-            return classifier.loss(said, targets, single)
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), loss
-
-    return step
+    steps = max(1, recipe.epochs * pairs // recipe.batch_size)
+    # A share of the steps, so that it fits however few there are.
+    warmup = steps * recipe.warmup_epochs // recipe.epochs
+    peak = recipe.base_lr * recipe.batch_size / 256
+    rates = optim.schedule(peak, warmup, steps)(jnp.arange(steps))
+    return np.asarray(rates, np.float32)

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
-from fusmae_jax import run
-from fusmae_jax.evaluation import features, report, rows, scores
+from fusmae_jax import checks, run
+from fusmae_jax.evaluation import features, linear, probe, report, rows, scores
 from fusmae_jax.evaluation.backbone import Pretrained, digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
@@ -33,6 +33,8 @@ FREE = (
     "data.allow_overlap",
     "finetune.keep",
 )
+AT_LEAST_ONE = ("batch_size", "knn.k", "probe.epochs", "probe.batch_size")
+NOT_NEGATIVE = ("seed", "step", "bootstrap", "score_per_batch")
 BASELINES = {"random": rows.ENCODERS[1], "statistics": rows.ENCODERS[2]}
 STATISTICS = "mean, deviation and 5 percentiles of every band"
 
@@ -56,6 +58,11 @@ class Session:
         self.recipe = features.Recipe(**config.features)
         self.recipe.check(self.backbone.blocks)
         features.check_sensor_sets(config.sensors)
+        if "retrieval" in config.methods and max(config.retrieval.ks) >= len(data.test):
+            raise InputError(
+                f"retrieval.ks is {config.retrieval.ks}, and there are "
+                f"{len(data.test)} pairs to search; retrieve fewer than there are."
+            )
         splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
         run.open_workdir(
             workdir,
@@ -119,11 +126,14 @@ class Session:
         """The one metric that is printed and drawn."""
         return "oa" if self.data.single else "map_micro"
 
-    def done(self, task: str, encoder: str, sensors: str, subset: Subset) -> bool:
-        """Whether a setting was judged before."""
+    def done(
+        self, task: str, encoder: str, sensors: str, subset: Subset, features: str = ""
+    ) -> bool:
+        """Whether a setting was judged before; `features` where there are several."""
         wanted = (task, encoder, sensors, subset.fraction, subset.seed)
         return any(
             (r.task, r.encoder, r.sensors, r.fraction, r.subset_seed) == wanted
+            and r.features == (features or r.features)
             for r in self.rows
         )
 
@@ -222,6 +232,21 @@ def check_config(config) -> None:
     Raises:
         InputError: names the field and its value.
     """
+    checks.require(config, 1, AT_LEAST_ONE)
+    checks.require(config, 0, NOT_NEGATIVE)
+    if not config.knn.temperature > 0.0:
+        raise InputError(
+            f"knn.temperature is {config.knn.temperature}; it must be above 0."
+        )
+    if not config.retrieval.ks or min(config.retrieval.ks) < 1:
+        raise InputError(
+            f"retrieval.ks is {config.retrieval.ks}; give some numbers, none below 1."
+        )
+    probe.Grid(config.probe.learning_rates, config.probe.weight_decays)
+    if config.probe.norm not in linear.NORMS:
+        raise InputError(
+            f"probe.norm is {config.probe.norm!r}; choose one of {list(linear.NORMS)}."
+        )
     for field, known in (
         ("methods", tuple(rows.TASKS)),
         ("baselines", (*BASELINES, "supervised")),

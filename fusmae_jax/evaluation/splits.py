@@ -85,35 +85,35 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
             f"{description.name} has no labels {config.labels!r}; choose with "
             f"--config.labels one of {list(description.classes)}."
         )
-    fields = description.layout.fields(pretrained.contract)
-    fields = (*fields, config.labels)
+    fields = (*description.layout.fields(pretrained.contract), config.labels)
     if "dense" in config.methods:
         fields = (*fields, config.dense.field)
-        check_maps(description, config.dense.field, config)
+        check_maps(description, config.dense.field)
     names = (config.data.split, config.data.val_split, config.data.test_split)
-    train, validation, test = (
-        _open(config, name, fields, description) for name in names
-    )
-    data = Labelled(
-        description,
-        train,
-        validation,
-        test,
-        description.classes[config.labels],
-        config.single_label,
-    )
+    train, validation, test = (_open(config, name, fields) for name in names)
+    description = train.source.description  # data.classes may have narrowed it
+    for other in (validation, test):
+        check_alike(train, other, fields, config.labels)
+    if "dense" in config.methods:
+        check_map_classes(description, config.dense.field, config)
+    classes, single = description.classes[config.labels], config.single_label
+    data = Labelled(description, train, validation, test, classes, single)
     check_apart(data, pretrained, allow=config.data.allow_overlap)
     check_labels(data, config.labels, allow=config.allow_empty_classes)
     return data
 
 
-def check_maps(description: Description, field: str, config) -> None:
-    """Refuses pixel labels that there are not, or of other classes than the labels."""
+def check_maps(description: Description, field: str) -> None:
+    """Refuses pixel labels that there are not."""
     if field not in description.maps:
         raise InputError(
             f"{description.name} has no pixel labels {field!r}; choose with "
             f"--config.dense.field one of {list(description.maps)}."
         )
+
+
+def check_map_classes(description: Description, field: str, config) -> None:
+    """Refuses pixel labels of other classes than the labels, if both are scored."""
     classes = description.classes[config.labels]
     if set(config.methods) - {"dense"} and description.maps[field] != classes:
         raise InputError(
@@ -122,18 +122,43 @@ def check_maps(description: Description, field: str, config) -> None:
         )
 
 
-def _open(config, name: str, fields, description: Description) -> Split:
+def _open(config, name: str, fields) -> Split:
     source = sources.open_split(config.data, name, fields)
-    classes = description.classes[config.labels]
-    found = source.description.classes.get(config.labels)
-    if found != classes:
-        raise InputError(
-            f"The labels {config.labels!r} of split {name} have other classes "
-            f"({len(found or ())}) than those to train on ({len(classes)}); judge on "
-            "datasets with one class table."
-        )
     index = source.index
     return Split(name, source, index["id"], index[config.labels])
+
+
+def check_alike(train: Split, other: Split, fields, labels: str) -> None:
+    """Refuses a split that means something else by its labels or its pixels."""
+    descriptions = [split.source.description for split in (train, other)]
+    want, found = (description.classes[labels] for description in descriptions)
+    if want != found:
+        raise InputError(
+            f"The labels {labels!r} of split {other.name} have other classes "
+            f"({', '.join(found)}) than those to train on ({', '.join(want)}); judge "
+            "on datasets with one class table."
+        )
+    want, found = (_stored(description, fields) for description in descriptions)
+    if want != found:
+        differing = "; ".join(
+            f"{k}: {found.get(k)}, not {want.get(k)}"
+            for k in sorted({*want, *found})
+            if want.get(k) != found.get(k)
+        )
+        raise InputError(
+            f"The pixels of split {other.name} are not stored as those to train on "
+            f"({differing}); judge on datasets that were prepared alike."
+        )
+
+
+def _stored(description: Description, fields) -> dict:
+    """What the stored arrays that are read mean."""
+    stored = {"size": description.layout.size}
+    for grid in description.layout.grids:
+        if grid.field in fields:
+            stored[f"bands of {grid.field}"] = grid.bands
+            stored[f"unit of {grid.field}"] = description.sensors[grid.sensor].unit
+    return stored
 
 
 def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:

@@ -1,9 +1,219 @@
 """The tasks that train with the encoder in the loop: fine-tuning and dense probing."""
 
+import logging
 
-def check_config(config):
-    pass
+import numpy as np
+
+from data_pipeline import subsets
+from fusmae_jax.evaluation import classifier, dense, finetune, rows, scores
+from fusmae_jax.evaluation.backbone import Backbone
+from fusmae_jax.evaluation.session import BASELINES, Session
+from fusmae_jax.evaluation.splits import Split, Subset
+
+log = logging.getLogger("fusmae_jax")
+
+SUPERVISED = rows.ENCODERS[3]
+PIXELS = "pixels of the patch"  # what a dense head sees without any encoder
 
 
-def run(session):
-    pass
+def check_config(config) -> None:
+    """Refuses recipes that cannot work, of the tasks that are wanted.
+
+    Raises:
+        InputError: names the field and its value.
+    """
+    if "finetune" in config.methods:
+        finetune_recipes(config, {})
+    if "supervised" in config.baselines:
+        finetune_recipes(config, config.scratch)
+    if "dense" in config.methods:
+        dense_recipes(config)
+
+
+def finetune_recipes(config, changes) -> list[finetune.Recipe]:
+    """The recipes of which validation chooses one: one for each learning rate."""
+    fields = {**config.finetune, **changes}
+    fields.pop("keep")
+    shown = dict(pool=config.features.pool, view=config.features.view)
+    rates = fields.pop("base_lr")
+    return [finetune.Recipe(base_lr=rate, **fields, **shown) for rate in rates]
+
+
+def dense_recipes(config) -> list[dense.Recipe]:
+    """The recipes that are compared: one for each kind of head."""
+    fields = dict(config.dense)
+    fields.pop("field")
+    return [dense.Recipe(head=head, **fields) for head in fields.pop("heads")]
+
+
+def run(session: Session) -> None:
+    """Runs fine-tuning, its rival from scratch, and dense probing, where wanted."""
+    config = session.config
+    if "finetune" in config.methods:
+        run_finetune(session, rows.MODEL, session.pretrained.params, {})
+    if "supervised" in config.baselines:
+        fresh = session.pretrained.fresh(config.seed)
+        run_finetune(session, SUPERVISED, fresh, config.scratch)
+    if "dense" in config.methods:
+        run_dense(session)
+
+
+def some(split: Split, subset: Subset):
+    """The pairs of a split that are learnt from."""
+    if len(subset.pairs) == len(split):
+        return split.source
+    return subsets.Subset(split.source, subset.pairs)
+
+
+def run_finetune(session: Session, encoder: str, params, changes) -> None:
+    """Trains everything, for each sensor set apart; tests once."""
+    recipes = finetune_recipes(session.config, changes)
+    width = params["encoder"]["global_token"].shape[-1]
+    for subset in session.subsets():
+        for s in session.config.sensors:
+            if session.done("finetune", encoder, s, subset):
+                continue
+            what = f"{encoder}, {s}, {rows.percent(subset.fraction)}"
+            names = [
+                name_of("finetune", encoder, s, subset, recipe.base_lr)
+                for recipe in recipes
+            ]
+            tuned = [
+                train(session, params, recipe, s, subset, name, f"fine-tuning {what}")
+                for recipe, name in zip(recipes, names)
+            ]
+            best, chosen = 0, {"base_lr": recipes[0].base_lr}
+            if len(tuned) > 1:
+                found = [validate(session, one, s, what) for one in tuned]
+                best = int(np.argmax(found))
+                chosen = {"base_lr": recipes[best].base_lr, "validation": found[best]}
+            test = session.data.test.source
+            predicted = predict(session, tuned[best], test, s, f"test, {what}")
+            session.add(
+                *("finetune", encoder, s, subset, session.score(predicted)),
+                width=width,
+                chosen=chosen,
+                predicted=predicted,
+            )
+            for i, name in enumerate(names):
+                if i != best or not session.config.finetune.keep:
+                    session.forget(name)
+
+
+def name_of(task: str, encoder: str, sensors: str, subset: Subset, which) -> str:
+    """A folder's name for one training."""
+    parts = (task, encoder, sensors, f"{subset.fraction:g}", subset.seed, which)
+    return "-".join(map(str, parts)).replace(" ", "_")
+
+
+def train(
+    session: Session, params, recipe, s: str, subset: Subset, name: str, title: str
+) -> classifier.Classifier:
+    """One fine-tuning; goes on where an earlier one was interrupted."""
+    data, config = session.data, session.config
+    return finetune.finetune(
+        session.backbone,
+        params,
+        some(data.train, subset),
+        config.labels,
+        classes=len(data.classes),
+        single=data.single,
+        sensor_set=s,
+        recipe=recipe,
+        mesh=session.mesh,
+        seed=config.seed,
+        directory=session.training(name),
+        title=title,
+    )
+
+
+def predict(session: Session, tuned, source, s: str, title: str) -> np.ndarray:
+    """Probabilities of a fine-tuned encoder, [N, C]."""
+    return classifier.predict(
+        session.backbone,
+        tuned,
+        source,
+        sensor_set=s,
+        mesh=session.mesh,
+        batch_size=session.config.batch_size,
+        title=title,
+    )
+
+
+def validate(session: Session, tuned, s: str, what: str) -> float:
+    """What fine-tuned encoders are chosen by: micro mAP, or accuracy."""
+    split = session.data.validation
+    predicted = predict(session, tuned, split.source, s, f"validation, {what}")
+    if session.data.single:
+        right = predicted.argmax(axis=1) == split.labels.argmax(axis=1)
+        return float(right.mean())
+    return scores.average_precision(predicted, split.labels)[0]
+
+
+def run_dense(session: Session) -> None:
+    """Heads on frozen tokens, or on bare pixels: chosen on validation, tested once."""
+    recipes = dense_recipes(session.config)
+    for encoder, params in session.encoders().items():
+        if encoder == BASELINES["statistics"]:
+            encoder = PIXELS
+        for subset in session.subsets():
+            for s in session.config.sensors:
+                for recipe in recipes:
+                    probe_densely(session, encoder, params, subset, s, recipe)
+
+
+def token_width(backbone: Backbone, params, blocks: int) -> int:
+    """Length of what a dense head sees of a patch."""
+    if params is not None:
+        return blocks * params["encoder"]["global_token"].shape[-1]
+    bands = sum(len(s.bands) for s in backbone.objective.contract.values())
+    return bands * backbone.patch_size**2
+
+
+def probe_densely(
+    session: Session, encoder: str, params, subset: Subset, s: str, recipe
+) -> None:
+    """Trains and judges one kind of head."""
+    config, data = session.config, session.data
+    features = f"{recipe.head} head on {'pixels' if params is None else 'tokens'}"
+    if session.done("dense", encoder, s, subset, features):
+        return
+    name = name_of("dense", encoder, s, subset, recipe.head)
+    title = f"dense, {encoder}, {s}, {recipe.head}"
+    shared = dict(sensor_set=s, mesh=session.mesh)
+    fitted = dense.fit(
+        session.backbone,
+        params,
+        some(data.train, subset),
+        data.validation.source,
+        config.dense.field,
+        recipe=recipe,
+        seed=config.seed,
+        directory=session.training(name),
+        title=title,
+        **shared,
+    )
+    if fitted.at_edge:
+        log.warning(
+            "The best %s has the %s of the grid; widen it with "
+            "--config.dense.learning_rates.",
+            *(title, " and the ".join(fitted.at_edge)),
+        )
+    confusions = dense.confusions(
+        session.backbone,
+        params,
+        fitted,
+        data.test.source,
+        config.dense.field,
+        batch_size=config.batch_size,
+        title=f"test, {title}",
+        **shared,
+    )
+    options = dict(resamples=config.bootstrap, seed=config.seed)
+    session.add(
+        *("dense", encoder, s, subset, scores.segmentation(confusions, **options)),
+        width=token_width(session.backbone, params, recipe.blocks),
+        features=features,
+        chosen={"learning_rate": fitted.learning_rate, "validation": fitted.score},
+    )
+    session.forget(name)

@@ -1,0 +1,85 @@
+"""Procedural pairs whose classes are patterns, of which each sensor sees one.
+
+Two crops share a scene, half of it each, in strips, checks or patches; that is what
+optics sees. So do smooth and rough ground, in a pattern of their own, which radar
+sees. The class is both patterns together. Neither sensor can tell more than three
+groups of three classes apart, and what does not look at shapes, such as statistics of
+the pixels, can tell next to nothing: all patterns have the same share of either half,
+and about the same scale.
+"""
+
+import math
+import operator
+
+import numpy as np
+
+from data_pipeline import layout, sensors, synthetic
+from data_pipeline.description import Description
+
+SHAPES = ("strips", "checks", "patches")
+CROPS = ("green crop", "soil")  # of synthetic.SPECTRA
+GROUND = ((-16.0, -23.0), (-9.5, -16.0))  # mean dB of smooth and rough ground
+PERIOD = (6.0, 9.0)  # pixels
+
+
+class Patterns(synthetic.Scenes):
+    """A random-access source of `count` pairs with one class of nine each.
+
+    A record holds the pixel fields of `layout.native(size)` in stored unit and type,
+    `labels` (one-hot, uint8) and `id`; or only those of them named in `fields`.
+    """
+
+    def _describe(self, size: int) -> Description:
+        names = tuple(f"crops in {o}, ground in {r}" for o in SHAPES for r in SHAPES)
+        return Description(
+            name="patterns",
+            title="Procedural Sentinel-1/Sentinel-2 pairs, each sensor with a pattern.",
+            source="data_pipeline/patterns.py",
+            licence="Apache-2.0, as this project.",
+            layout=layout.native(size),
+            sensors=sensors.SENSORS,
+            classes={"labels": names},
+        )
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        index = operator.index(index)
+        if not 0 <= index < self.count:
+            raise IndexError(f"Scene {index} of {self.count}.")
+        # Every field has a random stream of its own, so leaving one out changes none.
+        seen, felt = self._rng(index, 0).integers(len(SHAPES), size=2)
+        labels = np.zeros(len(SHAPES) ** 2, np.uint8)
+        labels[len(SHAPES) * seen + felt] = 1
+        record = {"id": self._name(index), "labels": labels}
+        if any(field.startswith("s1_") for field in self.fields):
+            record |= self._radar(self._rng(index, 1), SHAPES[felt])
+        if any(field.startswith("s2_") for field in self.fields):
+            record |= self._optics(self._rng(index, 2), SHAPES[seen])
+        return {field: record[field] for field in self.fields}
+
+    def _radar(self, rng, shape: str) -> dict[str, np.ndarray]:
+        means = np.array(GROUND) + rng.normal(0.0, 0.5)
+        return synthetic.measure_radar(rng, means[halves(rng, shape, self.size)])
+
+    def _optics(self, rng, shape: str) -> dict[str, np.ndarray]:
+        spectra = np.array([synthetic.SPECTRA[name] for name in CROPS], float)
+        spectra *= np.exp(rng.normal(0.0, 0.05, (len(CROPS), 1)))
+        spectra += rng.exponential(30.0) * np.array(synthetic.HAZE)
+        surface = halves(rng, shape, self.size)
+        (texture,) = synthetic.smooth(rng, 1, self._texture)
+        gain = np.exp(0.07 * texture)[..., None]
+        return synthetic.measure_optics(rng, spectra, surface, gain)
+
+
+def halves(rng, shape: str, size: int) -> np.ndarray:
+    """Which half each pixel belongs to, [H, W] of 0 and 1, as many of either."""
+    angle, period = rng.uniform(0.0, math.pi), rng.uniform(*PERIOD)
+    y, x = np.mgrid[:size, :size] * (2 * math.pi / period)
+    across = x * math.cos(angle) + y * math.sin(angle) + rng.uniform(0.0, 2 * math.pi)
+    along = y * math.cos(angle) - x * math.sin(angle) + rng.uniform(0.0, 2 * math.pi)
+    if shape == "strips":
+        field = np.sin(across)
+    elif shape == "checks":
+        field = np.sin(across) * np.sin(along)
+    else:
+        (field,) = synthetic.smooth(rng, 1, [synthetic.spread(size, period / 3, 1.0)])
+    return (field > np.median(field)).astype(int)

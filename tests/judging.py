@@ -1,0 +1,71 @@
+"""A run directory and small evaluations of it, for tests."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from configs import probe_bigearthnet
+from fusmae_jax import build, checkpoint, optim, pretrain, run, sharding
+from tests import tiny
+
+STEP = 6
+
+
+def trained(factory) -> pathlib.Path:
+    """A run directory as pretraining leaves it, with a checkpoint at STEP.
+
+    Args:
+        factory: pytest's `tmp_path_factory`, of a session that shares it.
+    """
+    workdir = factory.getbasetemp() / "judged"
+    return workdir if workdir.exists() else write_run(workdir, tiny.config())
+
+
+def write_run(workdir: pathlib.Path, config, *steps: int) -> pathlib.Path:
+    """Writes what pretraining with `config` would leave behind, without training.
+
+    Parameters are random, those of absent sensors too: a trained model's say something.
+    """
+    run.open_workdir(workdir, config, build.contract(config), {})
+    run.remember_places(workdir, np.empty(0, np.uint64))
+    mesh, rate = sharding.make_mesh(), optim.schedule(1e-3, 0, 10)
+    objective = build.objective(config)
+    state, layout, _ = pretrain.compile_step(config, objective, mesh, rate)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: np.float32(x + rng.normal(0.0, 0.05, x.shape)),
+        jax.device_get(state.params),
+    )
+    params = jax.device_put(params, layout.params)
+    state = dataclasses.replace(state, params=params)
+    steps = steps or (STEP,)
+    with checkpoint.Checkpoints(
+        workdir / "checkpoints", every=1, keep=len(steps)
+    ) as saves:
+        for step in steps:
+            saves.save(step, state)
+    return workdir
+
+
+def config(checkpoint, **changes):
+    """A small evaluation on synthetic scenes: 40 pairs to learn from, 4 to test on.
+
+    Args:
+        checkpoint: the run directory.
+        **changes: fields by name, with two underscores for a dot.
+    """
+    c = probe_bigearthnet.get_config()
+    c.checkpoint = str(checkpoint)
+    c.data.update(source="synthetic", count=160, size=24)
+    c.methods, c.baselines = ("knn",), ()
+    c.fractions, c.repeats = (1.0,), (1,)
+    c.allow_empty_classes = True
+    c.batch_size, c.bootstrap = 16, 20
+    c.knn.k = 5
+    c.probe.update(epochs=2, learning_rates=(0.1, 1.0), weight_decays=(1e-4,))
+    c.retrieval.ks = (1, 3)
+    fields = {name.replace("__", "."): value for name, value in changes.items()}
+    c.update_from_flattened_dict(fields)
+    return c

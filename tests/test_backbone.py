@@ -1,0 +1,239 @@
+"""An encoder comes back from its run directory alone, or a sentence says why not."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline import layout, sensors, synthetic
+from data_pipeline.errors import InputError
+from fusmae_jax import sharding
+from fusmae_jax.evaluation import backbone
+from tests import judging, tiny
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return judging.trained(tmp_path_factory)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(
+        trained, tmp_path / "run", ignore=shutil.ignore_patterns("features")
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return synthetic.Scenes(2, size=24).description
+
+
+def change(run, *path, value=None):
+    """Edits config.json; None deletes."""
+    described = json.loads((run / "config.json").read_text())
+    inner = described
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    (run / "config.json").write_text(json.dumps(described))
+
+
+def refused(run, mesh, match, **options):
+    """Checks that a run is refused in one sentence."""
+    with pytest.raises(InputError, match=match) as caught:
+        backbone.restore(run, mesh, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_an_encoder_needs_its_run_directory_and_nothing_else(copy, mesh, scenes):
+    (copy / "places.npy").unlink()
+    restored = backbone.restore(str(copy), mesh)
+    assert restored.step == judging.STEP and restored.config.model.dim == 32
+    whole = sharding.whole(mesh)
+    for leaf in jax.tree.leaves(restored.params):
+        assert leaf.sharding.is_equivalent_to(whole, leaf.ndim)
+    seen = restored.look_at(scenes, "run")
+    assert (seen.image_size, seen.patch_size, seen.side, seen.scene_size) == (
+        *(24, 6, 4, 24),
+    )
+    assert seen.blocks == 1  # of two, the first is the XAttnEncoder
+    x = np.zeros((1, 24, 24, 14), np.float32)
+    encoded = seen.encode(
+        restored.params, {"s1": x[..., :2], "s2": x[..., 2:]}, None
+    )
+    assert encoded.summary.shape == (1, 32)
+
+
+def test_any_of_its_checkpoints_can_be_asked_for(tmp_path, mesh):
+    run = judging.write_run(tmp_path / "run", tiny.config(), 2, 5)
+    assert [backbone.restore(run, mesh, n).step for n in (0, 2, 5)] == [5, 2, 5]
+    refused(run, mesh, r"no checkpoint of step 4; it holds \[2, 5\]", step=4)
+
+
+def test_fresh_parameters_are_those_of_a_run_that_begins(trained, mesh):
+    restored = backbone.restore(trained, mesh)
+    fresh, model = restored.fresh(3), jax.tree.leaves(tiny.model(3))
+    for x, y in zip(jax.tree.leaves(fresh), model, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    assert backbone.digest(restored.fresh(4)) != backbone.digest(fresh)
+
+
+def test_a_checksum_changes_with_any_number_of_the_parameters(trained, mesh):
+    params = backbone.restore(trained, mesh).params
+    leaves, tree = jax.tree.flatten(params)
+    before = backbone.digest(params)
+    for i in (0, len(leaves) // 2, -1):
+        changed = list(leaves)
+        changed[i] = leaves[i].at[(0,) * leaves[i].ndim].add(1e-6)
+        assert backbone.digest(jax.tree.unflatten(tree, changed)) != before
+
+
+def test_statistics_are_those_of_the_run_or_of_the_data(trained, mesh, scenes):
+    restored = backbone.restore(trained, mesh)
+    s1 = scenes.sensors["s1"].with_statistics(
+        {"VV": -1.0, "VH": -2.0}, {"VV": 3.0, "VH": 4.0}, "test"
+    )
+    other = dataclasses.replace(scenes, sensors={**scenes.sensors, "s1": s1})
+    own = restored.look_at(other, "run").objective.contract["s1"].bands[0]
+    theirs = restored.look_at(other, "data").objective.contract["s1"].bands[0]
+    assert (own.mean, theirs.mean) == (sensors.S1.bands[0].mean, -1.0)
+
+
+def test_data_without_a_band_of_the_model_are_refused(trained, mesh, scenes):
+    restored = backbone.restore(trained, mesh)
+    contract = {"s1": sensors.S1, "s2": sensors.S2.select(("B02", "B03", "B04"))}
+    few = dataclasses.replace(scenes, layout=layout.native(24, contract))
+    with pytest.raises(InputError, match="no Sentinel-2 bands .*'B01', 'B05'"):
+        restored.look_at(few, "run")
+
+
+def test_data_in_another_unit_are_refused(trained, mesh, scenes):
+    restored = backbone.restore(trained, mesh)
+    s1 = dataclasses.replace(sensors.S1, unit="linear power")
+    other = dataclasses.replace(scenes, sensors={**scenes.sensors, "s1": s1})
+    with pytest.raises(InputError, match="takes Sentinel-1 in dB, .* linear power"):
+        restored.look_at(other, "run")
+
+
+def test_no_run_no_checkpoint_and_no_name_are_told_apart(copy, tmp_path, mesh):
+    refused("", mesh, "--config.checkpoint=")
+    refused(tmp_path / "nothing", mesh, "holds no run")
+    (copy / "checkpoints" / str(judging.STEP)).rename(
+        copy / "checkpoints" / f"{judging.STEP}.orbax-checkpoint-tmp"
+    )  # as a run killed while saving leaves it
+    refused(copy, mesh, "holds no checkpoint")
+    shutil.rmtree(copy / "checkpoints")
+    refused(copy, mesh, "checkpoints does not exist")
+    (copy / "checkpoints").mkdir()
+    refused(copy, mesh, "holds no checkpoint")
+
+
+# Orbax leaves coroutines behind that nobody waits for.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "pattern, whole",
+    [
+        ("_CHECKPOINT_METADATA", True),  # times, which nobody asks for here
+        ("state/_METADATA", False),
+        ("state/manifest.ocdbt", False),
+        ("state/d/*", False),
+        ("state/ocdbt.process_0/d/*", False),
+    ],
+)
+def test_a_half_written_file_is_one_sentence_and_never_wrong(
+    copy, mesh, trained, pattern, whole
+):
+    step = copy / "checkpoints" / str(judging.STEP)
+    for path in step.glob(pattern):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if whole:
+        want = backbone.digest(backbone.restore(trained, mesh).params)
+        assert backbone.digest(backbone.restore(copy, mesh).params) == want
+    else:
+        refused(copy, mesh, f"{step} cannot be read, as if half-written")
+
+
+def test_a_checkpoint_without_its_arrays_is_one_sentence(copy, mesh):
+    step = copy / "checkpoints" / str(judging.STEP)
+    shutil.rmtree(step / "state")
+    refused(copy, mesh, "half-written")
+    shutil.rmtree(step)
+    step.mkdir()
+    refused(copy, mesh, "half-written|holds no checkpoint")
+
+
+@pytest.mark.parametrize(
+    "path, value, match",
+    [
+        ("model.patch_size", 8, r"does not hold .*, \[72\] there and \[128\]"),
+        ("model.patch_size", 7, "24 is not a whole number of patches of 7"),
+        ("model.dim", 64, "does not hold the model"),
+        ("model.dim", 30, "30"),
+        ("model.depth", 3, r"does not hold .*blocks/1/.*, None there and \[32\]"),
+        ("model.depth", 1, r"does not hold .*blocks/0/.*, \[32\] there and None"),
+        ("model.fuse_early", False, "does not hold the model"),
+        ("model.layers", 3, "describes no encoder .*layers"),
+        ("model.dim", None, "does not hold the model"),
+        ("model", None, "describes no encoder .*model"),
+        ("mask.drop_sensor", None, "describes no encoder .*drop_sensor"),
+        ("bands.s2", ["B02", "B03"], "does not hold the model|contradicts itself"),
+        ("bands.s2", ["B10"], "Bands .*'B10'"),
+        ("bands.s1", ["VH", "VV"], "contradicts itself"),
+        ("bands.s2", None, "s2"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(copy, mesh, path, value, match):
+    change(copy, "config", *path.split("."), value=value)
+    refused(copy, mesh, match)
+
+
+def test_a_damaged_description_of_a_run_is_refused(copy, mesh):
+    whole = (copy / "config.json").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"\xff\xfe\x00"):
+        (copy / "config.json").write_bytes(content)
+        refused(copy, mesh, r"config.json cannot be read")
+    for content in (b"[1]", b"{}", b'{"config": {}}'):
+        (copy / "config.json").write_bytes(content)
+        refused(copy, mesh, r"config.json does not describe a run")
+    for part in ("config", "contract"):
+        (copy / "config.json").write_bytes(whole)
+        change(copy, part)
+        refused(copy, mesh, "does not describe a run")
+    for part in (["s2"], ["s1", "bands", "VV"], ["s1", "unit"]):
+        (copy / "config.json").write_bytes(whole)
+        change(copy, "contract", *part)
+        refused(copy, mesh, "describes no encoder|no description|Bands")
+
+
+def test_an_evaluation_is_no_pretraining(copy, mesh):
+    change(copy, "config", value=judging.config("x").to_dict())
+    refused(copy, mesh, "describes no encoder")
+
+
+def test_boxes_cover_a_scene_pixel_by_pixel():
+    assert backbone.boxes("whole", 24, 60) == [(0.0, 0.0, 1.0, 1.0)]
+    assert backbone.boxes("center", 24, 60) == [(0.3, 0.3, 0.4, 0.4)]
+    for image, scene in ((24, 60), (112, 120), (24, 48), (24, 24), (48, 24), (7, 20)):
+        seen = np.zeros((scene, scene), bool)
+        boxes = backbone.boxes("tiles", image, scene)
+        for top, left, height, width in boxes:
+            edges = np.array([top, left, top + height, left + width]) * scene
+            np.testing.assert_allclose(edges, edges.round(), atol=1e-9)
+            a, b, c, d = edges.round().astype(int)
+            assert c - a == d - b == min(image, scene)
+            seen[a:c, b:d] = True
+        assert seen.all() and len(boxes) == max(1, -(-scene // image)) ** 2
+    with pytest.raises(InputError, match="features.view is 'corner'"):
+        backbone.boxes("corner", 24, 60)
