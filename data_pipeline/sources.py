@@ -28,11 +28,11 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
         data: the config's `data`: `source` is "records" (read from `dir`, or from
             several folders with commas between them), "sample" (real pairs that come
             with the project), "synthetic" or "patterns" (`count` scenes of `size` px,
-            from `seed`). It may have `eval_dir`, where splits other than `data.split` are;
-            `statistics` of the bands, "published" or "computed"; `weights` of several
-            datasets, else they count by their pairs; `classes`, of which a pair must
-            have one; and `fraction` and `subset_seed` of the pairs that are drawn of
-            the split `data.split`. Datasets without a held-out split have no part in
+            from `seed`). It may have `eval_dir`, where splits other than `data.split`
+            are; `statistics` of the bands, "published" or "computed"; `weights` of
+            several datasets, else they count by their pairs; `classes`, of which a pair
+            must have one; and `fraction` and `subset_seed` of the pairs that are drawn
+            of the split `data.split`. Datasets without a held-out split have no part in
             it.
         split: "train", "validation" or "test".
         fields: the record's fields that are wanted; None for all.

@@ -82,6 +82,27 @@ def tables(session: Session) -> str:
     return "\n\n".join(parts)
 
 
+def best_setting(judged: list[rows.Row], metric: str) -> list[rows.Row]:
+    """The model's rows of one setting, a row a sensor set: most labels, best features.
+
+    Of a task that the model itself was not judged by, the rows of what was.
+    """
+    most = max(row.fraction for row in judged)
+    judged = [r for r in judged if r.fraction == most and r.subset_seed == 0]
+    judged = [r for r in judged if r.encoder == rows.MODEL] or judged
+    best = max(judged, key=lambda row: row.scores.overall[metric].value)
+    return [
+        row
+        for row in judged
+        if (row.encoder, row.features) == (best.encoder, best.features)
+    ]
+
+
+def named(row: rows.Row) -> str:
+    """What made a row, for titles."""
+    return f"{row.encoder}, {rows.percent(row.fraction)} of the labels"
+
+
 def draw(session: Session, features: dict[str, np.ndarray]) -> None:
     """Draws what people would rather see than read, into `figures/`."""
     title, folder = where(session), session.workdir / "figures"
@@ -92,24 +113,20 @@ def draw(session: Session, features: dict[str, np.ndarray]) -> None:
         if metric is None:
             continue  # retrieval has no classes
         name = f"{title}; {rows.TASKS[task]}"
-        made = {
-            "sensors": plots.sensors_figure(judged, metric, where=name),
-            "fractions": plots.fractions_figure(judged, metric, where=name),
-        }
-        most = max(row.fraction for row in judged)
-        shown = [
-            row
-            for row in judged
-            if row.fraction == most and row.subset_seed == 0
-        ]
-        best = [row for row in shown if row.encoder == rows.MODEL] or shown[:1]
-        made["per_class"] = plots.per_class_figure(best, classes, where=name)
-        if best[-1].scores.confusion is not None:
-            made["confusion"] = matrices.confusion_figure(
-                best[-1].scores.confusion, classes, title=name
-            )
-        for kind, figure in made.items():
-            figures.save(figure, folder / f"{task}_{kind}.png")
+        figure = plots.sensors_figure(judged, metric, where=name)
+        figures.save(figure, folder / f"{task}_sensors.png")
+        if len({row.fraction for row in judged}) > 1:
+            figure = plots.fractions_figure(judged, metric, where=name)
+            figures.save(figure, folder / f"{task}_fractions.png")
+        best = best_setting(judged, metric)
+        shown = f"{name}, {named(best[0])}"
+        figure = plots.per_class_figure(best, classes, where=shown)
+        figures.save(figure, folder / f"{task}_per_class.png")
+        confusion = best[-1].scores.confusion
+        if confusion is not None:
+            shown += f", {rows.SENSORS[best[-1].sensors]}"
+            figure = matrices.confusion_figure(confusion, classes, title=shown)
+            figures.save(figure, folder / f"{task}_confusion.png")
     for s, x in features.items():
         figure = plots.projection_figure(
             x, data.test.labels, classes, title=f"{title}; {rows.SENSORS[s]}"

@@ -64,6 +64,11 @@ class Recipe:
                 f"features.blocks is {self.blocks}; this encoder has {depth} blocks."
             )
 
+    @property
+    def copies(self) -> int:
+        """Length of a feature in widths of the encoder."""
+        return self.blocks * (len(SENSORS) if self.pool == "sensors" else 1)
+
     def __str__(self) -> str:
         what = {
             "mean": "mean of tokens",

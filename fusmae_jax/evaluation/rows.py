@@ -30,6 +30,9 @@ SENSORS = {
     "both": "both",
     "s1->s2": "S1 -> S2",
     "s2->s1": "S2 -> S1",
+    "s1->s1": "S1 -> S1",
+    "s2->s2": "S2 -> S2",
+    "both->both": "both -> both",
 }
 METRICS = {
     "map_micro": "mAP (micro)",

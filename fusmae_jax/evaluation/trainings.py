@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from data_pipeline import subsets
-from fusmae_jax.evaluation import classifier, dense, finetune, rows, scores
+from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
 from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.evaluation.session import BASELINES, Session
 from fusmae_jax.evaluation.splits import Split, Subset
@@ -68,7 +68,9 @@ def some(split: Split, subset: Subset):
 def run_finetune(session: Session, encoder: str, params, changes) -> None:
     """Trains everything, for each sensor set apart; tests once."""
     recipes = finetune_recipes(session.config, changes)
-    width = params["encoder"]["global_token"].shape[-1]
+    tuners = [tuner(session, params, recipe) for recipe in recipes]
+    shown = features.Recipe(recipes[0].pool, view=recipes[0].view)
+    width = params["encoder"]["global_token"].shape[-1] * shown.copies
     for subset in session.subsets():
         for s in session.config.sensors:
             if session.done("finetune", encoder, s, subset):
@@ -79,8 +81,14 @@ def run_finetune(session: Session, encoder: str, params, changes) -> None:
                 for recipe in recipes
             ]
             tuned = [
-                train(session, params, recipe, s, subset, name, f"fine-tuning {what}")
-                for recipe, name in zip(recipes, names)
+                tune(
+                    some(session.data.train, subset),
+                    sensor_set=s,
+                    seed=session.config.seed,
+                    directory=session.training(name),
+                    title=f"fine-tuning {what}",
+                )
+                for tune, name in zip(tuners, names)
             ]
             best, chosen = 0, {"base_lr": recipes[0].base_lr}
             if len(tuned) > 1:
@@ -92,6 +100,7 @@ def run_finetune(session: Session, encoder: str, params, changes) -> None:
             session.add(
                 *("finetune", encoder, s, subset, session.score(predicted)),
                 width=width,
+                features=str(shown),
                 chosen=chosen,
                 predicted=predicted,
             )
@@ -106,24 +115,17 @@ def name_of(task: str, encoder: str, sensors: str, subset: Subset, which) -> str
     return "-".join(map(str, parts)).replace(" ", "_")
 
 
-def train(
-    session: Session, params, recipe, s: str, subset: Subset, name: str, title: str
-) -> classifier.Classifier:
-    """One fine-tuning; goes on where an earlier one was interrupted."""
-    data, config = session.data, session.config
-    return finetune.finetune(
+def tuner(session: Session, params, recipe: finetune.Recipe) -> finetune.Finetuner:
+    """Trains by one recipe, on any pairs and sensors."""
+    data = session.data
+    return finetune.Finetuner(
         session.backbone,
         params,
-        some(data.train, subset),
-        config.labels,
+        recipe,
+        session.mesh,
+        session.config.labels,
         classes=len(data.classes),
         single=data.single,
-        sensor_set=s,
-        recipe=recipe,
-        mesh=session.mesh,
-        seed=config.seed,
-        directory=session.training(name),
-        title=title,
     )
 
 
@@ -175,8 +177,8 @@ def probe_densely(
 ) -> None:
     """Trains and judges one kind of head."""
     config, data = session.config, session.data
-    features = f"{recipe.head} head on {'pixels' if params is None else 'tokens'}"
-    if session.done("dense", encoder, s, subset, features):
+    seen = f"{recipe.head} head on {'pixels' if params is None else 'tokens'}"
+    if session.done("dense", encoder, s, subset, seen):
         return
     name = name_of("dense", encoder, s, subset, recipe.head)
     title = f"dense, {encoder}, {s}, {recipe.head}"
@@ -213,7 +215,7 @@ def probe_densely(
     session.add(
         *("dense", encoder, s, subset, scores.segmentation(confusions, **options)),
         width=token_width(session.backbone, params, recipe.blocks),
-        features=features,
+        features=seen,
         chosen={"learning_rate": fitted.learning_rate, "validation": fitted.score},
     )
     session.forget(name)
