@@ -151,8 +151,9 @@ def test_pools_are_what_they_say(how):
     )
     a, b = (tokens[s].mean(axis=1) for s in ("s1", "s2"))
     zero = np.zeros(4)
+    joint = np.concatenate([tokens["s1"], tokens["s2"]], axis=1).mean(axis=1)
     want = {
-        "mean": [a[0], b[1], np.concatenate([tokens["s1"], tokens["s2"]], 1)[2].mean(0)],
+        "mean": [a[0], b[1], joint[2]],
         "global": summary,
         "sensors": [[*a[0], *zero], [*zero, *b[1]], [*a[2], *b[2]]],
     }[how]
@@ -163,7 +164,8 @@ def test_pools_are_what_they_say(how):
 def test_pools_read_nothing_of_an_absent_sensor(how):
     tokens = {"s1": jnp.ones((1, 5, 4)), "s2": jnp.full((1, 5, 4), jnp.nan)}
     here = {"s1": jnp.array([True]), "s2": jnp.array([False])}
-    assert np.isfinite(features.pool(Encoded(tokens, jnp.zeros((1, 4))), here, how)).all()
+    encoded = Encoded(tokens, jnp.zeros((1, 4)))
+    assert np.isfinite(features.pool(encoded, here, how)).all()
 
 
 @pytest.mark.parametrize("params", [PARAMS, None], ids=["encoder", "statistics"])

@@ -1,5 +1,6 @@
 """Fine-tuning: what learns, how fast, from what, and that nothing else decides."""
 
+import contextlib
 import functools
 import re
 
@@ -20,7 +21,7 @@ from tests import tiny
 
 CLASSES = len(synthetic.LAND_COVERS)
 BATCH = 8
-# Nothing random but the views, the head, and the order of pairs.
+# Nothing is random but the crops, the head, and the order of pairs.
 BASE = dict(
     epochs=3,
     batch_size=BATCH,
@@ -337,6 +338,22 @@ def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path)
     kernel = "encoder/blocks/0/mlp/up/kernel"
     change = leaves(dropped.params)[kernel] - leaves(plain.params)[kernel]
     assert np.abs(change).max() > 1e-5
+
+
+def test_every_step_draws_anew(tmp_path, monkeypatch):
+    losses = []
+
+    def train(step, state, layout, open_batches, steps, **_):
+        with contextlib.closing(open_batches(0)) as stream:
+            fields, rate = next(stream)
+        for _ in range(2):  # on the same pairs, and without learning anything
+            state, loss = step(state, (fields, 0.0 * rate))
+            losses.append(float(loss))
+        return state
+
+    monkeypatch.setattr(loop, "train", train)
+    tune(tmp_path, Pairs(), **NOISY)
+    assert losses[0] != losses[1]
 
 
 def test_predictions_drop_what_fills_up_batches(plain):

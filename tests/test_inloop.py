@@ -3,6 +3,7 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -61,7 +62,7 @@ def test_a_run_is_judged_after_every_epoch(run):
     for row in rows.values():
         assert row.keys() == JUDGED | {"step"}
         assert all(0.0 <= row[name] <= 1.0 for name in SCORES)
-        assert row["effective_rank"] > 1.0 and row["feature_std"] > 0.0
+        assert row["effective_rank"] >= 1.0 and row["feature_std"] > 0.0
     assert rows[3] != rows[6]
 
 
@@ -86,16 +87,13 @@ def test_resuming_judges_no_epoch_twice(run, tmp_path):
     assert list(judged(workdir)) == [3, 6]
 
 
-@pytest.mark.parametrize("every, steps", [(1, [2, 4, 5, 7]), (2, [4, 7]), (0, [])])
+@pytest.mark.parametrize("every, steps", [(1, [2, 4, 6, 7]), (2, [4, 7]), (0, [])])
 def test_epochs_need_not_end_with_a_step(every, steps):
-    """Of 7 pairs in batches of 4: epochs end at 7, 14, 21, and 28 pairs."""
+    """Of 7 pairs in batches of 4, epochs end within the 2nd, 4th, 6th, 7th step."""
     c = config(every=every, train_pairs=3, eval_pairs=1)
     c.batch_size = 4
     judge = make_judge(c, synthetic.Scenes(7, size=24))
-    got = [step for step in range(1, 8) if judge.due(step)]
-    ends = [n * 7 * every for n in range(1, 5)] if every else []
-    want = sorted({-(-end // 4) for end in ends if end <= 28})
-    assert got == want == ([s for s in steps if s in want] if every else [])
+    assert [step for step in range(1, 8) if judge.due(step)] == steps
 
 
 def make_judge(c, train, held=None):
@@ -119,9 +117,9 @@ def test_features_that_have_collapsed_are_told_in_words(lines):
     writer = Writer()
     judge.run(3, params, writer)
     assert not any("collapsed" in line for line in lines)
-    # A last norm that gives the same for every token.
-    params["encoder"]["norm"]["scale"].value *= 0.0
-    params["encoder"]["norm"]["bias"].value += 1.0
+    # The last norm gives the same for every token.
+    norm = params["encoder"]["norm"]
+    norm["scale"][...], norm["bias"][...] = jnp.zeros(32), jnp.ones(32)
     row = judge.run(6, params, writer)
     assert [step for step, _ in writer.rows] == [3, 6]
     assert row["feature_std"] == pytest.approx(0.0, abs=1e-6)

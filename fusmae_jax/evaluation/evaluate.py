@@ -3,25 +3,13 @@
 import logging
 
 import jax
-import numpy as np
 
-from fusmae_jax import figures, sharding
-from fusmae_jax.evaluation import (
-    backbone,
-    matrices,
-    plots,
-    report,
-    rows,
-    tasks,
-    trainings,
-)
+from fusmae_jax import sharding
+from fusmae_jax.evaluation import backbone, gallery, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session, check_config
 from fusmae_jax.evaluation.splits import open_labelled
 
 log = logging.getLogger("fusmae_jax")
-
-# The metric of every task in which it is printed and drawn, and its parts by class.
-PER_CLASS = {"map_micro": "ap", "oa": "recall", "miou": "iou"}
 
 
 def evaluate(config, workdir) -> list[rows.Row]:
@@ -50,7 +38,7 @@ def evaluate(config, workdir) -> list[rows.Row]:
     if jax.process_index() == 0:
         session.write()
         session.pack_predictions()
-        draw(session, features)
+        gallery.draw(session, features, title=where(session))
         print(tables(session), flush=True)
     return session.rows
 
@@ -80,55 +68,3 @@ def tables(session: Session) -> str:
     if any(row.task == "retrieval" for row in judged):
         parts.append(report.retrieval_table(judged, where=title))
     return "\n\n".join(parts)
-
-
-def best_setting(judged: list[rows.Row], metric: str) -> list[rows.Row]:
-    """The model's rows of one setting, a row a sensor set: most labels, best features.
-
-    Of a task that the model itself was not judged by, the rows of what was.
-    """
-    most = max(row.fraction for row in judged)
-    judged = [r for r in judged if r.fraction == most and r.subset_seed == 0]
-    judged = [r for r in judged if r.encoder == rows.MODEL] or judged
-    best = max(judged, key=lambda row: row.scores.overall[metric].value)
-    return [
-        row
-        for row in judged
-        if (row.encoder, row.features) == (best.encoder, best.features)
-    ]
-
-
-def named(row: rows.Row) -> str:
-    """What made a row, for titles."""
-    return f"{row.encoder}, {rows.percent(row.fraction)} of the labels"
-
-
-def draw(session: Session, features: dict[str, np.ndarray]) -> None:
-    """Draws what people would rather see than read, into `figures/`."""
-    title, folder = where(session), session.workdir / "figures"
-    data, classes = session.data, session.data.classes
-    for task in dict.fromkeys(row.task for row in session.rows):
-        judged = [row for row in session.rows if row.task == task]
-        metric = next((m for m in PER_CLASS if m in judged[0].scores.overall), None)
-        if metric is None:
-            continue  # retrieval has no classes
-        name = f"{title}; {rows.TASKS[task]}"
-        figure = plots.sensors_figure(judged, metric, where=name)
-        figures.save(figure, folder / f"{task}_sensors.png")
-        if len({row.fraction for row in judged}) > 1:
-            figure = plots.fractions_figure(judged, metric, where=name)
-            figures.save(figure, folder / f"{task}_fractions.png")
-        best = best_setting(judged, metric)
-        shown = f"{name}, {named(best[0])}"
-        figure = plots.per_class_figure(best, classes, where=shown)
-        figures.save(figure, folder / f"{task}_per_class.png")
-        confusion = best[-1].scores.confusion
-        if confusion is not None:
-            shown += f", {rows.SENSORS[best[-1].sensors]}"
-            figure = matrices.confusion_figure(confusion, classes, title=shown)
-            figures.save(figure, folder / f"{task}_confusion.png")
-    for s, x in features.items():
-        figure = plots.projection_figure(
-            x, data.test.labels, classes, title=f"{title}; {rows.SENSORS[s]}"
-        )
-        figures.save(figure, folder / f"projection_{s}.png")

@@ -146,7 +146,7 @@ class Finetuner:
         trained, self._rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
         self._encoder = trained["encoder"]
         dim = self._encoder["global_token"].shape[-1]
-        self._head_shape = (dim * (1 + (recipe.pool == "sensors")), classes)
+        self._head_shape = (dim * features.Recipe(recipe.pool).copies, classes)
         start = jax.eval_shape(self._start, self._encoder, jax.random.key(0))
         self._layout = sharding.layout(start, mesh, min_size)
         self._init = jax.jit(self._start, out_shardings=self._layout)

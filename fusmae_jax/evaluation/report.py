@@ -187,6 +187,15 @@ def write_predictions(workdir, ids, classes, labels, scores: dict) -> None:
     part.replace(path)
 
 
+def read_predictions(workdir) -> dict[str, np.ndarray]:
+    """The scores that `write_predictions` left in a directory; none if it left none."""
+    path = pathlib.Path(workdir) / "predictions.npz"
+    if not path.exists():
+        return {}
+    with np.load(path) as stored:
+        return {key: stored[key] for key in stored if "/" in key}
+
+
 def table(rows: Iterable[Row], metric: str, *, where: str) -> str:
     """One metric as text: a line per task, share of labels and encoder.
 

@@ -71,8 +71,17 @@ class Session:
             {"parameters": digest(pretrained.params), **splits},
             free=FREE,
         )
-        found = (self.workdir / "scores.json").exists()
-        self.rows = report.read(workdir) if found else []
+        self.classes = data.classes
+        if set(config.methods) == {"dense"}:
+            self.classes = data.description.maps[config.dense.field]
+        self.rows = []
+        if (self.workdir / "scores.json").exists():
+            self.rows = report.read(workdir)
+            if report.read_shared(workdir)[0] != self.classes:
+                raise InputError(
+                    f"{workdir} holds scores of other classes; choose another "
+                    "--workdir."
+                )
         if self.rows:
             log.info("%d settings were judged before.", len(self.rows))
 
@@ -180,9 +189,9 @@ class Session:
         self.rows.append(row)
         if jax.process_index() == 0:
             if predicted is not None:
-                self._predictions().mkdir(exist_ok=True)
+                self._pieces.mkdir(exist_ok=True)
                 name = report.prediction_key(row).replace("/", ",")
-                np.save(self._predictions() / f"{name}.npy", predicted)
+                np.save(self._pieces / f"{name}.npy", predicted.astype(np.float32))
             self.write()
         name, score = next(iter(found.overall.items()))
         log.info(
@@ -202,18 +211,26 @@ class Session:
             "step": self.pretrained.step,
             "config": self.config.to_dict(),
         }
-        report.write(self.workdir, self.rows, classes=self.data.classes, meta=meta)
+        report.write(self.workdir, self.rows, classes=self.classes, meta=meta)
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """What was said of each test pair, [N, C] by `report.prediction_key`."""
+        packed = report.read_predictions(self.workdir)
+        pieces = sorted(self._pieces.glob("*.npy"))
+        return packed | {p.stem.replace(",", "/"): np.load(p) for p in pieces}
 
     def pack_predictions(self) -> None:
-        """Gathers what was said of each test pair into `predictions.npz`."""
-        arrays = {
-            path.stem.replace(",", "/"): np.load(path)
-            for path in sorted(self._predictions().glob("*.npy"))
-        }
-        test, classes = self.data.test, self.data.classes
-        report.write_predictions(self.workdir, test.ids, classes, test.labels, arrays)
+        """Gathers the pieces written so far into `predictions.npz`."""
+        found, test = self.predictions(), self.data.test
+        if found:
+            classes = self.data.classes
+            report.write_predictions(
+                self.workdir, test.ids, classes, test.labels, found
+            )
+        shutil.rmtree(self._pieces, ignore_errors=True)
 
-    def _predictions(self) -> pathlib.Path:
+    @property
+    def _pieces(self) -> pathlib.Path:
         return self.workdir / "predictions"
 
     def training(self, name: str) -> pathlib.Path:

@@ -1,0 +1,77 @@
+"""The figures of an evaluation, and what goes into each."""
+
+import numpy as np
+
+from fusmae_jax import figures
+from fusmae_jax.evaluation import matrices, plots, report, rows
+from fusmae_jax.evaluation.session import Session
+
+# The metric of a task that is drawn; retrieval has none by class.
+METRICS = ("map_micro", "oa", "miou")
+
+
+def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> None:
+    """Draws into `figures/` what people would rather see than read.
+
+    Args:
+        session: what was found.
+        features: of the test pairs by sensor set, [N, D]; may be empty.
+        title: dataset and split.
+    """
+    folder, classes = session.workdir / "figures", session.classes
+    for task in dict.fromkeys(row.task for row in session.rows):
+        judged = [row for row in session.rows if row.task == task]
+        metric = next((m for m in METRICS if m in judged[0].scores.overall), None)
+        if metric is None:
+            continue
+        made = {"sensors": plots.sensors_figure(judged, metric, where=title)}
+        if len({row.fraction for row in judged}) > 1:
+            made["fractions"] = plots.fractions_figure(judged, metric, where=title)
+        best = best_setting(judged, metric)
+        made["per_class"] = plots.per_class_figure(best, classes, where=title)
+        made["confusion"] = confusion(session, best[-1], title)
+        for kind, figure in made.items():
+            if figure is not None:
+                figures.save(figure, folder / f"{task}_{kind}.png")
+    for s, x in features.items():
+        figure = plots.projection_figure(
+            x, session.data.test.labels, classes, title=f"{title}; {rows.SENSORS[s]}"
+        )
+        figures.save(figure, folder / f"projection_{s}.png")
+
+
+def best_setting(judged: list[rows.Row], metric: str) -> list[rows.Row]:
+    """The model's rows of one setting, a row a sensor set: most labels, best features.
+
+    Of a task that the model itself was not judged by, the rows of what was.
+    """
+    most = max(row.fraction for row in judged)
+    judged = [r for r in judged if r.fraction == most and r.subset_seed == 0]
+    judged = [r for r in judged if r.encoder == rows.MODEL] or judged
+    best = max(judged, key=lambda row: row.scores.overall[metric].value)
+    return [
+        row
+        for row in judged
+        if (row.encoder, row.features) == (best.encoder, best.features)
+    ]
+
+
+def confusion(session: Session, row: rows.Row, title: str):
+    """What is taken for what, None where predictions are gone.
+
+    A confusion matrix; where pairs have several labels, which classes are predicted
+    for the pairs of a class.
+    """
+    title = (
+        f"{title}; {rows.TASKS[row.task]}, {row.encoder}, "
+        f"{rows.SENSORS[row.sensors]}, {rows.percent(row.fraction)} of the labels"
+    )
+    if row.scores.confusion is not None:
+        return matrices.confusion_figure(
+            row.scores.confusion, session.classes, title=title
+        )
+    predicted = session.predictions().get(report.prediction_key(row))
+    if predicted is None:
+        return None
+    shares = matrices.cooccurrence(predicted, session.data.test.labels)
+    return matrices.cooccurrence_figure(shares, session.classes, title=title)

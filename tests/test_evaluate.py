@@ -1,0 +1,181 @@
+"""An evaluation end to end: from a run directory to tables, files and figures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from configs import probe_sample
+from data_pipeline import subsets, synthetic
+from fusmae_jax.evaluation import evaluate, report, scores, tasks
+from tests import judging
+
+BASELINES = ("random", "statistics")
+ENCODERS = ("Fus-MAE", "random initialisation", "image statistics")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return judging.trained(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def everything(trained, tmp_path_factory):
+    """All tasks on features, with what they are compared with; and how often scored."""
+    workdir = tmp_path_factory.mktemp("evaluate") / "out"
+    config = judging.config(
+        trained,
+        methods=("knn", "probe", "retrieval"),
+        baselines=BASELINES,
+        fractions=(0.5, 1.0),
+        repeats=(1, 1),
+    )
+    scored, score = [], scores.multi_label
+    count = lambda *a, **k: scored.append(1) or score(*a, **k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "multi_label", count)
+        rows = evaluate.evaluate(config, workdir)
+    return workdir, rows, len(scored)
+
+
+def test_there_is_a_row_for_every_encoder_sensor_and_share_of_labels(everything):
+    _, rows, _ = everything
+    found = {(r.task, r.encoder, r.sensors, r.fraction) for r in rows}
+    learnt = {
+        (task, encoder, sensors, fraction)
+        for task in ("knn", "probe")
+        for encoder in ENCODERS
+        for sensors in ("s1", "s2", "both")
+        for fraction in (0.5, 1.0)
+    }
+    searched = {
+        ("retrieval", encoder, direction, 1.0)
+        for encoder in ENCODERS
+        for direction in tasks.RETRIEVALS
+        # Statistics of radar and of optics cannot be compared.
+        if encoder != "image statistics" or direction[:2] == direction[-2:]
+        or direction == "both->both"
+    }
+    assert found == learnt | searched and len(rows) == len(found)
+    for row in rows:
+        assert row.test_pairs == 16
+        assert row.feature_dim == (98 if row.encoder == "image statistics" else 32)
+        if row.task != "retrieval":
+            assert row.train_pairs == row.fraction * 160
+
+
+def test_test_pairs_are_scored_once_a_setting(everything):
+    _, rows, scored = everything
+    assert scored == sum(row.task != "retrieval" for row in rows)
+
+
+def test_the_probe_chooses_on_validation(everything):
+    for row in everything[1]:
+        if row.task == "probe":
+            assert row.chosen["learning_rate"] in (0.1, 1.0)
+            assert 0.0 < row.chosen["validation"] <= 1.0
+            assert row.chosen["validation"] != row.scores.overall["map_micro"].value
+
+
+def test_files_and_figures_are_left_behind(everything, capsys):
+    workdir, rows, _ = everything
+    assert {p.name for p in (workdir / "figures").iterdir()} == {
+        *(f"{t}_{k}.png" for t in ("knn", "probe")
+          for k in ("sensors", "fractions", "per_class")),
+        *(f"projection_{s}.png" for s in ("s1", "s2", "both")),
+    }
+    assert [r.scores.overall for r in report.read(workdir)] == [
+        r.scores.overall for r in rows
+    ]
+    with (workdir / "scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == list(report.SCHEMA)
+    assert {line["task"] for line in lines} == {"knn", "probe", "retrieval"}
+    assert len(np.load(workdir / "predictions.npz").files) == 3 + 2 * 3 * 3 * 2
+    assert json.loads((workdir / "config.json").read_text())["config"]["task"]
+
+
+def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
+    config = judging.config(
+        trained,
+        methods=("knn", "probe", "retrieval"),
+        baselines=BASELINES,
+        fractions=(0.5, 1.0),
+        repeats=(1, 1),
+    )
+    workdir, rows, _ = everything
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "draw", lambda *a: None)
+        evaluate.evaluate(config, workdir)  # once more
+    out = capsys.readouterr().out
+    for text in ("mAP (micro) on 16 pairs of synthetic, test split", *ENCODERS):
+        assert text in out
+    assert "Retrieval on 16 pairs" in out and "recall@3" in out
+    said = "160 pairs to learn from, 16 to choose on, 16 to test on"
+    assert any(said in line for line in lines)
+
+
+class OneClass(synthetic.Scenes):
+    """Scenes of which the rarest class that is there counts alone."""
+
+    @property
+    def index(self):
+        index = super().index
+        last = index["labels"].shape[1] - 1 - index["labels"][:, ::-1].argmax(axis=1)
+        return index | {"labels": np.eye(10, dtype=np.uint8)[last]}
+
+
+def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "Scenes", OneClass)
+    config = judging.config(
+        trained, methods=("knn", "probe"), single_label=True, sensors=("both",)
+    )
+    rows = evaluate.evaluate(config, tmp_path)
+    labels = OneClass(16, size=24, seed=2).index["labels"]
+    with np.load(tmp_path / "predictions.npz") as found:
+        np.testing.assert_array_equal(found["labels"], labels)
+        for row in rows:
+            predicted = found[report.prediction_key(row)].argmax(axis=1)
+            right = (predicted == labels.argmax(axis=1)).mean()
+            assert row.scores.overall["oa"].value == pytest.approx(right)
+            assert row.scores.confusion.sum() == 16
+    assert (tmp_path / "figures" / "probe_confusion.png").exists()
+
+
+def test_few_labels_are_all_that_the_few_label_rows_saw(trained, tmp_path, monkeypatch):
+    """What stands behind other labels changes nothing."""
+    config = judging.config(
+        trained, methods=("knn", "probe"), fractions=(0.2,), sensors=("both",)
+    )
+    first = evaluate.evaluate(config, tmp_path / "one")
+    labels = synthetic.Scenes(160, size=24).index["labels"]
+    chosen = subsets.choose(labels, 0.2, 0)
+
+    class Spoiled(synthetic.Scenes):
+        @property
+        def index(self):
+            index = dict(super().index)
+            if self.count == 160:
+                others = np.setdiff1d(np.arange(160), chosen)
+                index["labels"] = index["labels"].copy()
+                index["labels"][others] = 1 - index["labels"][others]
+            return index
+
+    monkeypatch.setattr(synthetic, "Scenes", Spoiled)
+    monkeypatch.setattr(subsets, "choose", lambda *a: chosen)
+    second = evaluate.evaluate(config, tmp_path / "two")
+    for a, b in zip(first, second, strict=True):
+        assert a.scores.overall == b.scores.overall
+
+
+def test_the_real_pairs_that_come_with_the_project_can_be_judged(trained, tmp_path):
+    config = probe_sample.get_config()
+    config.checkpoint = str(trained)
+    config.cache = str(tmp_path / "cache")
+    config.bootstrap, config.probe.epochs = 20, 2
+    rows = evaluate.evaluate(config, tmp_path / "out")
+    assert {row.task for row in rows} == {"knn", "probe", "retrieval"}
+    assert {(row.test_pairs, row.train_pairs) for row in rows} == {(5, 17), (5, 0)}
+    assert (tmp_path / "out" / "figures" / "projection_both.png").exists()
+    assert list((tmp_path / "cache").iterdir())
