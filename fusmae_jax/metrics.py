@@ -87,8 +87,15 @@ class MetricWriter:
             self._board.add_image(name, image, step, dataformats="HWC")
 
 
-def check_finite(step: int, loss) -> None:
+def check_finite(
+    step: int, loss, advice: str = "a lower optim.base_lr or with optim.clip_norm=1.0"
+) -> None:
     """Waits for the loss of a step.
+
+    Args:
+        step: its number.
+        loss: its loss.
+        advice: what to start again with.
 
     Raises:
         InputError: it is not finite.
@@ -96,7 +103,7 @@ def check_finite(step: int, loss) -> None:
     if not math.isfinite(loss):
         raise InputError(
             f"The loss is {float(loss)} at step {step}; start again in another "
-            "--workdir with a lower optim.base_lr or with optim.clip_norm=1.0."
+            f"--workdir with {advice}."
         )
 
 

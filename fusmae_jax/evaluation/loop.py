@@ -77,7 +77,7 @@ def train(
                 if len(losses) > AHEAD:
                     bar.update(note=f"loss {float(losses.popleft()):.4f}")
                 if saves.due(number) or number == steps:
-                    metrics.check_finite(number, loss)
+                    metrics.check_finite(number, loss, "lower learning rates")
                     saves.save(number, state)
             for loss in losses:
                 bar.update(note=f"loss {float(loss):.4f}")
