@@ -118,7 +118,7 @@ def restore_params(directory, abstract_params, step: int | None = None):
             why = textwrap.shorten(repr(error.__cause__ or error), 120)
             raise InputError(
                 f"The checkpoint {path} cannot be read, as if half-written ({why}); "
-                f"copy it again, or choose another of the steps {steps}."
+                f"copy it again, or choose another step than {wanted} of {steps}."
             ) from error
     return wanted, state["params"]
 

@@ -10,11 +10,11 @@ from configs import probe_bigearthnet
 from fusmae_jax import build, checkpoint, optim, pretrain, run, sharding
 from tests import tiny
 
-STEP = 6
+STEPS = (2, 6)  # of which there are checkpoints
 
 
 def trained(factory) -> pathlib.Path:
-    """A run directory as pretraining leaves it, with a checkpoint at STEP.
+    """A run directory as pretraining leaves it, with checkpoints of STEPS.
 
     Args:
         factory: pytest's `tmp_path_factory`, of a session that shares it.
@@ -23,7 +23,7 @@ def trained(factory) -> pathlib.Path:
     return workdir if workdir.exists() else write_run(workdir, tiny.config())
 
 
-def write_run(workdir: pathlib.Path, config, *steps: int) -> pathlib.Path:
+def write_run(workdir: pathlib.Path, config) -> pathlib.Path:
     """Writes what pretraining with `config` would leave behind, without training.
 
     Parameters are random, those of absent sensors too: a trained model's say something.
@@ -33,23 +33,19 @@ def write_run(workdir: pathlib.Path, config, *steps: int) -> pathlib.Path:
     mesh, rate = sharding.make_mesh(), optim.schedule(1e-3, 0, 10)
     objective = build.objective(config)
     state, layout, _ = pretrain.compile_step(config, objective, mesh, rate)
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda x: np.float32(x + rng.normal(0.0, 0.05, x.shape)),
-        jax.device_get(state.params),
-    )
-    params = jax.device_put(params, layout.params)
-    state = dataclasses.replace(state, params=params)
-    steps = steps or (STEP,)
+    fresh = jax.device_get(state.params)
     with checkpoint.Checkpoints(
-        workdir / "checkpoints", every=1, keep=len(steps)
+        workdir / "checkpoints", every=1, keep=len(STEPS)
     ) as saves:
-        for step in steps:
-            saves.save(step, state)
+        for step in STEPS:
+            rng = np.random.default_rng(step)
+            noise = lambda x: np.float32(x + rng.normal(0.0, 0.05, x.shape))
+            params = jax.device_put(jax.tree.map(noise, fresh), layout.params)
+            saves.save(step, dataclasses.replace(state, params=params))
     return workdir
 
 
-def config(checkpoint, **changes):
+def config(checkpoint, /, **changes):
     """A small evaluation on synthetic scenes: 40 pairs to learn from, 4 to test on.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import probe_sample
-from data_pipeline import subsets, synthetic
+from data_pipeline import patterns, sources, subsets, synthetic
 from fusmae_jax.evaluation import evaluate, report, scores, tasks
 from tests import judging
 
@@ -78,11 +78,11 @@ def test_the_probe_chooses_on_validation(everything):
             assert row.chosen["validation"] != row.scores.overall["map_micro"].value
 
 
-def test_files_and_figures_are_left_behind(everything, capsys):
+def test_files_and_figures_are_left_behind(everything):
     workdir, rows, _ = everything
     assert {p.name for p in (workdir / "figures").iterdir()} == {
         *(f"{t}_{k}.png" for t in ("knn", "probe")
-          for k in ("sensors", "fractions", "per_class")),
+          for k in ("sensors", "fractions", "per_class", "confusion")),
         *(f"projection_{s}.png" for s in ("s1", "s2", "both")),
     }
     assert [r.scores.overall for r in report.read(workdir)] == [
@@ -106,7 +106,7 @@ def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
     )
     workdir, rows, _ = everything
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "draw", lambda *a: None)
+        patch.setattr(evaluate.gallery, "draw", lambda *a, **k: None)
         evaluate.evaluate(config, workdir)  # once more
     out = capsys.readouterr().out
     for text in ("mAP (micro) on 16 pairs of synthetic, test split", *ENCODERS):
@@ -116,23 +116,13 @@ def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
     assert any(said in line for line in lines)
 
 
-class OneClass(synthetic.Scenes):
-    """Scenes of which the rarest class that is there counts alone."""
-
-    @property
-    def index(self):
-        index = super().index
-        last = index["labels"].shape[1] - 1 - index["labels"][:, ::-1].argmax(axis=1)
-        return index | {"labels": np.eye(10, dtype=np.uint8)[last]}
-
-
-def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "Scenes", OneClass)
+def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path):
     config = judging.config(
         trained, methods=("knn", "probe"), single_label=True, sensors=("both",)
     )
+    config.data.source = "patterns"
     rows = evaluate.evaluate(config, tmp_path)
-    labels = OneClass(16, size=24, seed=2).index["labels"]
+    labels = patterns.Patterns(16, size=24, seed=2).index["labels"]
     with np.load(tmp_path / "predictions.npz") as found:
         np.testing.assert_array_equal(found["labels"], labels)
         for row in rows:
@@ -162,7 +152,7 @@ def test_few_labels_are_all_that_the_few_label_rows_saw(trained, tmp_path, monke
                 index["labels"][others] = 1 - index["labels"][others]
             return index
 
-    monkeypatch.setattr(synthetic, "Scenes", Spoiled)
+    monkeypatch.setitem(sources.PROCEDURAL, "synthetic", Spoiled)
     monkeypatch.setattr(subsets, "choose", lambda *a: chosen)
     second = evaluate.evaluate(config, tmp_path / "two")
     for a, b in zip(first, second, strict=True):

@@ -14,7 +14,7 @@ from tests import judging
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """Figures have tests of their own."""
-    monkeypatch.setattr(evaluate, "draw", lambda *a: None)
+    monkeypatch.setattr(evaluate.gallery, "draw", lambda *a, **k: None)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
     return judging.trained(tmp_path_factory)
 
 
-def config(trained, **changes):
+def config(trained, /, **changes):
     options = dict(
         methods=("knn", "probe"),
         baselines=("statistics",),
@@ -38,7 +38,7 @@ def whole(trained, tmp_path_factory):
     """An evaluation that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("session") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "draw", lambda *a: None)
+        patch.setattr(evaluate.gallery, "draw", lambda *a, **k: None)
         evaluate.evaluate(config(trained), workdir)
     return workdir
 
@@ -125,19 +125,16 @@ def test_another_evaluation_is_refused_with_both_values(
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
 
 
-def test_another_encoder_in_the_same_directory_is_refused(tmp_path, whole):
-    c = judging.tiny.config()
-    c.seed = 5
-    other = judging.write_run(tmp_path / "run", c)
+def test_another_encoder_in_the_same_directory_is_refused(trained, whole):
     with pytest.raises(InputError, match=r"dataset.parameters \('\w+' there"):
-        evaluate.evaluate(config(other), whole)
+        evaluate.evaluate(config(trained, step=judging.STEPS[0]), whole)
 
 
 def test_a_copied_run_is_the_same_encoder(trained, whole, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
-    rows = len(report.read(whole))
-    evaluate.evaluate(config(copy), whole)
-    assert len(report.read(whole)) == rows
+    workdir = shutil.copytree(whole, tmp_path / "out")
+    evaluate.evaluate(config(copy), workdir)
+    assert len(report.read(workdir)) == len(report.read(whole))
 
 
 def test_a_directory_of_a_pretraining_is_refused(trained):
@@ -176,7 +173,7 @@ def test_scores_are_those_of_the_predictions(whole):
 def test_a_report_says_what_it_is_of(whole, trained):
     meta = json.loads((whole / "scores.json").read_text())["meta"]
     assert meta["dataset"] == "synthetic" and meta["split"] == "test"
-    assert meta["checkpoint"] == str(trained) and meta["step"] == judging.STEP
+    assert meta["checkpoint"] == str(trained) and meta["step"] == judging.STEPS[-1]
     assert meta["config"]["knn"]["k"] == 5
 
 
