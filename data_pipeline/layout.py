@@ -60,7 +60,8 @@ class Layout:
             if missing:
                 raise InputError(
                     f"The data has no {sensor.title} bands {missing}, only "
-                    f"{sorted(stored)}; choose among them with config.bands.{name}."
+                    f"{sorted(stored)}; choose among them with config.bands.{name} "
+                    "when pretraining."
                 )
             chosen += [
                 grid.field

@@ -20,6 +20,9 @@ SHAPES = ("strips", "checks", "patches")
 CROPS = ("green crop", "soil")  # of synthetic.SPECTRA
 GROUND = ((-16.0, -23.0), (-9.5, -16.0))  # mean dB of smooth and rough ground
 PERIOD = (6.0, 9.0)  # pixels
+# What a pattern does to the other sensor, by the pattern: dB, and share of brightness.
+ECHO_RADAR = (-2.0, 0.0, 2.0)
+ECHO_OPTICS = (-0.2, 0.0, 0.2)
 
 
 class Patterns(synthetic.Scenes):
@@ -51,20 +54,22 @@ class Patterns(synthetic.Scenes):
         labels[len(SHAPES) * seen + felt] = 1
         record = {"id": self._name(index), "labels": labels}
         if any(field.startswith("s1_") for field in self.fields):
-            record |= self._radar(self._rng(index, 1), SHAPES[felt])
+            record |= self._radar(self._rng(index, 1), felt, seen)
         if any(field.startswith("s2_") for field in self.fields):
-            record |= self._optics(self._rng(index, 2), SHAPES[seen])
+            record |= self._optics(self._rng(index, 2), seen, felt)
         return {field: record[field] for field in self.fields}
 
-    def _radar(self, rng, shape: str) -> dict[str, np.ndarray]:
-        means = np.array(GROUND) + rng.normal(0.0, 0.5)
-        return synthetic.measure_radar(rng, means[halves(rng, shape, self.size)])
+    def _radar(self, rng, felt: int, seen: int) -> dict[str, np.ndarray]:
+        means = np.array(GROUND) + ECHO_RADAR[seen] + rng.normal(0.0, 1.5)
+        pixels = means[halves(rng, SHAPES[felt], self.size)]
+        return synthetic.measure_radar(rng, pixels)
 
-    def _optics(self, rng, shape: str) -> dict[str, np.ndarray]:
+    def _optics(self, rng, seen: int, felt: int) -> dict[str, np.ndarray]:
         spectra = np.array([synthetic.SPECTRA[name] for name in CROPS], float)
+        spectra *= np.exp(ECHO_OPTICS[felt] + rng.normal(0.0, 0.15))
         spectra *= np.exp(rng.normal(0.0, 0.05, (len(CROPS), 1)))
         spectra += rng.exponential(30.0) * np.array(synthetic.HAZE)
-        surface = halves(rng, shape, self.size)
+        surface = halves(rng, SHAPES[seen], self.size)
         (texture,) = synthetic.smooth(rng, 1, self._texture)
         gain = np.exp(0.07 * texture)[..., None]
         return synthetic.measure_optics(rng, spectra, surface, gain)

@@ -14,7 +14,7 @@ from data_pipeline import sensors, subsets, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import sharding
 from fusmae_jax.encoder import Encoded
-from fusmae_jax.evaluation import features
+from fusmae_jax.evaluation import cache, features
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone
 from fusmae_jax.evaluation.features import Extractor, Recipe
 from fusmae_jax.objective import Objective
@@ -83,9 +83,9 @@ def taken(taker):
     return features.take(taker, Counted(), batch_size=8)
 
 
-def extract(taker, source, cache, batch_size=8):
-    return features.extract(
-        taker, source, cache=cache, batch_size=batch_size, title="test"
+def extract(taker, source, folder, batch_size=8):
+    return cache.extract(
+        taker, source, folder=folder, batch_size=batch_size, title="test"
     )
 
 
@@ -274,7 +274,7 @@ def test_changed_parameters_are_not_found_in_the_cache(tmp_path, taker, taken):
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
     tmp_path, taker, taken, monkeypatch
 ):
-    monkeypatch.setattr(features, "PART", 4)
+    monkeypatch.setattr(cache, "PART", 4)
     with pytest.raises(KeyboardInterrupt):
         extract(taker, Counted(breaks_at=6), tmp_path, batch_size=4)
     (folder,) = tmp_path.iterdir()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipeline import synthetic
+from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build, metrics, pretrain, reconstruct, run
 from tests import tiny
@@ -163,7 +163,7 @@ class SpoiledScenes(synthetic.Scenes):
 def test_missing_radar_and_constant_sea_train_with_a_warning(
     tmp_path, monkeypatch, lines
 ):
-    monkeypatch.setattr(synthetic, "Scenes", SpoiledScenes)
+    monkeypatch.setitem(sources.PROCEDURAL, "synthetic", SpoiledScenes)
     pretrain.pretrain(tiny.config(), tmp_path / "run")
     assert np.isfinite(list(losses(tmp_path / "run").values())).all()
     said = [line for line in lines if "are not finite" in line]

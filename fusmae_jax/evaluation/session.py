@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
 from fusmae_jax import checks, run
-from fusmae_jax.evaluation import features, linear, probe, report, rows, scores
+from fusmae_jax.evaluation import cache, features, linear, probe, report, rows, scores
 from fusmae_jax.evaluation.backbone import Pretrained, digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
@@ -106,12 +106,12 @@ class Session:
         extractor = features.Extractor(
             self.backbone, params, self.recipe, self.mesh, self.config.sensors
         )
-        cache = self.config.cache or self.pretrained.directory / "features"
+        folder = self.config.cache or self.pretrained.directory / "features"
         return {
-            name: features.extract(
+            name: cache.extract(
                 extractor,
                 getattr(self.data, name).source,
-                cache=cache,
+                folder=folder,
                 batch_size=self.config.batch_size,
                 title=f"{encoder}, {name}",
             )
