@@ -17,6 +17,11 @@ python benchmarks/pretrain_step.py --config=configs/pretrain_base.py --batch=512
     --steps=5 --profile="$out/profile" | tail -1
 python benchmarks/input_pipeline.py --copies=4096 --batch=256 \
     --config=configs/pretrain_base.py | tee "$out/input.log"
+python benchmarks/probe.py --pairs=270000 | tee "$out/probe.log"
 python launch.py --config=configs/pretrain_base.py --workdir="$out/run" \
     --config.data.source=synthetic --config.data.count=2000 --config.epochs=20 \
     --config.batch_size=256 --config.log_every=10 2>&1 | tail -15
+python launch.py --config=configs/probe_bigearthnet.py --workdir="$out/scores" \
+    --config.checkpoint="$out/run" --config.data.source=synthetic \
+    --config.data.count=2000 --config.fractions="(1.0,)" --config.repeats="(1,)" 2>&1 |
+    tail -20

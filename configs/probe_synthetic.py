@@ -15,4 +15,6 @@ def get_config():
     c.single_label = True
     c.fractions, c.repeats = (0.1, 1.0), (3, 1)
     c.probe.epochs = 60
+    c.probe.learning_rates = (3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+    c.probe.weight_decays = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
     return c

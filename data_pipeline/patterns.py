@@ -2,10 +2,12 @@
 
 Two crops share a scene, half of it each, in strips, checks or patches; that is what
 optics sees. So do smooth and rough ground, in a pattern of their own, which radar
-sees. The class is both patterns together. Neither sensor can tell more than three
-groups of three classes apart, and what does not look at shapes, such as statistics of
-the pixels, can tell next to nothing: all patterns have the same share of either half,
-and about the same scale.
+sees. The class is both patterns together: neither sensor shows both.
+
+Statistics of the pixels say little of a pattern, since all have the same share of
+either half and about the same scale. But each has a faint echo in the other sensor,
+whose level it shifts, less than scenes differ anyway: to redraw an absent sensor, a
+model gains by telling the patterns of the present one apart, without any label.
 """
 
 import math
@@ -20,9 +22,9 @@ SHAPES = ("strips", "checks", "patches")
 CROPS = ("green crop", "soil")  # of synthetic.SPECTRA
 GROUND = ((-16.0, -23.0), (-9.5, -16.0))  # mean dB of smooth and rough ground
 PERIOD = (6.0, 9.0)  # pixels
-# What a pattern does to the other sensor, by the pattern: dB, and share of brightness.
-ECHO_RADAR = (-2.0, 0.0, 2.0)
-ECHO_OPTICS = (-0.2, 0.0, 0.2)
+# By pattern, how it shifts the level of the other sensor; and how much scenes differ.
+ECHO_RADAR, SPREAD_RADAR = (-2.0, 0.0, 2.0), 1.5  # dB
+ECHO_OPTICS, SPREAD_OPTICS = (-0.2, 0.0, 0.2), 0.15  # of the logarithm of brightness
 
 
 class Patterns(synthetic.Scenes):
@@ -60,14 +62,15 @@ class Patterns(synthetic.Scenes):
         return {field: record[field] for field in self.fields}
 
     def _radar(self, rng, felt: int, seen: int) -> dict[str, np.ndarray]:
-        means = np.array(GROUND) + ECHO_RADAR[seen] + rng.normal(0.0, 1.5)
+        means = np.array(GROUND) + ECHO_RADAR[seen] + rng.normal(0.0, SPREAD_RADAR)
         pixels = means[halves(rng, SHAPES[felt], self.size)]
         return synthetic.measure_radar(rng, pixels)
 
     def _optics(self, rng, seen: int, felt: int) -> dict[str, np.ndarray]:
         spectra = np.array([synthetic.SPECTRA[name] for name in CROPS], float)
-        spectra *= np.exp(ECHO_OPTICS[felt] + rng.normal(0.0, 0.15))
-        spectra *= np.exp(rng.normal(0.0, 0.05, (len(CROPS), 1)))
+        middle = spectra.mean(axis=0)
+        spectra = middle + rng.uniform(0.5, 1.0) * (spectra - middle)  # of contrast
+        spectra *= np.exp(ECHO_OPTICS[felt] + rng.normal(0.0, SPREAD_OPTICS))
         spectra += rng.exponential(30.0) * np.array(synthetic.HAZE)
         surface = halves(rng, SHAPES[seen], self.size)
         (texture,) = synthetic.smooth(rng, 1, self._texture)
