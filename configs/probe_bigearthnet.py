@@ -62,6 +62,12 @@ def get_config() -> ml_collections.ConfigDict:
         weight_decays=(0.0, 1e-4, 1e-3, 1e-2, 0.1),
     )
     c.retrieval = dict(ks=(1, 5, 10), center=True)
+    add_trainings(c)
+    return c.lock()
+
+
+def add_trainings(c: ml_collections.ConfigDict) -> None:
+    """How heads and encoders are trained together."""
     c.finetune = dict(
         base_lr=(5e-4,),  # for 256 pairs; of several, validation chooses
         epochs=100,
@@ -75,7 +81,6 @@ def get_config() -> ml_collections.ConfigDict:
         crop_scale=(0.8, 1.0),  # of the scene's area: small crops lose labels
         turn=True,
         clip_norm=0.0,
-        keep=False,  # the fine-tuned parameters
     )
     c.scratch = dict(base_lr=(1e-3,), layer_decay=1.0)  # what differs from scratch
     c.dense = dict(
@@ -87,4 +92,3 @@ def get_config() -> ml_collections.ConfigDict:
         weight_decay=0.01,
         blocks=1,
     )
-    return c.lock()

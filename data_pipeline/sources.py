@@ -165,7 +165,7 @@ def _statistics(data) -> str:
 def _part(data, split: str, source):
     """What the config wants of one dataset."""
     if classes := data.get("classes", ()):
-        source = subsets.with_classes(source, classes)
+        source = subsets.with_classes(source, classes, data.get("labels", ""))
     fraction = data.get("fraction", 1.0)
     if split == data.get("split") and fraction != 1.0:
         source = subsets.with_fraction(source, fraction, data.get("subset_seed", 0))

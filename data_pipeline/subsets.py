@@ -88,21 +88,26 @@ class Subset:
         return dataclasses.replace(described, classes=classes)
 
 
-def with_classes(source, names: Iterable[str]) -> Subset:
+def with_classes(source, names: Iterable[str], field: str = "") -> Subset:
     """The pairs that have at least one of the classes `names`, and no other labels.
+
+    Args:
+        source: random-access pairs.
+        names: of the classes.
+        field: whose classes they are; by default the first that has them all.
 
     Raises:
         InputError: no label field has all these classes, or no pair any.
     """
-    names = list(names)
+    names, wanted = list(names), field
     for field, known in source.description.classes.items():
-        if set(names) <= set(known):
+        if field == (wanted or field) and set(names) <= set(known):
             classes = [known.index(name) for name in names]
             has = source.index[field][:, classes].any(axis=1)
             return Subset(source, np.flatnonzero(has), {field: classes})
     known = {field: list(v) for field, v in source.description.classes.items()}
     raise InputError(
-        f"data.classes {names} must all be classes of one label field of "
+        f"data.classes {names} must all be classes of {wanted or 'one label field'} of "
         f"{source.description.name}: {known}."
     )
 

@@ -23,8 +23,8 @@ class XAttnEncoder(nnx.Module):
     results are added to the un-normalised tokens, then one MLP is shared by all.
     Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764). Where a
     sensor is absent, a learned token stands for it: attending to copies of one token
-    gives that token's value, however many there are. It is zero before any training
-    without a sensor, and then says nothing.
+    gives that token's value, however many there are. It stays zero in a training that
+    drops no sensor, and then adds the biases alone.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):

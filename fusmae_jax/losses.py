@@ -71,7 +71,7 @@ def hidden_error(
     Args:
         predicted: [B, N, E].
         target: [B, N, E].
-        hidden: 1.0 where a patch counts, [B, N].
+        hidden: how much each patch counts, 0.0 where it was visible, [B, N].
     """
     error = jnp.square(predicted.astype(jnp.float32) - target).mean(axis=-1)
     return (error * hidden).sum() / hidden.sum()

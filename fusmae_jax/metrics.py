@@ -17,6 +17,10 @@ from fusmae_jax import flops, views
 log = logging.getLogger("fusmae_jax")
 
 
+class Diverged(InputError):
+    """A loss is not finite."""
+
+
 class MetricWriter:
     """Appends one JSON object per logged step, and the same to TensorBoard.
 
@@ -98,10 +102,10 @@ def check_finite(
         advice: what to start again with.
 
     Raises:
-        InputError: it is not finite.
+        Diverged: it is not finite.
     """
     if not math.isfinite(loss):
-        raise InputError(
+        raise Diverged(
             f"The loss is {float(loss)} at step {step}; start again in another "
             f"--workdir with {advice}."
         )

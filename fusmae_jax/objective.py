@@ -161,20 +161,21 @@ class Objective:
         keep = masking.num_visible(self.num_patches, self.mask_ratio)
         masks = {s: masking.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
         predicted, pixels = model(images, masks, draw.present)
-        hidden = {s: masks[s].hidden for s in SENSORS}
+        hidden = counts = {s: masks[s].hidden for s in SENSORS}
         if draw.present is not None:
-            hidden = {
-                s: jnp.where(draw.present[s][:, None], hidden[s], 1.0) for s in SENSORS
-            }
+            # A sensor that is redrawn whole counts as much as one in part, so that
+            # every sample weighs the same, whatever parts a batch is cut into.
+            share = 1.0 - keep / self.num_patches
+            here = {s: draw.present[s][:, None] for s in SENSORS}
+            hidden = {s: jnp.where(here[s], hidden[s], 1.0) for s in SENSORS}
+            counts = {s: jnp.where(here[s], counts[s], share) for s in SENSORS}
 
         metrics = {}
         for s in SENSORS:
             target, _, _ = losses.normalize_patches(
                 pixels[s], self.normalize, self.contract[s].families
             )
-            counts = hidden[s]
-            if weight is not None:
-                counts = counts * weight[:, None]
-            metrics[f"loss_{s}"] = losses.hidden_error(predicted[s], target, counts)
+            count = counts[s] if weight is None else counts[s] * weight[:, None]
+            metrics[f"loss_{s}"] = losses.hidden_error(predicted[s], target, count)
         loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in SENSORS)
         return loss, metrics, Outcome(predicted, pixels, hidden)

@@ -65,7 +65,7 @@ def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
 
 
 def run_steps(
-    config, state, train_step, stream, writer, evaluation, judge, saves, steps
+    config, state, train_step, stream, writer, scoring, judge, saves, steps
 ):
     """Advances `state` to step `steps`, writing what a run leaves behind."""
     first = int(state.step)
@@ -84,18 +84,18 @@ def run_steps(
         if step % config.log_every == 0 or step == steps:
             progress.show(writer.write(step, step_metrics | clock.rates()))
         if step % config.eval_every == 0 or step == steps:
-            evaluation.start(step, state.params)
-        evaluation.collect()
-        if judge.due(step):
-            judge.run(step, state.params, writer)
-            clock.restart()
+            scoring.start(step, state.params)
+        scoring.collect()
         if saves.due(step) or step == steps:
             # Saving waits for the step anyway; a run must never resume from NaN.
             metrics.check_finite(step, step_metrics["loss"])
             saves.save(step, state)
+        if judge.due(step, steps):
+            judge.run(step, state.params, writer)
+            clock.restart()
         progress.step()
     progress.show(writer.flush())
-    evaluation.collect(wait=True)
+    scoring.collect(wait=True)
     progress.close()
     return state
 
@@ -200,19 +200,9 @@ def pretrain(config, workdir) -> train.TrainState:
             contextlib.closing(load_batches(config, source, mesh, first)) as stream,
             metrics.MetricWriter(workdir, first_step=first) as writer,
         ):
-            evaluation = heldout.Evaluation(
-                held_out, writer, workdir, config.figure_pairs
-            )
+            scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
             state = run_steps(
-                config,
-                state,
-                train_step,
-                stream,
-                writer,
-                evaluation,
-                judge,
-                saves,
-                steps,
+                config, state, train_step, stream, writer, scoring, judge, saves, steps
             )
     if jax.process_index() == 0:
         fig = figures.loss_figure(metrics.read_metrics(workdir))

@@ -174,8 +174,16 @@ def remember_places(workdir, codes: np.ndarray) -> None:
         pathlib.Path(file.name).replace(path)
 
 
+def keeps_places(workdir) -> bool:
+    """Whether the run in `workdir` says what it was trained on."""
+    return (pathlib.Path(workdir) / PLACES).exists()
+
+
 def trained_on(workdir, codes: np.ndarray) -> int:
-    """How many places, by their codes, the run in `workdir` was trained on."""
+    """How many places, by their codes, the run in `workdir` was trained on.
+
+    Nothing is known of pairs without a place, nor of a run that kept none.
+    """
     path = pathlib.Path(workdir) / PLACES
     if not path.exists():
         return 0

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh
 from data_pipeline import batches, sensors, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import sharding
-from fusmae_jax.evaluation import classifier, finetune, layer_decay, loop, scores
+from fusmae_jax.evaluation import classifier, features, finetune, layer_decay, loop
+from fusmae_jax.evaluation import scores
 from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.objective import Objective
 from tests import tiny
@@ -104,12 +105,15 @@ def tune(
 
 
 def predict(tuned, source, *, sensor_set="both", mesh=None, batch_size=BATCH):
+    recipe = features.Recipe(pool=tuned.pool, view=tuned.view)
+    extractor = features.Extractor(
+        untrained()[0], tuned.params, recipe, mesh or some_devices(), ["both"]
+    )
     return classifier.predict(
-        untrained()[0],
+        extractor,
         tuned,
         source,
         sensor_set=sensor_set,
-        mesh=mesh or some_devices(),
         batch_size=batch_size,
         title="test",
     )

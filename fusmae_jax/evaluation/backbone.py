@@ -88,12 +88,16 @@ def blocks(config) -> int:
     return config.model.depth - int(config.model.fuse_early)
 
 
-def present(sensor_set: str, batch: int) -> dict[str, np.ndarray]:
-    """A batch whose samples all show the same sensors, {sensor: [B] bool}."""
-    return {
-        s: np.full(batch, shown)
-        for s, shown in zip(SENSORS, SENSOR_SETS[sensor_set])
-    }
+def present(sensor_set: str, batch: int, mesh: Mesh) -> Present:
+    """A batch whose samples all show the same sensors, split over the mesh."""
+
+    def rows(shown: bool) -> jax.Array:
+        # `device_put` would have all hosts compare what they put.
+        return jax.make_array_from_callback(
+            (batch,), sharding.rows(mesh), lambda index: np.full(batch, shown)[index]
+        )
+
+    return {s: rows(shown) for s, shown in zip(SENSORS, SENSOR_SETS[sensor_set])}
 
 
 def boxes(how: str, image_size: int, scene_size: int) -> list[tuple[float, ...]]:

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
 from fusmae_jax.evaluation import features, progress
-from fusmae_jax.evaluation.backbone import Backbone
 
 INIT_STD = 2e-5  # of the kernel, as in MAE's code: the head begins by saying nothing
 
@@ -90,32 +88,28 @@ def loss(said: jax.Array, targets: jax.Array, single: bool) -> jax.Array:
 
 
 def predict(
-    backbone: Backbone,
+    extractor: features.Extractor,
     classifier: Classifier,
     source,
     *,
     sensor_set: str,
-    mesh: Mesh,
     batch_size: int,
     title: str,
 ) -> np.ndarray:
     """Probabilities of the classes of all pairs, [N, C].
 
     Args:
-        backbone: the encoder's graph, and how it sees the data.
+        extractor: takes features as the classifier wants them, with any parameters.
         classifier: its parameters, and what stands on it.
         source: random-access pairs.
         sensor_set: what is shown, see `backbone.SENSOR_SETS`.
-        mesh: the devices, over which batches are split.
         batch_size: pairs of a global batch.
         title: of the progress.
 
     Raises:
         InputError: the sensor set is unknown.
     """
-    recipe = features.Recipe(pool=classifier.pool, view=classifier.view)
-    params = classifier.params
-    extractor = features.Extractor(backbone, params, recipe, mesh, [sensor_set])
+    extractor = extractor.over(classifier.params, [sensor_set])
     with progress.Progress(title, len(source), "pair") as bar:
         taken = features.take(extractor, source, batch_size=batch_size, bar=bar)
     said = logits(jax.device_get(classifier.head), taken[sensor_set])

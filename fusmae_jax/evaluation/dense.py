@@ -111,33 +111,9 @@ def fit(
     """
     task = _task(backbone, params, train_source, field, mesh, recipe)
     task.check(validation_source)
-    steps = _count_steps(recipe, task, train_source)
-    tx = optim.adamw(
-        optim.schedule(1.0, int(WARMUP * steps), steps),
-        weight_decay=recipe.weight_decay,
-    )
-    init_key, draw_key = jax.random.split(jax.random.key(seed))
-    rates, here = recipe.learning_rates, task.here(sensor_set, recipe.batch_size)
-    state, layout = task.start(tx, len(rates), init_key)
-    step = task.train_step(tx, rates, layout, draw_key)
-    state = loop.train(
-        lambda state, fields: step(state, params, fields, here),
-        state,
-        layout,
-        lambda first: loop.load(
-            train_source,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            first=first,
-            mesh=mesh,
-        ),
-        steps,
-        directory=directory,
-        title=title,
-    )
-    found = _validate(
-        task, state.params, validation_source, sensor_set, recipe.batch_size, title
-    )
+    heads = _train(task, recipe, train_source, sensor_set, seed, directory, title)
+    rates, size = recipe.learning_rates, recipe.batch_size
+    found = _validate(task, heads, validation_source, sensor_set, size, title)
     best = int(found.argmax())  # the first of equals
     if found[best] == -math.inf:
         raise InputError(
@@ -145,13 +121,42 @@ def fit(
             f"{list(rates)}."
         )
     return Fitted(
-        jax.tree.map(lambda x: x[best], state.params),
+        jax.tree.map(lambda x: x[best], heads),
         rates[best],
         float(found[best]),
         found,
         recipe.grid.at_edge(best),
         recipe,
     )
+
+
+def _train(
+    task: Task, recipe: Recipe, source, sensor_set: str, seed: int, directory, title
+) -> nnx.State:
+    """Parameters of heads, one for each learning rate."""
+    steps, rates = _count_steps(recipe, task, source), recipe.learning_rates
+    schedule = optim.schedule(1.0, int(WARMUP * steps), steps)
+    tx = optim.adamw(schedule, weight_decay=recipe.weight_decay)
+    init_key, draw_key = jax.random.split(jax.random.key(seed))
+    here = task.here(sensor_set, recipe.batch_size)
+    state, layout = task.start(tx, len(rates), init_key)
+    step = task.train_step(tx, rates, layout, draw_key)
+    state = loop.train(
+        lambda state, fields: step(state, task.params, fields, here),
+        state,
+        layout,
+        lambda first: loop.load(
+            source,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            first=first,
+            mesh=task.mesh,
+        ),
+        steps,
+        directory=directory,
+        title=title,
+    )
+    return state.params
 
 
 def confusions(

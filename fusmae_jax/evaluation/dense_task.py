@@ -138,7 +138,7 @@ class Task:
 
     def here(self, sensor_set: str, rows: int) -> Present:
         """A batch whose samples all show `sensor_set`, on the devices."""
-        return jax.device_put(present(sensor_set, rows), sharding.rows(self.mesh))
+        return present(sensor_set, rows, self.mesh)
 
     def head(self, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh head."""
@@ -148,7 +148,8 @@ class Task:
             for s, contract in self.backbone.objective.contract.items()
         }
         encode = functools.partial(tokens, self.backbone, blocks=self._blocks)
-        x = jax.eval_shape(encode, self.params, images, present("both", 1))
+        here = dict.fromkeys(SENSORS, np.ones(1, bool))
+        x = jax.eval_shape(encode, self.params, images, here)
         return dense_heads.make(self._head, x.shape[-1], self.classes, p, rngs=rngs)
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """Features: one vector for each pair and sensor set."""
 
 import collections
+import copy
 import dataclasses
 
 import jax
@@ -18,6 +19,7 @@ from fusmae_jax.masking import SENSORS
 
 POOLS = ("mean", "global", "sensors")
 PERCENTILES = (5, 25, 50, 75, 95)
+VERSION = 1  # of the code that takes them: raise it when the same input gives others
 AHEAD = 2  # batches dispatched before the first is waited for
 
 
@@ -141,13 +143,20 @@ class Extractor:
         rows = len(next(iter(fields.values())))
         result = {}
         for name in self.sensor_sets:
-            here = jax.device_put(present(name, rows), sharding.rows(self.mesh))
+            here = present(name, rows, self.mesh)
             parts = [
                 self._step(self.params, fields, here, jnp.array(box))
                 for box in self._boxes
             ]
             result[name] = sum(parts) / len(parts)
         return result
+
+    def over(self, params, sensor_sets) -> "Extractor":
+        """The same with other parameters and sensors; what is compiled is shared."""
+        check_sensor_sets(sensor_sets)
+        other = copy.copy(self)
+        other.params, other.sensor_sets = params, tuple(sensor_sets)
+        return other
 
     def fields(self, source) -> tuple[str, ...]:
         """The fields of the data that hold the encoder's bands."""
@@ -157,6 +166,7 @@ class Extractor:
         """Everything that decides the features of a source's pairs."""
         objective = self._backbone.objective
         return {
+            "version": VERSION,
             "parameters": "none" if self.params is None else digest(self.params),
             "model": None if self.params is None else self._backbone.model,
             "data": source.fingerprint(),

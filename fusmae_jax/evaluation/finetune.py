@@ -140,7 +140,7 @@ class Finetuner:
                 f"A batch of {recipe.batch_size} does not divide over {mesh.size} "
                 "devices; change finetune.batch_size."
             )
-        self._backbone, self._recipe, self._mesh = backbone, recipe, mesh
+        self._backbone, self.recipe, self._mesh = backbone, recipe, mesh
         self._labels_field, self._single = labels_field, single
         self._tx = optimizer(recipe, backbone.blocks)
         trained, self._rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
@@ -172,11 +172,9 @@ class Finetuner:
             InputError: the sensor set is unknown, or the loss is not finite.
         """
         features.check_sensor_sets([sensor_set])
-        recipe, mesh = self._recipe, self._mesh
+        recipe, mesh = self.recipe, self._mesh
         rates = learning_rates(recipe, len(source))
-        here = jax.device_put(
-            present(sensor_set, recipe.batch_size), sharding.rows(mesh)
-        )
+        here = present(sensor_set, recipe.batch_size, mesh)
         head_key, draw_key = jax.random.split(jax.random.key(seed))
         state = loop.train(
             lambda state, batch: self.step(state, self._rest, draw_key, here, *batch),
@@ -206,7 +204,7 @@ class Finetuner:
         """Yields batches from `first` on, each with its learning rate."""
         stream = loop.load(
             source,
-            batch_size=self._recipe.batch_size,
+            batch_size=self.recipe.batch_size,
             seed=seed,
             first=first,
             mesh=self._mesh,
@@ -225,7 +223,7 @@ class Finetuner:
             Images {sensor: [B, H, W, C]}, targets [B, C], and which branches count,
             see `layers.drop_path`, or None.
         """
-        recipe, labels = self._recipe, fields[self._labels_field]
+        recipe, labels = self.recipe, fields[self._labels_field]
         view_key, mix_key, path_key = jax.random.split(key, 3)
         batch = len(labels)
         images = self._backbone.images(fields, recipe.draw_views(view_key, batch))
@@ -255,7 +253,7 @@ class Finetuner:
             encoded = self._backbone.encode(
                 join(rest, params["encoder"]), images, here, branches=branches
             )
-            pooled = features.pool(encoded, here, self._recipe.pool)
+            pooled = features.pool(encoded, here, self.recipe.pool)
             said = classifier.logits(params["head"], pooled)
             return classifier.loss(said, targets, self._single)
 

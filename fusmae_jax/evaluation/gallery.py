@@ -27,7 +27,7 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
         made = {"sensors": plots.sensors_figure(judged, metric, where=title)}
         if len({row.fraction for row in judged}) > 1:
             made["fractions"] = plots.fractions_figure(judged, metric, where=title)
-        best = best_setting(judged, metric)
+        best = best_setting(judged)
         made["per_class"] = plots.per_class_figure(best, classes, where=title)
         made["confusion"] = confusion(session, best[-1], title)
         for kind, figure in made.items():
@@ -40,15 +40,16 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
         figures.save(figure, folder / f"projection_{s}.png")
 
 
-def best_setting(judged: list[rows.Row], metric: str) -> list[rows.Row]:
-    """The model's rows of one setting, a row a sensor set: most labels, best features.
+def best_setting(judged: list[rows.Row]) -> list[rows.Row]:
+    """The model's rows of one setting, a row a sensor set, with the most labels.
 
-    Of a task that the model itself was not judged by, the rows of what was.
+    Of several kinds of features, those that did best on the validation pairs; of a
+    task that the model itself was not judged by, the rows of what was.
     """
     most = max(row.fraction for row in judged)
     judged = [r for r in judged if r.fraction == most and r.subset_seed == 0]
     judged = [r for r in judged if r.encoder == rows.MODEL] or judged
-    best = max(judged, key=lambda row: row.scores.overall[metric].value)
+    best = max(judged, key=lambda row: row.chosen.get("validation", 0.0))
     return [
         row
         for row in judged
@@ -70,8 +71,9 @@ def confusion(session: Session, row: rows.Row, title: str):
         return matrices.confusion_figure(
             row.scores.confusion, session.classes, title=title
         )
-    predicted = session.predictions().get(report.prediction_key(row))
-    if predicted is None:
+    predicted = report.read_predictions(session.workdir, report.prediction_key(row))
+    if not predicted:
         return None
+    (predicted,) = predicted.values()
     shares = matrices.cooccurrence(predicted, session.data.test.labels)
     return matrices.cooccurrence_figure(shares, session.classes, title=title)

@@ -47,6 +47,12 @@ class Judge:
                     f"{list(source.description.classes)}; choose one, or set "
                     "--config.judge.every=0."
                 )
+        if train.description.layout.size != held.description.layout.size:
+            raise InputError(
+                f"Held-out scenes of {held.description.layout.size} px cannot be "
+                f"judged with scenes of {train.description.layout.size} px; set "
+                "--config.judge.every=0."
+            )
         self._train = _spread(train, config.judge.train_pairs)
         self._held = _spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]
@@ -54,12 +60,12 @@ class Judge:
             backbone, None, features.Recipe(), mesh, tuple(SENSOR_SETS)
         )
 
-    def due(self, step: int) -> bool:
-        """Whether the parameters of a step are to be judged."""
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the parameters of a step are to be judged; those of the last are."""
         if not self._every:
             return False
         before, now = ((n * self._batch) // self._every for n in (step - 1, step))
-        return now > before
+        return now > before or step == steps
 
     def run(self, step: int, params, writer: metrics.MetricWriter) -> dict[str, float]:
         """Judges, writes the numbers, and warns in words of collapsed features.
@@ -67,7 +73,7 @@ class Judge:
         Returns:
             For each sensor set `knn_<set>` and `probe_<set>`: micro mAP, or accuracy
             where every pair has one class; and, of the features of both sensors,
-            `effective_rank` and `feature_std`.
+            `effective_rank` and `feature_std`. Nothing where a feature is not finite.
         """
         self._extractor.params = params
         train, held = (
@@ -75,21 +81,23 @@ class Judge:
             for source in (self._train, self._held)
         )
         self._extractor.params = None  # the next step will donate them
-        row = {}
+        both, row = held["both"], {}
+        alarm = collapse.alarm(both)
+        if alarm and jax.process_index() == 0:
+            log.warning("Step %d: %s", step, alarm)
+        if not all(np.isfinite(x).all() for x in (*train.values(), *held.values())):
+            return row
         for s in SENSOR_SETS:
             k = min(20, len(train[s]))
             near = knn.predict(train[s], self._labels[0], held[s], k=k)
             row[f"knn_{s}"] = self._score(near)
             row[f"probe_{s}"] = self._score(self._probe(train[s], held[s]))
-        both = held["both"]
         row["effective_rank"] = collapse.effective_rank(both)
         row["feature_std"] = collapse.feature_std(both)
         if jax.process_index() == 0:
             writer.write_now(step, row)
             numbers = ", ".join(f"{name} {value:.3g}" for name, value in row.items())
             log.info("Judged at step %d: %s", step, numbers)
-            if alarm := collapse.alarm(both):
-                log.warning("Step %d: %s", step, alarm)
         return row
 
     @property
@@ -104,10 +112,7 @@ class Judge:
         return probe.predict(held)[0]
 
     def _score(self, predicted: np.ndarray) -> float:
-        labels = self._labels[1]
-        if self._single:
-            return float((predicted.argmax(axis=1) == labels.argmax(axis=1)).mean())
-        return scores.average_precision(predicted, labels)[0]
+        return scores.headline(predicted, self._labels[1], self._single)
 
 
 def _spread(source, count: int) -> subsets.Subset:

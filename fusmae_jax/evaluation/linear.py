@@ -72,24 +72,21 @@ def train(
 
     SGD with momentum 0.9 and coupled decay of the kernel; the rate falls to 0 as a
     cosine, step by step. Where it converges, this is logistic regression with a
-    penalty of weight_decay / 2 times the squared kernel. An epoch is cut into batches
-    of one size, as few as `batch_size` allows; where the pairs do not come out even,
-    some (fewer than there are batches) are seen twice.
+    penalty of weight_decay / 2 times the squared kernel. An epoch has as few equal
+    batches as `batch_size` allows; not to leave one short, some pairs come twice.
 
     Args:
         features: [N, D].
-        labels: 1 where a class is present, else 0, [N, C].
+        labels: 0 or 1, [N, C].
         settings: G pairs of learning rate and weight decay.
         mesh: the devices; they share the settings, and each holds all features.
         single: a pair has one class: softmax and cross-entropy. Otherwise a sigmoid
             for each class, and the binary cross-entropy averaged over classes.
         norm: "batch" gives every feature mean 0 and variance 1 over the training
-            pairs: batch norm without parameters, but with the exact statistics
-            instead of running ones. "layer" gives every pair mean 0 and variance 1
-            over its features: layer norm, whose own scale and shift the linear layer
-            absorbs. "none" takes features as they are.
-        epochs: over the pairs.
-        batch_size: of an epoch's steps; learning rates are scaled by batch_size / 256.
+            pairs: batch norm without parameters, and with exact statistics. "layer"
+            does so for every pair over its features: layer norm, whose scale and
+            shift the linear layer absorbs. "none" takes features as they are.
+        epochs, batch_size: of the pairs; rates are scaled by batch_size / 256.
         seed: of the first kernel and the order of pairs.
         name: what to call it while it runs.
 
@@ -97,18 +94,12 @@ def train(
         InputError: the data or an option cannot be used.
     """
     check_pairs("training", features, labels, single)
-    if norm not in NORMS:
-        raise InputError(f"The probe's norm {norm!r} is not one of {list(NORMS)}.")
-    if epochs < 1 or batch_size < 1:
-        raise InputError(
-            f"The probe's epochs={epochs} and batch_size={batch_size} must be at "
-            "least 1."
-        )
+    check_options(norm, epochs, batch_size)
     mean, scale = statistics(features, norm)
     rates, decays, state = _start(settings, labels.shape[1], len(mean), seed, mesh)
     rates = rates * (batch_size / 256)
-    x = normalize_all(_put(features, P(), mesh), mean, scale, norm)
-    y = _put(labels, P(), mesh)
+    x, y = (_put(array, P(), mesh) for array in (features, labels))
+    x = normalize_all(x, mean, scale, norm)
     key, steps = jax.random.key(seed), -(-len(labels) // batch_size)
     with progress.Progress(name, epochs, "epoch") as bar:
         for epoch in range(epochs):
@@ -121,9 +112,20 @@ def train(
             bar.update()
     # Whole on every device, for any host to read; what filled up the devices goes.
     params = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))(state[0])
-    kernel = np.moveaxis(np.asarray(params["kernel"]), SETTINGS, 0)
-    kernel, bias = kernel[: len(settings)], np.asarray(params["bias"])[: len(settings)]
-    return Probe(kernel, bias, mean, scale, norm, single)
+    kernel, bias = (np.asarray(params[name]) for name in ("kernel", "bias"))
+    kernel, count = np.moveaxis(kernel, SETTINGS, 0), len(settings)
+    return Probe(kernel[:count], bias[:count], mean, scale, norm, single)
+
+
+def check_options(norm: str, epochs: int, batch_size: int) -> None:
+    """Refuses options that cannot be."""
+    if norm not in NORMS:
+        raise InputError(f"The probe's norm {norm!r} is not one of {list(NORMS)}.")
+    if epochs < 1 or batch_size < 1:
+        raise InputError(
+            f"The probe's epochs={epochs} and batch_size={batch_size} must be at "
+            "least 1."
+        )
 
 
 def _start(settings, classes: int, features: int, seed: int, mesh: Mesh):

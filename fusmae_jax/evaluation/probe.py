@@ -130,9 +130,5 @@ def select(probe: linear.Probe, features: np.ndarray, labels: np.ndarray) -> np.
     for g, probabilities in enumerate(probe.predict(features)):
         if not all(np.isfinite(x).all() for x in (probe.kernel[g], probabilities)):
             continue
-        if probe.single:
-            right = probabilities.argmax(axis=1) == labels.argmax(axis=1)
-            found[g] = right.mean()
-        else:
-            found[g], _ = scores.average_precision(probabilities, labels)
+        found[g] = scores.headline(probabilities, labels, probe.single)
     return found

@@ -187,13 +187,19 @@ def write_predictions(workdir, ids, classes, labels, scores: dict) -> None:
     part.replace(path)
 
 
-def read_predictions(workdir) -> dict[str, np.ndarray]:
-    """The scores that `write_predictions` left in a directory; none if it left none."""
+def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:
+    """The scores that `write_predictions` left in a directory, if any.
+
+    Args:
+        workdir: the directory.
+        only: the key of those that are wanted; "" for all.
+    """
     path = pathlib.Path(workdir) / "predictions.npz"
     if not path.exists():
         return {}
     with np.load(path) as stored:
-        return {key: stored[key] for key in stored if "/" in key}
+        keys = [key for key in stored if "/" in key and key == (only or key)]
+        return {key: stored[key] for key in keys}
 
 
 def table(rows: Iterable[Row], metric: str, *, where: str) -> str:

@@ -20,6 +20,19 @@ from fusmae_jax.evaluation.average_precision import (
 from fusmae_jax.evaluation.bootstrap import Score, bootstrap
 
 
+def headline(scores: np.ndarray, labels: np.ndarray, single: bool) -> float:
+    """What settings are chosen by: accuracy of one class a sample, else micro mAP.
+
+    Args:
+        scores: [N, C].
+        labels: 0 or 1, [N, C].
+        single: whether every sample has one class.
+    """
+    if single:
+        return float((scores.argmax(axis=1) == labels.argmax(axis=1)).mean())
+    return average_precision(scores, labels)[0]
+
+
 class Scores(NamedTuple):
     """All scores of one setting."""
 

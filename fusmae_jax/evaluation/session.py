@@ -31,7 +31,6 @@ FREE = (
     "data.dir",
     "data.eval_dir",
     "data.allow_overlap",
-    "finetune.keep",
 )
 AT_LEAST_ONE = ("batch_size", "knn.k", "probe.epochs", "probe.batch_size")
 NOT_NEGATIVE = ("seed", "step", "bootstrap", "score_per_batch")
@@ -58,6 +57,12 @@ class Session:
         self.recipe = features.Recipe(**config.features)
         self.recipe.check(self.backbone.blocks)
         features.check_sensor_sets(config.sensors)
+        if "retrieval" in config.methods and self.recipe.pool == "sensors":
+            raise InputError(
+                "features.pool='sensors' keeps the sensors' features apart, so that "
+                "retrieval across them compares nothing; choose 'mean' or 'global', or "
+                "leave retrieval out of methods."
+            )
         if "retrieval" in config.methods and max(config.retrieval.ks) >= len(data.test):
             raise InputError(
                 f"retrieval.ks is {config.retrieval.ks}, and there are "
@@ -134,6 +139,11 @@ class Session:
     def metric(self) -> str:
         """The one metric that is printed and drawn."""
         return "oa" if self.data.single else "map_micro"
+
+    def validated(self, score: float) -> dict[str, float]:
+        """A score on the validation pairs; nothing where these are training pairs."""
+        apart = self.data.validation.name != self.data.train.name
+        return {"validation": score} if apart else {}
 
     def done(
         self, task: str, encoder: str, sensors: str, subset: Subset, features: str = ""
@@ -280,6 +290,11 @@ def check_config(config) -> None:
         raise InputError(
             f"fractions {fractions} and repeats {repeats} must be as many, each "
             "repeated once at least."
+        )
+    if any(f == 1.0 and n > 1 for f, n in zip(fractions, repeats)):
+        raise InputError(
+            f"repeats is {repeats} for fractions {fractions}; all labels can be drawn "
+            "in one way only."
         )
     if not all(0.0 < fraction <= 1.0 for fraction in fractions):
         raise InputError(f"fractions is {fractions}; each must be in (0, 1].")

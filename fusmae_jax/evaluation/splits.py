@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 from data_pipeline import sources, subsets
@@ -90,7 +91,10 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
         fields = (*fields, config.dense.field)
         check_maps(description, config.dense.field)
     names = (config.data.split, config.data.val_split, config.data.test_split)
-    train, validation, test = (_open(config, name, fields) for name in names)
+    named = ml_collections.ConfigDict({**config.data, "labels": config.labels})
+    train, validation, test = (
+        _open(named, name, fields, config.labels) for name in names
+    )
     description = train.source.description  # data.classes may have narrowed it
     for other in (validation, test):
         check_alike(train, other, fields, config.labels)
@@ -122,10 +126,10 @@ def check_map_classes(description: Description, field: str, config) -> None:
         )
 
 
-def _open(config, name: str, fields) -> Split:
-    source = sources.open_split(config.data, name, fields)
+def _open(data, name: str, fields, labels: str) -> Split:
+    source = sources.open_split(data, name, fields)
     index = source.index
-    return Split(name, source, index["id"], index[config.labels])
+    return Split(name, source, index["id"], index[labels])
 
 
 def check_alike(train: Split, other: Split, fields, labels: str) -> None:
@@ -180,7 +184,19 @@ def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
             shared = sources.check_overlap(other.source, test, allow=allow)
         if shared:
             log.warning("%d tested pairs are in split %s too.", shared, other.name)
+    if data.train.name == data.validation.name:
+        log.warning(
+            "Settings are chosen on the pairs that they were trained on, split %s.",
+            data.train.name,
+        )
     codes = sources.place_codes(data.test.source)
+    if len(codes) < len(data.test) or not run.keeps_places(pretrained.directory):
+        log.warning(
+            "Whether tested pairs were pretrained on is not known: %s.",
+            "not all say their place"
+            if len(codes) < len(data.test)
+            else f"{pretrained.directory} holds no {run.PLACES}",
+        )
     seen = run.trained_on(pretrained.directory, codes)
     if seen and not allow:
         raise InputError(

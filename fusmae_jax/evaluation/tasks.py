@@ -29,6 +29,7 @@ def on_features(session: Session) -> dict:
         shown = shown or features["test"]
         for task in wanted:
             task(session, encoder, features)
+        del features  # or two encoders' would be held at once
     return shown
 
 
@@ -90,7 +91,7 @@ def run_probe(session: Session, encoder: str, features) -> None:
                 chosen={
                     "learning_rate": fit.learning_rate,
                     "weight_decay": fit.weight_decay,
-                    "validation": fit.score,
+                    **session.validated(fit.score),
                 },
                 predicted=predicted,
             )

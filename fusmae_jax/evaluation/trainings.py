@@ -1,10 +1,13 @@
 """The tasks that train with the encoder in the loop: fine-tuning and dense probing."""
 
 import logging
+import math
 
 import numpy as np
 
 from data_pipeline import subsets
+from data_pipeline.errors import InputError
+from fusmae_jax import checks, metrics
 from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
 from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.evaluation.session import BASELINES, Session
@@ -22,6 +25,9 @@ def check_config(config) -> None:
     Raises:
         InputError: names the field and its value.
     """
+    for name in ("finetune.base_lr", "scratch.base_lr", "dense.heads"):
+        if not checks.field(config, name):
+            raise InputError(f"{name} is empty; give one at least.")
     if "finetune" in config.methods:
         finetune_recipes(config, {})
     if "supervised" in config.baselines:
@@ -33,7 +39,6 @@ def check_config(config) -> None:
 def finetune_recipes(config, changes) -> list[finetune.Recipe]:
     """The recipes of which validation chooses one: one for each learning rate."""
     fields = {**config.finetune, **changes}
-    fields.pop("keep")
     shown = dict(pool=config.features.pool, view=config.features.view)
     rates = fields.pop("base_lr")
     return [finetune.Recipe(base_lr=rate, **fields, **shown) for rate in rates]
@@ -70,33 +75,20 @@ def run_finetune(session: Session, encoder: str, params, changes) -> None:
     recipes = finetune_recipes(session.config, changes)
     tuners = [tuner(session, params, recipe) for recipe in recipes]
     shown = features.Recipe(recipes[0].pool, view=recipes[0].view)
+    extractor = features.Extractor(
+        session.backbone, params, shown, session.mesh, session.config.sensors
+    )
     width = params["encoder"]["global_token"].shape[-1] * shown.copies
     for subset in session.subsets():
         for s in session.config.sensors:
             if session.done("finetune", encoder, s, subset):
                 continue
-            what = f"{encoder}, {s}, {rows.percent(subset.fraction)}"
             names = [
                 name_of("finetune", encoder, s, subset, recipe.base_lr)
                 for recipe in recipes
             ]
-            tuned = [
-                tune(
-                    some(session.data.train, subset),
-                    sensor_set=s,
-                    seed=session.config.seed,
-                    directory=session.training(name),
-                    title=f"fine-tuning {what}",
-                )
-                for tune, name in zip(tuners, names)
-            ]
-            best, chosen = 0, {"base_lr": recipes[0].base_lr}
-            if len(tuned) > 1:
-                found = [validate(session, one, s, what) for one in tuned]
-                best = int(np.argmax(found))
-                chosen = {"base_lr": recipes[best].base_lr, "validation": found[best]}
-            test = session.data.test.source
-            predicted = predict(session, tuned[best], test, s, f"test, {what}")
+            tuned, chosen = tune(session, tuners, names, extractor, subset, s, encoder)
+            predicted = predict(session, extractor, tuned, session.data.test, s)
             session.add(
                 *("finetune", encoder, s, subset, session.score(predicted)),
                 width=width,
@@ -104,9 +96,46 @@ def run_finetune(session: Session, encoder: str, params, changes) -> None:
                 chosen=chosen,
                 predicted=predicted,
             )
-            for i, name in enumerate(names):
-                if i != best or not session.config.finetune.keep:
-                    session.forget(name)
+            for name in names:
+                session.forget(name)
+
+
+def tune(session: Session, tuners, names, extractor, subset: Subset, s: str, encoder):
+    """Trains by every recipe; validation chooses where there are several.
+
+    Returns:
+        The classifier, and what was chosen.
+
+    Raises:
+        Diverged: no training stayed finite.
+    """
+    best, highest, chosen = None, -math.inf, {}
+    for train, name in zip(tuners, names):
+        rate = train.recipe.base_lr
+        what = f"{encoder}, {s}, {rows.percent(subset.fraction)}, rate {rate:g}"
+        try:
+            tuned = train(
+                some(session.data.train, subset),
+                sensor_set=s,
+                seed=session.config.seed,
+                directory=session.training(name),
+                title=f"fine-tuning {what}",
+            )
+        except metrics.Diverged as error:
+            session.forget(name)
+            log.warning("Fine-tuning %s: %s", what, error)
+            if best is None and name == names[-1]:
+                raise
+            continue
+        if len(tuners) == 1:
+            return tuned, {"base_lr": rate}
+        split = session.data.validation
+        predicted = predict(session, extractor, tuned, split, s)
+        score = scores.headline(predicted, split.labels, session.data.single)
+        if score > highest:
+            best, highest = tuned, score
+            chosen = {"base_lr": rate, **session.validated(score)}
+    return best, chosen
 
 
 def name_of(task: str, encoder: str, sensors: str, subset: Subset, which) -> str:
@@ -129,27 +158,16 @@ def tuner(session: Session, params, recipe: finetune.Recipe) -> finetune.Finetun
     )
 
 
-def predict(session: Session, tuned, source, s: str, title: str) -> np.ndarray:
-    """Probabilities of a fine-tuned encoder, [N, C]."""
+def predict(session: Session, extractor, tuned, split: Split, s: str) -> np.ndarray:
+    """Probabilities of a fine-tuned encoder for the pairs of a split, [N, C]."""
     return classifier.predict(
-        session.backbone,
+        extractor,
         tuned,
-        source,
+        split.source,
         sensor_set=s,
-        mesh=session.mesh,
         batch_size=session.config.batch_size,
-        title=title,
+        title=f"fine-tuned, {s}, {split.name}",
     )
-
-
-def validate(session: Session, tuned, s: str, what: str) -> float:
-    """What fine-tuned encoders are chosen by: micro mAP, or accuracy."""
-    split = session.data.validation
-    predicted = predict(session, tuned, split.source, s, f"validation, {what}")
-    if session.data.single:
-        right = predicted.argmax(axis=1) == split.labels.argmax(axis=1)
-        return float(right.mean())
-    return scores.average_precision(predicted, split.labels)[0]
 
 
 def run_dense(session: Session) -> None:
@@ -216,6 +234,9 @@ def probe_densely(
         *("dense", encoder, s, subset, scores.segmentation(confusions, **options)),
         width=token_width(session.backbone, params, recipe.blocks),
         features=seen,
-        chosen={"learning_rate": fitted.learning_rate, "validation": fitted.score},
+        chosen={
+            "learning_rate": fitted.learning_rate,
+            **session.validated(fitted.score),
+        },
     )
     session.forget(name)
