@@ -202,7 +202,7 @@ def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     fields = {k: jnp.stack([r[k] for r in source.records]) for k in source.fields}
     logits = np.zeros((2, 5, size, size, CLASSES))
     times = np.zeros((size, size, 1))
-    here = {s: jnp.asarray(x) for s, x in present("both", 5).items()}
+    here = {s: jnp.ones(5, bool) for s in ("s1", "s2")}
     see, classify = jax.jit(t.see), jax.jit(jax.vmap(t.logits, (0, None)))
     for y, x in dense_windows.tiles(24, size):
         windows = dense_windows.same(jnp.array([y, x]), 5)
@@ -365,9 +365,10 @@ def test_tokens_of_one_sensor_or_two_have_one_scale_and_an_absent_one_is_not_rea
     rubbish = images | {"s2": jnp.full_like(images["s2"], jnp.nan)}
     see = jax.jit(lambda p, x, who: dense_task.tokens(net, p, x, who, 1))
     for p in (params, None):
-        clean, dirty = (see(p, x, present("s1", 2)) for x in (images, rubbish))
+        alone = present("s1", 2, one_device())
+        clean, dirty = (see(p, x, alone) for x in (images, rubbish))
         np.testing.assert_array_equal(clean, dirty)
-        both = see(p, images, present("both", 2))
+        both = see(p, images, present("both", 2, one_device()))
         assert both.shape == clean.shape == (2, 4, 4, 32 if p else 14 * 36)
         assert np.abs(both - clean).max() > 0.1
         if p is not None:
