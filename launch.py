@@ -1,6 +1,8 @@
 """Entry point: python launch.py --config=configs/pretrain_base.py [--workdir=DIR]."""
 
+import errno
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -112,5 +114,18 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse)
     except InputError as error:
         sys.exit(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(
+            f"{error.filename or 'A file of this run'} cannot be written "
+            f"({error.strerror}); make room, or choose another --workdir."
+        )
     except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on from what was finished.")
+        print(
+            "Interrupted; the same command goes on from what was finished.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(1)  # threads that still write checkpoints would complain at length

@@ -160,6 +160,25 @@ def test_a_dropped_sensor_is_asked_for_whole(key):
         np.testing.assert_allclose(share, np.where(draw.present[s], 0.75, 1.0))
 
 
+@pytest.mark.parametrize("drop_sensor", [0.5, 1.0])
+def test_every_sample_weighs_the_same_whatever_it_lacks(key, drop_sensor):
+    """So a batch may go through in parts: their mean is the loss of the whole."""
+    objective = Objective(sensors.SENSORS, 24, 6, drop_sensor=drop_sensor)
+    draw, model = objective.draw(key, 8), tiny.model()
+    rng = np.random.default_rng(0)
+    shapes = {"s1_10m": (24, 2), "s2_10m": (24, 4), "s2_20m": (12, 6), "s2_60m": (4, 2)}
+    fields = {
+        name: rng.integers(1, 3000, (8, side, side, bands)).astype(np.float16)
+        for name, (side, bands) in shapes.items()
+    }
+    whole = objective(model, fields, draw)[0]
+    parts = [
+        objective(model, *jax.tree.map(lambda x: x[i : i + 2], (fields, draw)))[0]
+        for i in range(0, 8, 2)
+    ]
+    assert np.mean(parts) == pytest.approx(float(whole), rel=1e-5)
+
+
 def test_stochastic_depth_drops_more_of_the_later_blocks(key):
     drawn = layers.drop_path(key, 0.4, 4, 5_000)
     assert drawn.shape == (4, 2, 5_000)

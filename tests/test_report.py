@@ -193,7 +193,7 @@ def test_reading_what_is_not_there_says_so(tmp_path):
     with pytest.raises(InputError, match="evaluate a run there first"):
         report.read(tmp_path)
     (tmp_path / "scores.json").write_text('{"rows": [')
-    with pytest.raises(InputError, match="is not JSON .*: evaluate again"):
+    with pytest.raises(InputError, match="is not JSON .*; delete it"):
         report.read(tmp_path)
     (tmp_path / "scores.json").write_text('{"task": "reconstruct"}')
     with pytest.raises(InputError, match="lacks meta, classes or rows"):
@@ -217,6 +217,27 @@ def test_predictions_are_plain_arrays_under_readable_keys(tmp_path):
         for key in keys:
             assert got[key].dtype == np.float32
             np.testing.assert_array_equal(got[key], scores[key].astype(np.float32))
+
+
+def test_predictions_are_read_back_all_or_one(tmp_path):
+    assert report.read_predictions(tmp_path) == {}
+    scores = {"knn/s1/1/0": np.eye(2), "knn/s2/1/0": np.ones((2, 2))}
+    report.write_predictions(tmp_path, ("a", "b"), ("x", "y"), np.eye(2), scores)
+    assert report.read_predictions(tmp_path).keys() == scores.keys()
+    (only,) = report.read_predictions(tmp_path, "knn/s2/1/0").values()
+    np.testing.assert_array_equal(only, 1.0)
+    (tmp_path / "predictions.npz").write_bytes(b"PK, or what was left of it")
+    with pytest.raises(InputError, match="predictions.npz cannot be read .*delete it"):
+        report.read_predictions(tmp_path)
+
+
+def test_a_row_that_lacks_something_is_said_in_a_sentence(tmp_path):
+    report.write(tmp_path, [row()], classes=CLASSES, meta=META)
+    content = json.loads((tmp_path / "scores.json").read_text())
+    del content["rows"][0]["fraction"]
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="damaged .*'fraction'.*; delete it"):
+        report.read(tmp_path)
 
 
 def test_the_table_of_a_known_case():

@@ -200,7 +200,7 @@ def test_a_report_says_what_it_is_of(whole, trained):
         ({"probe__norm": "group"}, "probe.norm is 'group'"),
         ({"probe__epochs": 0}, "probe.epochs is 0"),
         ({"retrieval__ks": (1, 0)}, r"retrieval.ks is \(1, 0\)"),
-        ({"methods": ("retrieval",), "retrieval__ks": (16,)}, "16 pairs to search"),
+        ({"methods": ("retrieval",), "retrieval__ks": (16,)}, "16 to search among"),
         ({"checkpoint": ""}, "--config.checkpoint="),
         ({"step": 4}, "no checkpoint of step 4"),
         ({"labels": "crops"}, "no labels 'crops'"),

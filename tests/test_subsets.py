@@ -128,6 +128,18 @@ def test_a_class_subset_has_those_classes_only(tmp_path):
     np.testing.assert_array_equal(part.index["labels"], source.index["labels"][1:])
 
 
+def test_classes_of_a_named_field_narrow_that_field(tmp_path):
+    classes = {"labels": ("a", "b", "c"), "main_label": ("a", "b", "c")}
+    described = datasets.description(classes=classes)
+    folder = datasets.write(tmp_path / "d", described=described)
+    source = records.Records(folder, "train")
+    part = subsets.with_classes(source, ("a", "b"), "main_label")
+    assert part.description.classes == classes | {"main_label": ("a", "b")}
+    assert part.index["main_label"].any(axis=1).all()
+    with pytest.raises(InputError, match=r"\['z'\] must all be classes of main_label"):
+        subsets.with_classes(source, ("z",), "main_label")
+
+
 def test_unknown_classes_are_refused_with_those_there_are(tmp_path):
     with pytest.raises(InputError, match=r"\['water', 'd'\] .*'forest, mixed'"):
         subsets.with_classes(opened(tmp_path), ("water", "d"))

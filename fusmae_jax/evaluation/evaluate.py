@@ -30,6 +30,7 @@ def evaluate(config, workdir) -> list[rows.Row]:
     trainings.check_config(config)
     mesh = sharding.make_mesh(1)
     pretrained = backbone.restore(config.checkpoint, mesh, config.step)
+    trainings.check_encoder(config, backbone.blocks(pretrained.config))
     data = open_labelled(config, pretrained)
     session = Session(config, workdir, mesh, pretrained, data)
     log.info(describe(session))
@@ -64,7 +65,12 @@ def tables(session: Session) -> str:
     title, judged = where(session), session.rows
     names = {name for row in judged for name in row.scores.overall}
     metrics = [m for m in ("map_micro", "map_macro", "oa", "aa", "miou") if m in names]
-    parts = [report.table(judged, m, where=title) for m in metrics]
+    parts = []
+    for metric in metrics:
+        # Accuracy of pixels does not belong beside that of pairs.
+        alike = [r for r in judged if metric == "miou" or r.task != "dense"]
+        if any(metric in row.scores.overall for row in alike):
+            parts.append(report.table(alike, metric, where=title))
     if any(row.task == "retrieval" for row in judged):
         parts.append(report.retrieval_table(judged, where=title))
     return "\n\n".join(parts)

@@ -7,7 +7,7 @@ from fusmae_jax.evaluation import matrices, plots, report, rows
 from fusmae_jax.evaluation.session import Session
 
 # The metric of a task that is drawn; retrieval has none by class.
-METRICS = ("map_micro", "oa", "miou")
+METRICS = ("map_micro", "miou", "oa")
 
 
 def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> None:
@@ -35,7 +35,10 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
                 figures.save(figure, folder / f"{task}_{kind}.png")
     for s, x in features.items():
         figure = plots.projection_figure(
-            x, session.data.test.labels, classes, title=f"{title}; {rows.SENSORS[s]}"
+            x,
+            session.data.test.labels,
+            classes,
+            title=f"{title}; {rows.MODEL}, {rows.SENSORS[s]}",
         )
         figures.save(figure, folder / f"projection_{s}.png")
 

@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -70,7 +72,13 @@ def read(workdir) -> list[Row]:
     Raises:
         InputError: there are none.
     """
-    return [_from_json(row) for row in _load(workdir)["rows"]]
+    try:
+        return [_from_json(row) for row in _load(workdir)["rows"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The rows of scores.json in {workdir} are damaged ({error!r}); delete it, "
+            "and they are judged again."
+        ) from error
 
 
 def read_shared(workdir) -> tuple[tuple[str, ...], dict]:
@@ -90,7 +98,7 @@ def _load(workdir) -> dict:
     except FileNotFoundError:
         raise InputError(f"There is no {path}: evaluate a run there first.") from None
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): evaluate again.") from None
+        raise InputError(f"{path} is not JSON ({error}); delete it.") from None
     if not isinstance(content, dict) or not {"meta", "classes", "rows"} <= set(content):
         raise InputError(
             f"{path} is no evaluation's: it lacks meta, classes or rows; name the "
@@ -197,9 +205,15 @@ def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:
     path = pathlib.Path(workdir) / "predictions.npz"
     if not path.exists():
         return {}
-    with np.load(path) as stored:
-        keys = [key for key in stored if "/" in key and key == (only or key)]
-        return {key: stored[key] for key in keys}
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            keys = [key for key in stored if "/" in key and key == (only or key)]
+            return {key: stored[key] for key in keys}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); delete it: what it held is lost, the "
+            "scores are not."
+        ) from error
 
 
 def table(rows: Iterable[Row], metric: str, *, where: str) -> str:

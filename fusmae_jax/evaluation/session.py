@@ -66,7 +66,7 @@ class Session:
         if "retrieval" in config.methods and max(config.retrieval.ks) >= len(data.test):
             raise InputError(
                 f"retrieval.ks is {config.retrieval.ks}, and there are "
-                f"{len(data.test)} pairs to search; retrieve fewer than there are."
+                f"{len(data.test)} to search among; retrieve fewer than there are."
             )
         splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
         run.open_workdir(
@@ -205,9 +205,9 @@ class Session:
             self.write()
         name, score = next(iter(found.overall.items()))
         log.info(
-            "%s, %s, %s, %s of the labels: %s %.1f %%",
+            "%s, %s, %s, %s of the labels (draw %d): %s %.1f %%",
             *(rows.TASKS[task], encoder, rows.SENSORS.get(sensors, sensors)),
-            *(rows.percent(subset.fraction), rows.METRICS.get(name, name)),
+            *(rows.percent(subset.fraction), subset.seed, rows.METRICS.get(name, name)),
             100 * score.value,
         )
 

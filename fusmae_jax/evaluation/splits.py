@@ -66,6 +66,11 @@ class Labelled:
         if fraction == 1.0:
             return Subset(fraction, seed, np.arange(len(self.train)))
         pairs = subsets.choose(self.train.labels, fraction, seed)
+        if len(pairs) > max(1, round(fraction * len(self.train))):
+            log.warning(
+                "%g %% of %d pairs is too few to have every class; %d are drawn.",
+                *(100 * fraction, len(self.train), len(pairs)),
+            )
         return Subset(fraction, seed, pairs)
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 
+import jax
 import numpy as np
 
 from data_pipeline import subsets
@@ -28,12 +29,29 @@ def check_config(config) -> None:
     for name in ("finetune.base_lr", "scratch.base_lr", "dense.heads"):
         if not checks.field(config, name):
             raise InputError(f"{name} is empty; give one at least.")
+    recipes = {"finetune": [], "dense": []}
     if "finetune" in config.methods:
-        finetune_recipes(config, {})
+        recipes["finetune"] += finetune_recipes(config, {})
     if "supervised" in config.baselines:
-        finetune_recipes(config, config.scratch)
+        recipes["finetune"] += finetune_recipes(config, config.scratch)
     if "dense" in config.methods:
-        dense_recipes(config)
+        recipes["dense"] += dense_recipes(config)
+    for name, of_task in recipes.items():
+        for recipe in of_task:
+            if recipe.batch_size % jax.device_count():
+                raise InputError(
+                    f"{name}.batch_size={recipe.batch_size} does not divide over "
+                    f"{jax.device_count()} devices; choose a multiple of that."
+                )
+
+
+def check_encoder(config, blocks: int) -> None:
+    """Refuses more blocks than an encoder has."""
+    if "dense" in config.methods and config.dense.blocks > max(blocks, 1):
+        raise InputError(
+            f"dense.blocks is {config.dense.blocks}; this encoder has {blocks} blocks "
+            "behind its XAttnEncoder, if any."
+        )
 
 
 def finetune_recipes(config, changes) -> list[finetune.Recipe]:

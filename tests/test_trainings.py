@@ -1,0 +1,107 @@
+"""Recipes of fine-tuning and dense probing are refused before any work."""
+
+import pytest
+
+from configs import probe_bigearthnet
+from data_pipeline.errors import InputError
+from fusmae_jax import metrics
+from fusmae_jax.evaluation import evaluate, report, trainings
+from tests import judging
+
+
+def config(methods=("finetune", "dense"), baselines=("supervised",), **fields):
+    c = probe_bigearthnet.get_config()
+    c.methods, c.baselines = methods, baselines
+    for name, value in fields.items():
+        part, field = name.split("__")
+        c[part][field] = value
+    return c
+
+
+@pytest.mark.parametrize(
+    "fields, match",
+    [
+        (dict(finetune__base_lr=()), "finetune.base_lr is empty"),
+        (dict(scratch__base_lr=()), "scratch.base_lr is empty"),
+        (dict(dense__heads=()), "dense.heads is empty"),
+        (dict(finetune__batch_size=6), "finetune.batch_size=6 does not .* 4 devices"),
+        (dict(dense__batch_size=6), "dense.batch_size=6 does not .* 4 devices"),
+        (dict(finetune__epochs=0), "finetune.epochs is 0"),
+        (dict(dense__heads=("conv",)), "'conv'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_opened(fields, match):
+    with pytest.raises(InputError, match=match):
+        trainings.check_config(config(**fields))
+
+
+def test_a_recipe_of_a_task_that_is_not_wanted_is_not_looked_at():
+    trainings.check_config(config(("knn",), (), dense__batch_size=6))
+
+
+def test_more_blocks_than_there_are_is_said_before_anything_is_opened():
+    with pytest.raises(InputError, match="dense.blocks is 9; this encoder has 3"):
+        trainings.check_encoder(config(dense__blocks=9), 3)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Both tasks on a few scenes, with a rival, of one head and sensor set."""
+    run, workdir = judging.trained(tmp_path_factory), tmp_path_factory.mktemp("w") / "w"
+    c = judging.config(
+        run,
+        methods=("finetune", "dense"),
+        baselines=("supervised",),
+        sensors=("s1",),
+        fractions=(1.0,),
+        repeats=(1,),
+        finetune__epochs=2,
+        finetune__warmup_epochs=0,
+        finetune__batch_size=8,
+        finetune__base_lr=(1e-3, 1e30),
+        dense__epochs=2,
+        dense__batch_size=8,
+        dense__heads=("linear",),
+        dense__learning_rates=(1e-3, 1e-2),
+    )
+    evaluate.evaluate(c, workdir)
+    return c, workdir
+
+
+def test_both_tasks_leave_their_rows_figures_and_no_checkpoints(judged):
+    _, workdir = judged
+    rows = report.read(workdir)
+    assert [(r.task, r.encoder) for r in rows] == [
+        ("finetune", "Fus-MAE"),
+        ("finetune", "supervised from scratch"),
+        ("dense", "Fus-MAE"),
+    ]
+    assert "miou" in rows[-1].scores.overall and rows[-1].features.startswith("linear")
+    assert not any((workdir / "training").iterdir())
+    names = {path.name for path in (workdir / "figures").iterdir()}
+    assert {"finetune_sensors.png", "dense_confusion.png"} <= names
+    assert set(report.read_predictions(workdir)) == {
+        "finetune/s1/1/0",
+        "finetune/s1/1/0/supervised from scratch",
+    }
+
+
+def test_a_learning_rate_that_diverges_is_left_out(judged):
+    row = report.read(judged[1])[0]
+    assert row.chosen["base_lr"] == 1e-3 and 0.0 <= row.chosen["validation"] <= 1.0
+
+
+def test_an_evaluation_that_is_done_does_nothing_again(judged, monkeypatch):
+    c, workdir = judged
+    before = (workdir / "scores.json").read_bytes()
+    monkeypatch.setattr(trainings, "tune", None)
+    monkeypatch.setattr(trainings.dense, "fit", None)
+    evaluate.evaluate(c, workdir)
+    assert (workdir / "scores.json").read_bytes() == before
+
+
+def test_a_single_rate_that_diverges_stops_with_a_sentence(judged, tmp_path):
+    c = judged[0].copy_and_resolve_references()
+    c.finetune.base_lr, c.methods, c.baselines = (1e30,), ("finetune",), ()
+    with pytest.raises(metrics.Diverged, match="lower learning rates"):
+        evaluate.evaluate(c, tmp_path / "w")
