@@ -1,5 +1,6 @@
 """One evaluation: what is judged, on what, and what is known already."""
 
+import functools
 import logging
 import pathlib
 import shutil
@@ -50,10 +51,9 @@ class Session:
             InputError: it holds something else, or an option cannot work.
         """
         self.config, self.workdir = config, pathlib.Path(workdir)
+        self._pieces = self.workdir / "predictions"
         self.mesh, self.pretrained, self.data = mesh, pretrained, data
-        self.backbone = pretrained.look_at(
-            data.description, "run" if config.normalize == "run" else "data"
-        )
+        self.backbone = pretrained.look_at(data.description, config.normalize)
         self.recipe = features.Recipe(**config.features)
         self.recipe.check(self.backbone.blocks)
         features.check_sensor_sets(config.sensors)
@@ -100,11 +100,14 @@ class Session:
                 found[BASELINES[name]] = None
         return found
 
-    def subsets(self):
-        """The parts of the training labels that are learnt from, smallest first."""
-        for fraction, repeats in zip(self.config.fractions, self.config.repeats):
-            for seed in range(repeats):
-                yield self.data.subset(fraction, seed)
+    @functools.cached_property
+    def subsets(self) -> list[Subset]:
+        """The parts of the training labels that are learnt from, drawn once."""
+        return [
+            self.data.subset(fraction, seed)
+            for fraction, repeats in zip(self.config.fractions, self.config.repeats)
+            for seed in range(repeats)
+        ]
 
     def features(self, encoder: str, params) -> dict[str, dict[str, np.ndarray]]:
         """Features of all splits by one encoder, {split: {sensor set: [N, D]}}."""
@@ -238,10 +241,6 @@ class Session:
                 self.workdir, test.ids, classes, test.labels, found
             )
         shutil.rmtree(self._pieces, ignore_errors=True)
-
-    @property
-    def _pieces(self) -> pathlib.Path:
-        return self.workdir / "predictions"
 
     def training(self, name: str) -> pathlib.Path:
         """Where a training on top of the encoder keeps its checkpoints."""

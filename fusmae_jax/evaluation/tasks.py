@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from fusmae_jax.evaluation import knn, probe, retrieval
+from fusmae_jax.evaluation import knn, probe, retrieval, rows
 from fusmae_jax.evaluation.scores import Scores
 from fusmae_jax.evaluation.session import BASELINES, Session
 from fusmae_jax.evaluation.splits import Subset
@@ -36,7 +36,7 @@ def on_features(session: Session) -> dict:
 def run_knn(session: Session, encoder: str, features) -> None:
     """Labels of the nearest training pairs: nothing is learnt, nothing chosen."""
     options, train = session.config.knn, session.data.train
-    for subset in session.subsets():
+    for subset in session.subsets:
         for s, x in features["train"].items():
             if session.done("knn", encoder, s, subset):
                 continue
@@ -62,7 +62,7 @@ def run_probe(session: Session, encoder: str, features) -> None:
     """A linear layer on frozen features: chosen on validation, tested once."""
     options, data = session.config.probe, session.data
     grid = probe.Grid(options.learning_rates, options.weight_decays)
-    for subset in session.subsets():
+    for subset in session.subsets:
         for s, x in features["train"].items():
             if session.done("probe", encoder, s, subset):
                 continue
@@ -76,7 +76,7 @@ def run_probe(session: Session, encoder: str, features) -> None:
                 epochs=options.epochs,
                 batch_size=min(options.batch_size, len(subset.pairs)),
                 seed=session.config.seed,
-                name=f"probe, {encoder}, {s}, {100 * subset.fraction:g} %",
+                name=f"probe, {encoder}, {s}, {rows.percent(subset.fraction)}",
             )
             if fit.at_edge:
                 log.warning(

@@ -97,7 +97,7 @@ def run_finetune(session: Session, encoder: str, params, changes) -> None:
         session.backbone, params, shown, session.mesh, session.config.sensors
     )
     width = params["encoder"]["global_token"].shape[-1] * shown.copies
-    for subset in session.subsets():
+    for subset in session.subsets:
         for s in session.config.sensors:
             if session.done("finetune", encoder, s, subset):
                 continue
@@ -194,7 +194,7 @@ def run_dense(session: Session) -> None:
     for encoder, params in session.encoders().items():
         if encoder == BASELINES["statistics"]:
             encoder = PIXELS
-        for subset in session.subsets():
+        for subset in session.subsets:
             for s in session.config.sensors:
                 for recipe in recipes:
                     probe_densely(session, encoder, params, subset, s, recipe)
