@@ -1,6 +1,10 @@
-"""Entry point: python launch.py --config=configs/pretrain_base.py [--workdir=DIR]."""
+"""Entry point: python launch.py --config=configs/pretrain_base.py [--workdir=DIR].
+
+Each task imports what it needs when it starts: help and mistakes are told at once.
+"""
 
 import errno
+import gc
 import logging
 import os
 import pathlib
@@ -13,6 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from data_pipeline.errors import InputError
+from fusmae_jax import host, startup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run to launch.")
 _WORKDIR = flags.DEFINE_string(
@@ -95,6 +100,8 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected arguments: {' '.join(argv[1:])}.")
+    host.prepare()  # before JAX starts threads
+    gc.set_threshold(100_000)  # imports and tracing make objects that stay
     log = logging.getLogger("fusmae_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
@@ -105,6 +112,8 @@ def main(argv: list[str]) -> None:
         import jax
 
         jax.distributed.initialize(_COORDINATOR.value, _HOSTS.value, _HOST.value)
+    if config.task != "prepare":  # which never imports jax
+        startup.enable_compile_cache()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     TASKS[config.task](config, _WORKDIR.value or f"runs/{name}")
 

@@ -11,7 +11,7 @@ would wait for input.
 
 Run it twice: the first run may read from disk, the second reads from memory. With
 --copies=N the dataset is rewritten into a temporary folder, N pairs with and without
-compression, and both are timed.
+compression, and both are timed; with --keep=DIR they are written there and stay.
 """
 
 import concurrent.futures
@@ -39,6 +39,7 @@ _SPLIT = flags.DEFINE_string("split", "train", "Which of its splits.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Pairs in a batch.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Batches timed, after 2 to warm up.")
 _COPIES = flags.DEFINE_integer("copies", 0, "Pairs of the rewritten dataset, if any.")
+_KEEP = flags.DEFINE_string("keep", None, "Where rewritten datasets stay.")
 _CONSUMES = flags.DEFINE_float("consumes", 0.0, "Pairs/s that the model consumes.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 
@@ -122,7 +123,7 @@ def rewrite(directory: str, split: str, count: int, out: pathlib.Path, options: 
     """Writes `count` pairs of a dataset, over and over if need be, as another one."""
     source = records.Records(directory, split)
     described = source.description
-    out.mkdir()
+    out.mkdir(parents=True)
 
     def examples():
         for i in range(count):
@@ -170,7 +171,7 @@ def main(argv):
     if _COPIES.value:
         with tempfile.TemporaryDirectory() as folder:
             for name, options in shards.COMPRESSION.items():
-                out = pathlib.Path(folder, name.replace(":", "-"))
+                out = pathlib.Path(_KEEP.value or folder, name.replace(":", "-"))
                 rewrite(_DIR.value, _SPLIT.value, _COPIES.value, out, options)
                 title = f"{_COPIES.value} pairs of {_DIR.value}, compression {name}"
                 best[name] = table(str(out), title)

@@ -1,94 +1,233 @@
 """Times the pretraining step alone, on pairs that are already on the devices.
 
-    python benchmarks/pretrain_step.py --config=configs/pretrain_base.py --batch=256,512
+    python benchmarks/pretrain_step.py --config=configs/pretrain_base.py \\
+        --batch=256,512 --dtype=bfloat16 --remat=none,dots,full --attention=xla,cudnn
 
-Prints a table: compile time, milliseconds a step, images/s, TFLOP/s a device, the
-share of the device's peak where that is known, and peak memory. With --profile=DIR it
-leaves a trace for TensorBoard or Perfetto.
+Every combination of the lists is a row of the table: GFLOP an image needs, seconds to
+compile, milliseconds a step (the median of several groups of steps, and half their
+range), images/s, TFLOP/s a device, share of the device's peak where that is known, and
+the memory that the step takes of a device. What does not fit, or does not work here,
+says so in its row.
+
+With --parts a row is followed by where its step goes: each line is a program that does
+all that the lines above do and one thing more. With --profile=DIR a trace of the
+timed steps is left for TensorBoard or Perfetto.
 """
 
+import contextlib
+import importlib
+import itertools
 import pathlib
+import statistics
 import sys
 import time
 
 import jax
-import numpy as np
 from absl import app, flags, logging
+from flax import nnx
 from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from data_pipeline import layout, synthetic  # noqa: E402
-from fusmae_jax import build, flops, optim, pretrain, sharding  # noqa: E402
+from benchmarks import pairs  # noqa: E402
+from data_pipeline.errors import InputError  # noqa: E402
+from fusmae_jax import (  # noqa: E402
+    build,
+    flops,
+    host,
+    masking,
+    optim,
+    pretrain,
+    sharding,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
-_BATCH = flags.DEFINE_list("batch", [], "Batch sizes; the config's by default.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps timed, after 3 to warm up.")
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps of a timed group.", lower_bound=1)
+_GROUPS = flags.DEFINE_integer("groups", 5, "Groups, after one to warm up.", 1)
+_PARTS = flags.DEFINE_bool("parts", False, "Show where a step goes.")
 _PROFILE = flags.DEFINE_string("profile", None, "Where to leave a trace.")
 
+# What can be swept, as flags that take lists: field of the config, type of its values.
+FIELDS = {
+    "batch": ("batch_size", int),
+    "dtype": ("model.dtype", str),
+    "attention": ("model.attention", str),
+    "remat": ("model.remat", str),
+    "accumulate": ("accumulate", int),
+    "fsdp": ("fsdp", int),
+}
+_LISTS = {
+    "size": flags.DEFINE_list("size", [], "Models of configs/pretrain_SIZE.py."),
+    **{
+        name: flags.DEFINE_list(name, [], f"Values of config.{field}.")
+        for name, (field, _) in FIELDS.items()
+    },
+}
+FORMATS = {
+    "GFLOP": ".3g",
+    "compile s": ".1f",
+    "ms/step": ".1f",
+    "+-": ".1%",
+    "images/s": ".1f",
+    "TFLOP/s": ".2f",
+    "of peak": ".1%",
+    "GiB": ".2f",
+}
 
-def device_batch(contract, size: int, batch_size: int, mesh):
-    """A batch of synthetic pairs on the devices."""
-    fields = layout.native(size).fields(contract)
-    scenes = synthetic.Scenes(16, size=size, fields=fields)
-    pairs = [scenes[i] for i in range(16)]
-    places = np.arange(batch_size) % 16
-    return sharding.to_devices(
-        {name: np.stack([pairs[i][name] for i in places]) for name in pairs[0]}, mesh
-    )
+
+def combinations(config):
+    """Yields the chosen values of every row by name, and the row's config."""
+    lists = {name: flag.value for name, flag in _LISTS.items() if flag.value}
+    lists.setdefault("batch", [str(config.batch_size)])
+    for values in itertools.product(*lists.values()):
+        chosen, mine = dict(zip(lists, values)), config.copy_and_resolve_references()
+        if "size" in chosen:
+            module = importlib.import_module(f"configs.pretrain_{chosen['size']}")
+            mine.model.update(module.get_config().model)
+        for name in chosen.keys() & FIELDS.keys():
+            field, kind = FIELDS[name]
+            mine.update_from_flattened_dict({field: kind(chosen[name])})
+        yield chosen, mine
 
 
-def measure(config, batch_size: int) -> dict[str, float]:
-    """Compiles and times the step at one batch size."""
-    mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
-    rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
-    state, _, step = pretrain.compile_step(config, objective, mesh, rate)
-    fields = device_batch(objective.contract, config.data.size, batch_size, mesh)
-    start = time.perf_counter()
-    state, metrics = step(state, fields)
-    jax.block_until_ready(metrics)
-    compiled = time.perf_counter() - start
-    for _ in range(3):
-        state, metrics = step(state, fields)
-    jax.block_until_ready(metrics)
-    if _PROFILE.value:
-        jax.profiler.start_trace(_PROFILE.value)
-    start = time.perf_counter()
-    for _ in range(_STEPS.value):
-        state, metrics = step(state, fields)
-    jax.block_until_ready(metrics)
-    seconds = (time.perf_counter() - start) / _STEPS.value
-    if _PROFILE.value:
-        jax.profiler.stop_trace()
+def time_calls(call, trace: str | None = None) -> tuple[float, float]:
+    """Seconds of one call, and half the range of its groups as a share of them."""
 
-    device = jax.devices()[0]
-    bands = {s: len(names) for s, names in config.bands.items()}
-    work = flops.train_step_flops(config.model.to_dict(), bands, config.mask.ratio)
-    per_device = batch_size * work / seconds / jax.device_count()
-    peak = flops.peak(device.device_kind)
-    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    return {
-        "compile s": compiled,
-        "ms/step": 1e3 * seconds,
-        "images/s": batch_size / seconds,
-        "TFLOP/s": per_device / 1e12,
-        "of peak": per_device / peak if peak else float("nan"),
-        "GiB": memory / 2**30 if memory else float("nan"),
-    }
+    def group() -> float:
+        start = time.perf_counter()
+        for _ in range(_STEPS.value):
+            result = call()
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / _STEPS.value
+
+    group()
+    with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
+        seconds = [group() for _ in range(_GROUPS.value)]
+    median = statistics.median(seconds)
+    return median, (max(seconds) - min(seconds)) / 2 / median
+
+
+class Run:
+    """The step of a config, ready to be timed."""
+
+    def __init__(self, config):
+        self.config, self.mesh = config, sharding.make_mesh(config.fsdp)
+        self.objective = build.objective(config)
+        self.rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
+        self.state, _, step = pretrain.compile_step(
+            config, self.objective, self.mesh, self.rate
+        )
+        self.fields = sharding.to_devices(
+            pairs.host_batch(config, config.batch_size), self.mesh
+        )
+        start = time.perf_counter()
+        self.compiled = step.lower(self.state, self.fields).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def step(self):
+        """Takes a step; what it returns ends with it."""
+        self.state, metrics = self.compiled(self.state, self.fields)
+        return metrics
+
+    def row(self) -> dict[str, float | None]:
+        """Times the step; cells of the table by name."""
+        seconds, spread = time_calls(self.step, _PROFILE.value)
+        work, batch = flops.per_image(self.config), self.config.batch_size
+        rate = batch * work / seconds / jax.device_count()
+        peak = pretrain.device_peak(self.config)
+        return {
+            "GFLOP": work / 1e9,
+            "compile s": self.compile_seconds,
+            "ms/step": 1e3 * seconds,
+            "+-": spread,
+            "images/s": batch / seconds,
+            "TFLOP/s": rate / 1e12,
+            "of peak": peak and rate / peak,
+            "GiB": pretrain.step_memory(self.compiled) / 2**30,
+        }
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of programs that do more and more of a step, by what comes last."""
+        if self.config.accumulate > 1:
+            raise InputError("--parts needs batches that go through in one piece.")
+        graphdef, _ = build.abstract_model(self.config)
+        objective, params, fields = self.objective, self.state.params, self.fields
+        keep = masking.num_visible(objective.num_patches, self.config.mask.ratio)
+        key = jax.random.key(0)
+
+        def images(draw, fields):
+            return {s: objective.see(fields, draw.view, s) for s in masking.SENSORS}
+
+        def loss(params, fields, draw):
+            return objective(nnx.merge(graphdef, params), fields, draw)[0]
+
+        @jax.jit
+        def views(fields):
+            return images(objective.draw(key, self.config.batch_size), fields)
+
+        @jax.jit
+        def choose(fields):
+            draw = objective.draw(key, self.config.batch_size)
+            masks = [masking.mask_from_noise(x, keep) for x in draw.noise.values()]
+            return images(draw, fields), masks
+
+        @jax.jit
+        def forward(params, fields):
+            return loss(params, fields, objective.draw(key, self.config.batch_size))
+
+        @jax.jit
+        def backward(params, fields):
+            draw = objective.draw(key, self.config.batch_size)
+            return jax.value_and_grad(loss)(params, fields, draw)
+
+        calls = {
+            "resample, normalise": lambda: views(fields),
+            "draw masks": lambda: choose(fields),
+            "forward": lambda: forward(params, fields),
+            "backward": lambda: backward(params, fields),
+            "update": self.step,  # comes last: it gives the parameters away
+        }
+        return {name: time_calls(call)[0] for name, call in calls.items()}
+
+
+def print_parts(seconds: dict[str, float]) -> None:
+    """Prints what each part adds to those before."""
+    whole, before = seconds["update"], 0.0
+    for name, total in seconds.items():
+        added = total - before
+        print(f"{name:>28} {1e3 * added:>10.1f} ms {added / whole:>7.1%}", flush=True)
+        before = total
+
+
+def measure(config) -> tuple[str, dict[str, float]]:
+    """Cells of one row, or what went wrong instead, and seconds by part if wanted."""
+    try:
+        run = Run(config)
+        cells = [
+            "-" if value is None else format(value, FORMATS[name])
+            for name, value in run.row().items()
+        ]
+        return "".join(f"{x:>11}" for x in cells), run.parts() if _PARTS.value else {}
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return "  out of memory", {}
+        return f"  {type(error).__name__}: {error}".splitlines()[0][:76], {}
 
 
 def main(argv):
     del argv
+    host.prepare()
     logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value
     kind = jax.devices()[0].device_kind
     print(f"{jax.device_count()} x {kind}, jax {jax.__version__}")
-    for i, batch_size in enumerate(_BATCH.value or [config.batch_size]):
-        row = measure(config, int(batch_size))
+    for i, (chosen, config) in enumerate(combinations(_CONFIG.value)):
         if not i:
-            print(f"{'batch':>6}" + "".join(f"{name:>11}" for name in row))
-        cells = "".join(f"{value:>11.2f}" for value in row.values())
-        print(f"{batch_size:>6}{cells}", flush=True)
+            names = "".join(f"{name:>11}" for name in FORMATS)
+            print("".join(f"{name:>10}" for name in chosen) + names)
+        cells, parts = measure(config)
+        print("".join(f"{x:>10}" for x in chosen.values()) + cells, flush=True)
+        if parts:
+            print_parts(parts)
 
 
 if __name__ == "__main__":

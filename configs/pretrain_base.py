@@ -52,6 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
         decoder_depth=2,
         decoder_heads=8,
         dtype="bfloat16",  # of matrix products; parameters stay float32
+        attention="auto",  # or "xla", "cudnn"
+        remat="none",  # or "dots", "full": less memory, more time
     )
     c.loss = dict(normalize="patch", weight_s1=1.0, weight_s2=1.0)  # "none", "group"
 

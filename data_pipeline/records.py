@@ -10,8 +10,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 
-import grain
 import numpy as np
+from array_record.python import array_record_data_source
 from google.protobuf import message
 from tensorflow_datasets.proto import tf_feature_pb2
 
@@ -140,9 +140,9 @@ class Records:
         """Place and time of all records, [N] as str, "" where unknown."""
         return self.index["place"]
 
-    def _open(self) -> grain.sources.ArrayRecordDataSource:
+    def _open(self) -> array_record_data_source.ArrayRecordDataSource:
         try:
-            source = grain.sources.ArrayRecordDataSource(
+            source = array_record_data_source.ArrayRecordDataSource(
                 [os.fspath(path) for path in self._info.filepaths]
             )
         except RuntimeError as error:

@@ -5,7 +5,7 @@ band, without learning anything. NumPy; used on a few held-out pairs.
 """
 
 import numpy as np
-from scipy import spatial
+import scipy
 
 
 def visible_mean(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
@@ -22,7 +22,7 @@ def nearest_patch(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
     del patch_size
     side = round(len(patches) ** 0.5)
     places = np.indices((side, side)).reshape(2, -1).T
-    _, nearest = spatial.cKDTree(places[~hidden]).query(places[hidden])
+    _, nearest = scipy.spatial.cKDTree(places[~hidden]).query(places[hidden])
     filled = patches.copy()
     filled[hidden] = patches[~hidden][nearest]
     return filled
@@ -38,7 +38,7 @@ def inverse_distance(
     y, x = np.indices((patch_size, patch_size)).reshape(2, 1, -1)
     places = np.stack([rows + y, cols + x], axis=-1)  # [N, P*P, 2]
     pixels = patches.reshape(n, patch_size**2, -1)
-    tree = spatial.cKDTree(places[~hidden].reshape(-1, 2))
+    tree = scipy.spatial.cKDTree(places[~hidden].reshape(-1, 2))
     k = np.arange(1, min(neighbours, tree.n) + 1)
     distance, nearest = tree.query(places[hidden].reshape(-1, 2), k=k)
     weight = 1.0 / distance**2

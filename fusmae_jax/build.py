@@ -13,7 +13,7 @@ from data_pipeline import sensors
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
-from fusmae_jax import checkpoint, optim, sharding
+from fusmae_jax import checkpoint, optim, sharding, train
 from fusmae_jax.model import FusMAE
 from fusmae_jax.objective import Objective
 
@@ -58,10 +58,10 @@ def check_data(
     return description.layout.fields(contract)
 
 
-def model(config) -> Callable[..., FusMAE]:
-    """What makes the model, given `rngs`."""
+def model(config, **changes) -> Callable[..., FusMAE]:
+    """What makes the model, given `rngs`; `changes` go before the config."""
     bands = {s: len(names) for s, names in config.bands.items()}
-    return functools.partial(FusMAE, bands=bands, **config.model)
+    return functools.partial(FusMAE, bands=bands, **{**config.model, **changes})
 
 
 def objective(
@@ -105,17 +105,21 @@ def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
-def abstract_model(config) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model's graph definition and the shapes of its parameters.
+def abstract_model(config, **changes) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's graph definition and the shapes of its parameters; see `model`.
 
     Raises:
         InputError: sizes that do not divide; nothing has been allocated yet.
     """
-    return nnx.split(nnx.eval_shape(lambda: model(config)(rngs=nnx.Rngs(0))))
+    def make(key):
+        return nnx.split(model(config, **changes)(rngs=train.Keys(key)))
+
+    return jax.eval_shape(make, jax.random.key(0))
 
 
 def abstract_params(config, mesh: Mesh):
     """The same, with every parameter laid out whole on `mesh`, to be restored."""
-    graphdef, params = abstract_model(config)
+    # How it was trained does not matter any more, and there may be no cuDNN here.
+    graphdef, params = abstract_model(config, attention="auto", remat="none")
     layout = jax.tree.map(lambda _: sharding.whole(mesh), params)
     return graphdef, checkpoint.abstract(params, layout)

@@ -18,11 +18,18 @@ class XAttnDecoder(nnx.Module):
     stood for as in `XAttnEncoder`.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        implementation: str = "auto",
+    ):
+        kw = dict(dtype=dtype, rngs=rngs, implementation=implementation)
         self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.attn = layers.per_sensor(
-            lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
-        )
+        self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
@@ -44,7 +51,11 @@ class XAttnDecoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Redraws all patches of one sensor from its visible tokens, as MAE's decoder."""
+    """Redraws patches of one sensor from its visible tokens, as MAE's decoder.
+
+    Tokens stay in the order of the mask, the visible ones first: attention does not
+    mind, and what is asked for last lies at the end.
+    """
 
     def __init__(
         self,
@@ -58,24 +69,40 @@ class Decoder(nnx.Module):
         num_heads: int,
         dtype,
         rngs: nnx.Rngs,
+        attention: str = "auto",
     ):
         self.side, self.dim = side, dim
         patches.sincos_2d(side, dim)  # refuses a width without positions, now
         kw = dict(dtype=dtype, rngs=rngs)
-        init = dict(kernel_init=layers.xavier)
-        self.bridge = nnx.Linear(encoder_dim, dim, **init, **kw)
+        self.bridge = layers.Linear(encoder_dim, dim, **kw)
         self.mask_token = layers.token(nnx.initializers.normal(0.02), dim, rngs)
         self.blocks = nnx.List(
-            [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
+            [
+                layers.Block(dim, num_heads, implementation=attention, **kw)
+                for _ in range(depth)
+            ]
         )
         self.norm = layers.layer_norm(dim, rngs)
-        self.predict = nnx.Linear(dim, patch_size**2 * bands, **init, **kw)
+        self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
 
-    def __call__(self, visible: jax.Array, mask: masking.Mask) -> jax.Array:
-        """Predicts patches [B, N, E] from visible tokens [B, K, D]."""
+    def __call__(
+        self, visible: jax.Array, mask: masking.Mask, whole: bool = False
+    ) -> jax.Array:
+        """Predicts patches [B, M, E] from visible tokens [B, K, D].
+
+        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`.
+        """
+        b, k, _ = visible.shape
+        blanks = jnp.broadcast_to(
+            self.mask_token[...], (b, mask.hidden.shape[1], self.dim)
+        )
         x = self.bridge(visible).astype(jnp.float32)
-        x = masking.restore_tokens(x, self.mask_token[...], mask)
-        x = x + patches.sincos_2d(self.side, self.dim)[None]
-        for block in self.blocks:
+        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
+        x = jnp.concatenate([x, blanks], axis=1)
+        x = x + code.at[mask.order].get(mode="promise_in_bounds")
+        first = 0 if whole else k
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.predict(self.norm(x)).astype(jnp.float32)
+        for block in self.blocks[-1:]:
+            x, first = block(x, first=first), 0
+        return self.predict(self.norm(x[:, first:])).astype(jnp.float32)

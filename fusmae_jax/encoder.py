@@ -8,9 +8,17 @@ from flax import nnx
 
 from data_pipeline.errors import InputError
 from fusmae_jax import layers, patches
+from fusmae_jax.attention import IMPLEMENTATIONS
 from fusmae_jax.masking import SENSORS
 
 OTHER = {"s1": "s2", "s2": "s1"}
+
+# What of a block is kept for the gradient instead of computed again, and how.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 # Which samples have a sensor, {sensor: [B] bool}; None where all have both.
 Present = dict[str, jax.Array]
@@ -27,11 +35,18 @@ class XAttnEncoder(nnx.Module):
     drops no sensor, and then adds the biases alone.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        implementation: str = "auto",
+    ):
+        kw = dict(dtype=dtype, rngs=rngs, implementation=implementation)
         self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.attn = layers.per_sensor(
-            lambda: layers.Attention(dim, num_heads, dtype=dtype, rngs=rngs)
-        )
+        self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
@@ -90,6 +105,8 @@ class Encoder(nnx.Module):
         fuse_early: bool,
         dtype,
         rngs: nnx.Rngs,
+        attention: str = "auto",
+        remat: str = "none",
     ):
         if set(bands) != set(SENSORS) or min(bands.values()) < 1:
             raise InputError(
@@ -97,24 +114,28 @@ class Encoder(nnx.Module):
             )
         if depth < 1:
             raise InputError(f"The encoder needs a block at least, got depth={depth}.")
+        for value, allowed, name in (
+            (attention, IMPLEMENTATIONS, "attention"),
+            (remat, tuple(REMAT), "remat"),
+        ):
+            if value not in allowed:
+                raise InputError(
+                    f"model.{name} is {value!r}; choose one of {list(allowed)}."
+                )
         self.side = patches.grid_side(image_size, patch_size)
-        self.dim = dim
+        self.dim, self.remat = dim, remat
         patches.sincos_2d(self.side, dim)  # refuses a width without positions, now
         kw = dict(dtype=dtype, rngs=rngs)
         self.embed = nnx.Dict(
-            {
-                s: nnx.Linear(
-                    patch_size**2 * bands[s], dim, kernel_init=layers.xavier, **kw
-                )
-                for s in SENSORS
-            }
+            {s: layers.Linear(patch_size**2 * bands[s], dim, **kw) for s in SENSORS}
         )
-        self.fuse = XAttnEncoder(dim, num_heads, **kw) if fuse_early else None
+        deep = dict(implementation=attention, **kw)
+        self.fuse = XAttnEncoder(dim, num_heads, **deep) if fuse_early else None
         normal = nnx.initializers.normal(0.02)
         self.absent = layers.per_sensor(lambda: layers.token(normal, dim, rngs))
         self.global_token = layers.token(normal, dim, rngs)
         self.blocks = nnx.List(
-            [layers.Block(dim, num_heads, **kw) for _ in range(depth - int(fuse_early))]
+            [layers.Block(dim, num_heads, **deep) for _ in range(depth - fuse_early)]
         )
         self.norm = layers.layer_norm(dim, rngs)
 
@@ -174,6 +195,8 @@ class Encoder(nnx.Module):
         )
         outputs = []
         for i, block in enumerate(self.blocks):
+            if self.remat != "none":
+                block = jax.checkpoint(block, policy=REMAT[self.remat])
             x = block(x, mask, None if branches is None else branches[i])
             outputs.append(x)
         # Behind no block at all there is still what went in.

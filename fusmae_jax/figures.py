@@ -1,11 +1,13 @@
-"""Figures a person looks at: reconstructions, and the course of the loss."""
+"""Figures a person looks at: reconstructions, and the course of the loss.
+
+Matplotlib is imported when something is drawn: the first step need not wait for it.
+"""
 
 import io
 import pathlib
 import textwrap
 
 import numpy as np
-from matplotlib import figure, image, patches
 
 from data_pipeline.looks import picture
 
@@ -13,7 +15,7 @@ GREY = 0.82  # of hidden patches
 COLUMNS = ("input", "masked", "prediction", "target")
 
 
-def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
+def reconstruction_figure(samples, contract, *, note: str):
     """Draws input, masked view, prediction and target of both sensors.
 
     Args:
@@ -24,6 +26,8 @@ def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
         contract: the sensors by name.
         note: a line under the figure.
     """
+    from matplotlib import figure, patches
+
     rows, cols = len(samples), 2 * len(COLUMNS)
     fig = figure.Figure(figsize=(1.75 * cols, 1.75 * rows + 0.75), layout="constrained")
     axes = fig.subplots(rows, cols, squeeze=False)
@@ -55,8 +59,10 @@ def reconstruction_figure(samples, contract, *, note: str) -> figure.Figure:
     return fig
 
 
-def loss_figure(rows: list[dict]) -> figure.Figure:
+def loss_figure(rows: list[dict]):
     """Draws training and held-out losses of the rows of `metrics.jsonl` by step."""
+    from matplotlib import figure
+
     fig = figure.Figure(figsize=(7, 4), layout="constrained")
     ax = fig.subplots()
     for name, style, label in (
@@ -76,8 +82,10 @@ def loss_figure(rows: list[dict]) -> figure.Figure:
     return fig
 
 
-def save(fig: figure.Figure, path) -> np.ndarray:
+def save(fig, path) -> np.ndarray:
     """Writes a PNG, replacing it whole, and returns its pixels [H, W, 3] uint8."""
+    from matplotlib import image
+
     path = pathlib.Path(path)
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=120, format="png")

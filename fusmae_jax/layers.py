@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
+from fusmae_jax import attention, products
 from fusmae_jax.masking import SENSORS
-
-xavier = nnx.initializers.xavier_uniform()
 
 
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -41,21 +40,44 @@ def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array
     return jnp.where(present[:, None, None], x, jnp.broadcast_to(instead, x.shape))
 
 
+class Linear(nnx.Module):
+    """An affine map of the last axis, its product in `dtype`."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs):
+        xavier = nnx.initializers.xavier_uniform()
+        self.dtype = jnp.dtype(dtype)
+        self.kernel = nnx.Param(xavier(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [B, N, K] to [B, N, outputs], of `dtype`."""
+        y = products.matmul(x, self.kernel[...], self.dtype)
+        return (y + self.bias[...].astype(y.dtype)[None, None]).astype(self.dtype)
+
+
 class Attention(nnx.Module):
     """Multi-head attention from `x` to `context`, which may be `x` itself."""
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        implementation: str = "auto",
+    ):
         if dim <= 0 or num_heads <= 0 or dim % num_heads:
             raise InputError(
                 f"Width {dim} does not divide into {num_heads} heads; choose a "
                 "width that is a multiple of the number of heads."
             )
-        self.num_heads = num_heads
-        kw = dict(kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.query = nnx.Linear(dim, dim, **kw)
-        self.key = nnx.Linear(dim, dim, **kw)
-        self.value = nnx.Linear(dim, dim, **kw)
-        self.out = nnx.Linear(dim, dim, **kw)
+        self.num_heads, self.implementation = num_heads, implementation
+        kw = dict(dtype=dtype, rngs=rngs)
+        self.query = Linear(dim, dim, **kw)
+        self.key = Linear(dim, dim, **kw)
+        self.value = Linear(dim, dim, **kw)
+        self.out = Linear(dim, dim, **kw)
 
     def __call__(
         self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
@@ -68,11 +90,12 @@ class Attention(nnx.Module):
         def heads(t):  # [B, N, D] -> [B, N, h, d]
             return t.reshape(*t.shape[:2], self.num_heads, -1)
 
-        y = jax.nn.dot_product_attention(
+        y = attention.attend(
             heads(self.query(x)),
             heads(self.key(context)),
             heads(self.value(context)),
-            mask=None if mask is None else mask[:, None, None],
+            mask,
+            self.implementation,
         )
         return self.out(y.reshape(x.shape))
 
@@ -81,9 +104,8 @@ class Mlp(nnx.Module):
     """Two-layer perceptron with exact GELU, `ratio` times as wide inside."""
 
     def __init__(self, dim: int, *, ratio: int = 4, dtype, rngs: nnx.Rngs):
-        kw = dict(kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(dim, ratio * dim, **kw)
-        self.down = nnx.Linear(ratio * dim, dim, **kw)
+        self.up = Linear(dim, ratio * dim, dtype=dtype, rngs=rngs)
+        self.down = Linear(ratio * dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(nnx.gelu(self.up(x), approximate=False))
@@ -92,29 +114,40 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block with self-attention."""
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+        implementation: str = "auto",
+    ):
+        kw = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(dim, rngs)
-        self.attn = Attention(dim, num_heads, dtype=dtype, rngs=rngs)
+        self.attn = Attention(dim, num_heads, implementation=implementation, **kw)
         self.norm2 = layer_norm(dim, rngs)
-        self.mlp = Mlp(dim, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, **kw)
 
     def __call__(
         self,
         x: jax.Array,
         mask: jax.Array | None = None,
         branches: jax.Array | None = None,
+        first: int = 0,
     ) -> jax.Array:
-        """Maps tokens [B, N, D] to tokens [B, N, D].
+        """Maps tokens [B, N, D] to tokens [B, N - first, D].
 
         Args:
             x: the tokens.
             mask: False for tokens that no other may attend to, [B, N].
             branches: what attention and MLP count in each sample, [2, B]; see
                 `drop_path`.
+            first: the first token wanted; those before it are attended to only.
         """
         y = self.norm1(x)
-        y = self.attn(y, y, mask)
-        x = x + (y if branches is None else y * branches[0, :, None, None])
+        y = self.attn(y[:, first:], y, mask)
+        x = x[:, first:] + (y if branches is None else y * branches[0, :, None, None])
         y = self.mlp(self.norm2(x))
         return x + (y if branches is None else y * branches[1, :, None, None])
 

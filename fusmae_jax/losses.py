@@ -69,9 +69,9 @@ def hidden_error(
     """Mean squared error over hidden patches only.
 
     Args:
-        predicted: [B, N, E].
-        target: [B, N, E].
-        hidden: how much each patch counts, 0.0 where it was visible, [B, N].
+        predicted: [B, M, E].
+        target: [B, M, E].
+        hidden: how much each patch counts, 0.0 where it was visible, [B, M].
     """
     error = jnp.square(predicted.astype(jnp.float32) - target).mean(axis=-1)
     return (error * hidden).sum() / hidden.sum()

@@ -1,4 +1,4 @@
-"""Random masks: which patches the encoder sees, and how to put tokens back."""
+"""Random masks: which patches the encoder sees, and how to put patches back."""
 
 from typing import NamedTuple
 
@@ -15,14 +15,17 @@ class Mask(NamedTuple):
     """A per-sample choice of visible patches.
 
     Attributes:
-        keep: indices of the visible patches, [B, K] int32, in shuffled order.
-        restore: position of every patch in `visible ++ hidden` order, [B, N] int32.
-        hidden: 1.0 where a patch is hidden, 0.0 where it is visible, [B, N].
+        visible: places of the visible patches, [B, K] int32, in shuffled order.
+        hidden: places of the others, [B, N - K] int32, likewise.
     """
 
-    keep: jax.Array
-    restore: jax.Array
+    visible: jax.Array
     hidden: jax.Array
+
+    @property
+    def order(self) -> jax.Array:
+        """Places of all patches, the visible ones first, [B, N]."""
+        return jnp.concatenate([self.visible, self.hidden], axis=1)
 
 
 def num_visible(num_patches: int, ratio: float) -> int:
@@ -75,32 +78,17 @@ def draw_present(key: jax.Array, batch: int, rate: float) -> dict[str, jax.Array
 
 def mask_from_noise(noise: jax.Array, num_keep: int) -> Mask:
     """Keeps the `num_keep` patches with the least noise [B, N] of each sample."""
-    shuffle = jnp.argsort(noise, axis=1)
-    restore = jnp.argsort(shuffle, axis=1)
-    hidden = (restore >= num_keep).astype(jnp.float32)
-    return Mask(shuffle[:, :num_keep], restore, hidden)
+    order = jnp.argsort(noise, axis=1)
+    return Mask(order[:, :num_keep], order[:, num_keep:])
 
 
 def take(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-    """Gathers tokens [B, N, D] at ids [B, K] into [B, K, D]."""
+    """Gathers tokens [B, N, ...] at ids [B, K] into [B, K, ...]."""
+    ids = ids.reshape(*ids.shape, *(1,) * (tokens.ndim - 2))
     # The ids are argsorts, so always in bounds; saying so saves the clamping.
-    return jnp.take_along_axis(
-        tokens, ids[..., None], axis=1, mode="promise_in_bounds"
-    )
+    return jnp.take_along_axis(tokens, ids, axis=1, mode="promise_in_bounds")
 
 
-def restore_tokens(visible: jax.Array, mask_token: jax.Array, mask: Mask) -> jax.Array:
-    """Fills hidden places with `mask_token` and returns tokens in image order.
-
-    Args:
-        visible: encoded visible tokens, [B, K, D].
-        mask_token: learned placeholder, [D].
-        mask: the mask that selected `visible`.
-
-    Returns:
-        Tokens in image order, [B, N, D].
-    """
-    b, k, d = visible.shape
-    n = mask.restore.shape[1]
-    blanks = jnp.broadcast_to(mask_token.astype(visible.dtype), (b, n - k, d))
-    return take(jnp.concatenate([visible, blanks], axis=1), mask.restore)
+def put_back(tokens: jax.Array, mask: Mask) -> jax.Array:
+    """Brings tokens [B, N, ...] from `mask.order` to the order of the image."""
+    return take(tokens, jnp.argsort(mask.order, axis=1))

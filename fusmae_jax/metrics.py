@@ -1,5 +1,8 @@
 """Metrics to `metrics.jsonl`, TensorBoard, and the terminal."""
 
+import collections
+import concurrent.futures
+import functools
 import json
 import logging
 import math
@@ -8,11 +11,10 @@ import sys
 import time
 
 import jax
-import tensorboardX
 import tqdm
 
 from data_pipeline.errors import InputError
-from fusmae_jax import flops, views
+from fusmae_jax import views
 
 log = logging.getLogger("fusmae_jax")
 
@@ -32,7 +34,8 @@ class MetricWriter:
     def __init__(self, workdir, *, first_step: int = 0):
         """Opens the run's metrics, forgetting what was logged after `first_step`."""
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
-        self._pending, self._board = None, None
+        self._workdir, self._first_step = pathlib.Path(workdir), first_step
+        self._pending = None
         if jax.process_index() == 0:
             if self._path.exists():
                 rows = read_metrics(workdir)
@@ -40,9 +43,15 @@ class MetricWriter:
                 aside = self._path.with_name("metrics.jsonl.part")
                 aside.write_text("".join(json.dumps(r) + "\n" for r in kept))
                 aside.replace(self._path)
-            self._board = tensorboardX.SummaryWriter(
-                str(pathlib.Path(workdir) / "tensorboard"), purge_step=first_step + 1
-            )
+
+    @functools.cached_property
+    def _board(self):
+        """TensorBoard's file, opened for the first row: importing it is slow."""
+        import tensorboardX
+
+        return tensorboardX.SummaryWriter(
+            str(self._workdir / "tensorboard"), purge_step=self._first_step + 1
+        )
 
     def __enter__(self):
         return self
@@ -52,7 +61,7 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes TensorBoard's file; what was not flushed is lost."""
-        if self._board is not None:
+        if "_board" in vars(self):
             self._board.close()
 
     def write(self, step: int, metrics: dict) -> dict | None:
@@ -87,7 +96,7 @@ class MetricWriter:
 
     def add_figure(self, name: str, image, step: int) -> None:
         """Shows an RGB image [H, W, 3] uint8 in TensorBoard."""
-        if self._board is not None:
+        if jax.process_index() == 0:
             self._board.add_image(name, image, step, dataformats="HWC")
 
 
@@ -148,16 +157,14 @@ class Progress:
             self._bar.update()
 
     def show(self, row: dict | None) -> None:
-        """Shows a logged row: loss, rate, and the time left."""
+        """Shows a logged row: loss, rates, and the time left."""
         if row is None or jax.process_index() != 0:
             return
         if row.get("invalid_pixels") and not self._warned:
             self._warned = True
             warning = f"Step {row['step']}: {row['invalid_pixels']:.0f} pixels"
             log.warning("%s %s", warning, views.INVALID_ADVICE)
-        text = f"loss {row['loss']:.4f}"
-        if "images_per_sec" in row:
-            text += f", {row['images_per_sec']:.1f} img/s"
+        text = ", ".join([f"loss {row['loss']:.4f}", *rate_words(row)])
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return
@@ -177,33 +184,77 @@ class Progress:
             self._bar.close()
 
 
-class Clock:
-    """Rates over the steps between two logged ones."""
+def rate_words(row: dict) -> list[str]:
+    """What `Clock.rates` said, as far as it is in the row, in words."""
+    words = (
+        ("images_per_sec", "{:.1f} img/s"),
+        ("tflops_per_device", "{:.3g} TFLOP/s a device"),
+        ("mfu", "{:.1%} MFU"),
+        ("data_wait", "{:.1%} waiting for data"),
+    )
+    return [text.format(row[name]) for name, text in words if name in row]
 
-    def __init__(self, config):
-        bands = {s: len(names) for s, names in config.bands.items()}
-        self._flops = flops.train_step_flops(
-            config.model.to_dict(), bands, config.mask.ratio
-        )
-        self._batch = config.batch_size
-        self._peak = flops.peak(jax.devices()[0].device_kind)
+
+class Clock:
+    """Rates over the steps between two logged ones; holds the host back.
+
+    Steps run after they have been dispatched, several of them ahead. A thread waits for
+    each and notes when it has ended: that alone counts, so nothing looks faster for
+    being asynchronous, and the host need not stop to know.
+    """
+
+    def __init__(self, batch_size: int, work: int, peak: float | None, *, ahead: int):
+        """Starts an interval.
+
+        Args:
+            batch_size: pairs of a step.
+            work: FLOPs of a pair.
+            peak: of one device in FLOP/s, if known.
+            ahead: steps that may be under way.
+        """
+        self._batch, self._work, self._peak = batch_size, work, peak
+        self._ahead, self._running = ahead, collections.deque()
+        self._watcher = concurrent.futures.ThreadPoolExecutor(1)
         self.restart()
 
     def restart(self) -> None:
-        """Starts an interval."""
-        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
+        """Waits for all steps, counts none of them, and starts an interval."""
+        while self._running:
+            self._running.popleft()[-1].result()
+        self._start = self._ended = time.monotonic()
+        self._steps, self._waited = 0, 0.0
 
-    def step(self, waited: float) -> None:
-        """Counts a step whose batch was `waited` seconds in coming."""
-        self._steps, self._waited = self._steps + 1, self._waited + waited
+    def step(self, asked: float, came: float, result: jax.Array) -> None:
+        """Takes a step just dispatched; waits for the one `ahead` steps before it.
+
+        Args:
+            asked: when its batch was asked for, by `time.monotonic`.
+            came: when the batch was there.
+            result: of the step.
+        """
+        ended = self._watcher.submit(self._ended_at, result)
+        self._running.append((asked, came, ended))
+        if len(self._running) > self._ahead:
+            asked, came, ended = self._running.popleft()
+            # Before the last step ended, the devices did not wait for data.
+            self._waited += max(0.0, came - max(asked, self._ended))
+            self._ended, self._steps = ended.result(), self._steps + 1
+
+    def _ended_at(self, result: jax.Array) -> float:
+        result.block_until_ready()
+        return time.monotonic()
 
     def rates(self) -> dict[str, float]:
-        """The interval's rates, none if it is empty; starts the next one."""
+        """Rates of the steps that ended in the interval, none if none did.
+
+        Starts the next interval. `data_wait` is the share of time in which the devices
+        had nothing to do because the next batch was not there.
+        """
         if not self._steps:
             return {}
-        elapsed = time.monotonic() - self._start
+        elapsed = self._ended - self._start
         images = self._steps * self._batch / elapsed
-        per_device = images * self._flops / jax.device_count()
+        per_device = images * self._work / jax.device_count()
         rates = {
             "images_per_sec": images,
             "data_wait": self._waited / elapsed,
@@ -211,5 +262,5 @@ class Clock:
         }
         if self._peak is not None:
             rates["mfu"] = per_device / self._peak
-        self.restart()
+        self._start, self._steps, self._waited = self._ended, 0, 0.0
         return rates

@@ -13,11 +13,11 @@ from fusmae_jax.masking import SENSORS
 
 
 class Reconstruction(NamedTuple):
-    """The autoencoder's answer, {sensor: [B, N, E]} each.
+    """The autoencoder's answer, {sensor: [B, M, E]} each.
 
     Attributes:
         predicted: predicted patches, in the space of the loss's targets.
-        patches: the patches of the images that were given.
+        patches: the same patches of the images that were given.
     """
 
     predicted: dict[str, jax.Array]
@@ -43,6 +43,10 @@ class FusMAE(nnx.Module):
         decoder_depth: blocks of each decoder.
         decoder_heads: attention heads of the decoders.
         dtype: of matrix products; parameters stay float32.
+        attention: who computes it, see `attention.attend`.
+        remat: what of an encoder block is computed again for the gradient: "none",
+            "dots" (all but the products of its linear layers) or "full"; less memory,
+            more time.
         rngs: key of the initial parameters.
 
     Raises:
@@ -64,6 +68,8 @@ class FusMAE(nnx.Module):
         decoder_depth: int = 2,
         decoder_heads: int = 8,
         dtype: str = "float32",
+        attention: str = "auto",
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
         kw = dict(dtype=jnp.dtype(dtype), rngs=rngs)
@@ -76,9 +82,12 @@ class FusMAE(nnx.Module):
             depth=depth,
             num_heads=num_heads,
             fuse_early=fuse_early,
+            attention=attention,
+            remat=remat,
             **kw,
         )
-        self.fuse = XAttnDecoder(dim, num_heads, **kw) if fuse_features else None
+        deep = dict(implementation=attention, **kw)
+        self.fuse = XAttnDecoder(dim, num_heads, **deep) if fuse_features else None
         self.decoders = nnx.Dict(
             {
                 s: Decoder(
@@ -89,6 +98,7 @@ class FusMAE(nnx.Module):
                     dim=decoder_dim,
                     depth=decoder_depth,
                     num_heads=decoder_heads,
+                    attention=attention,
                     **kw,
                 )
                 for s in SENSORS
@@ -129,17 +139,31 @@ class FusMAE(nnx.Module):
         images: dict[str, jax.Array],
         masks: dict[str, masking.Mask],
         present: Present | None = None,
+        *,
+        whole: bool = False,
     ) -> Reconstruction:
-        """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws all.
+        """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws it.
 
         Where a sensor is absent it is hidden whole, and redrawn from the other alone.
+
+        Args:
+            images: the images.
+            masks: which of their patches are hidden, by sensor.
+            present: which samples have a sensor.
+            whole: whether to redraw the visible patches too, M = N of them in the
+                order of the masks; else the hidden ones, M = N - K.
         """
         pixels = self.patchify(images)
-        ids = {s: masks[s].keep for s in SENSORS}
+        ids = {s: masks[s].visible for s in SENSORS}
+        # One gather a sensor: the visible patches come first, the targets behind them.
+        pixels = {s: masking.take(pixels[s], masks[s].order) for s in SENSORS}
+        k = {s: ids[s].shape[1] for s in SENSORS}
         # Hidden patches are dropped before they are embedded, let alone attended to.
-        visible = {s: masking.take(pixels[s], ids[s]) for s in SENSORS}
+        visible = {s: pixels[s][:, : k[s]] for s in SENSORS}
         tokens = self.encoder(visible, ids, present).tokens
         if self.fuse is not None:
             tokens = self.fuse(tokens, present)
-        predicted = {s: self.decoders[s](tokens[s], masks[s]) for s in SENSORS}
+        predicted = {s: self.decoders[s](tokens[s], masks[s], whole) for s in SENSORS}
+        if not whole:
+            pixels = {s: pixels[s][:, k[s] :] for s in SENSORS}
         return Reconstruction(predicted, pixels)

@@ -28,7 +28,7 @@ class Draw(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the objective saw and got, {sensor: array} each.
+    """What the objective saw and got, {sensor: array} each, in image order.
 
     Attributes:
         predicted: predicted patches in the space of the targets, [B, N, E].
@@ -145,7 +145,9 @@ class Objective:
         fields: dict[str, jax.Array],
         draw: Draw,
         weight: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array], Outcome]:
+        *,
+        whole: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array], Outcome | None]:
         """Scores the model on a batch.
 
         Args:
@@ -153,29 +155,47 @@ class Objective:
             fields: stored pixels by field name, native units, [B, H, W, C] each.
             draw: views and masks.
             weight: 0.0 for samples that are padding, [B]; None counts all.
+            whole: whether the visible patches are wanted too.
 
         Returns:
-            The loss, its parts `loss_s1` and `loss_s2`, and what was seen.
+            The loss, its parts `loss_s1` and `loss_s2`, and with `whole` what was seen.
         """
         images = {s: self.see(fields, draw.view, s) for s in SENSORS}
         keep = masking.num_visible(self.num_patches, self.mask_ratio)
         masks = {s: masking.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
-        predicted, pixels = model(images, masks, draw.present)
-        hidden = counts = {s: masks[s].hidden for s in SENSORS}
-        if draw.present is not None:
-            # A sensor that is redrawn whole counts as much as one in part, so that
-            # every sample weighs the same, whatever parts a batch is cut into.
-            share = 1.0 - keep / self.num_patches
-            here = {s: draw.present[s][:, None] for s in SENSORS}
-            hidden = {s: jnp.where(here[s], hidden[s], 1.0) for s in SENSORS}
-            counts = {s: jnp.where(here[s], counts[s], share) for s in SENSORS}
-
-        metrics = {}
+        redrawn = model(
+            images, masks, draw.present, whole=whole or draw.present is not None
+        )
+        metrics, hidden = {}, {}
         for s in SENSORS:
+            hidden[s], count = self._hidden(redrawn.patches[s], keep, draw, s)
             target, _, _ = losses.normalize_patches(
-                pixels[s], self.normalize, self.contract[s].families
+                redrawn.patches[s], self.normalize, self.contract[s].families
             )
-            count = counts[s] if weight is None else counts[s] * weight[:, None]
-            metrics[f"loss_{s}"] = losses.hidden_error(predicted[s], target, count)
+            if weight is not None:
+                count = count * weight[:, None]
+            error = losses.hidden_error(redrawn.predicted[s], target, count)
+            metrics[f"loss_{s}"] = error
         loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in SENSORS)
-        return loss, metrics, Outcome(predicted, pixels, hidden)
+        if not whole:
+            return loss, metrics, None
+        shuffled = *redrawn, hidden
+        return loss, metrics, Outcome(
+            *({s: masking.put_back(x[s], masks[s]) for s in SENSORS} for x in shuffled)
+        )
+
+    def _hidden(self, redrawn: jax.Array, keep: int, draw: Draw, s: str):
+        """Which of the patches `redrawn` [B, M, E] were hidden, and how each counts.
+
+        Returns:
+            1.0 or 0.0, and the weight in the loss, [B, M] each.
+        """
+        b, m, _ = redrawn.shape
+        behind = jnp.arange(m) >= keep - (self.num_patches - m)
+        hidden = jnp.broadcast_to(behind.astype(jnp.float32), (b, m))
+        if draw.present is None:
+            return hidden, hidden
+        # A sensor that is redrawn whole counts as much as one in part, so that every
+        # sample weighs the same, whatever parts a batch is cut into.
+        here, share = draw.present[s][:, None], 1.0 - keep / self.num_patches
+        return jnp.where(here, hidden, 1.0), jnp.where(here, hidden, share)

@@ -1,6 +1,5 @@
 """The pretraining loop."""
 
-import collections
 import contextlib
 import logging
 import pathlib
@@ -9,30 +8,35 @@ import time
 import jax
 
 from data_pipeline import batches, sources
+from data_pipeline.errors import InputError
 from fusmae_jax import (
     build,
     checkpoint,
     checks,
     figures,
+    flops,
     heldout,
     metrics,
     optim,
     reconstruct,
     run,
     sharding,
+    startup,
     train,
 )
 from fusmae_jax.evaluation import backbone, inloop
 
 log = logging.getLogger("fusmae_jax")
 
-# Steps dispatched ahead of the device: enough to hide the host, few enough that
-# batches do not pile up in device memory.
+# Steps under way at a time. While they run, the next batch is read and on its way to
+# the devices; more would only pile up batches in their memory.
 AHEAD = 2
+
+MEMORY_ADVICE = "lower batch_size, raise accumulate, or set model.remat."
 
 
 def load_batches(config, source, mesh, first: int):
-    """Yields batches on their way to the devices, and the seconds each kept us."""
+    """Yields batches on their way to the devices."""
     stream = batches.train_batches(
         source,
         batch_size=config.batch_size,
@@ -43,46 +47,57 @@ def load_batches(config, source, mesh, first: int):
         threads=config.data.threads,
         workers=config.data.workers,
     )
-    ready = collections.deque()
     try:
         while True:
-            start = time.monotonic()
-            while len(ready) < AHEAD:
-                ready.append(sharding.to_devices(next(stream), mesh))
-            yield ready.popleft(), time.monotonic() - start
+            yield sharding.to_devices(next(stream), mesh)
     finally:
         stream.close()  # worker processes would leave shared memory behind
+
+
+def device_peak(config) -> float | None:
+    """Peak of one device in FLOP/s for the config's products, None if not known."""
+    return flops.peak(jax.devices()[0].device_kind, config.model.dtype)
 
 
 def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
     """What is about to happen, in a few words."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    work, peak = flops.per_image(config), device_peak(config)
+    most = f", at most {jax.device_count() * peak / work:,.0f} images/s" if peak else ""
     return (
         f"{count / 1e6:.1f} M parameters on {devices}; {pairs} pairs, {held_out} held "
-        f"out; {steps} steps of {config.batch_size} pairs ({config.epochs} epochs)"
+        f"out; {steps} steps of {config.batch_size} pairs ({config.epochs} epochs); "
+        f"{work / 1e9:.3g} GFLOP an image forward and backward{most}"
     )
 
 
-def run_steps(
-    config, state, train_step, stream, writer, scoring, judge, saves, steps
-):
-    """Advances `state` to step `steps`, writing what a run leaves behind."""
+def run_steps(config, state, train_step, stream, tools, steps, start):
+    """Advances `state` to step `steps`, writing what a run leaves behind.
+
+    The first row logged takes up `start`, what is known of the start of the run.
+    """
+    writer, scoring, judge, saves = tools
     first = int(state.step)
     progress = metrics.Progress(first, steps)
-    clock, running = metrics.Clock(config), collections.deque()
+    work, peak = flops.per_image(config), device_peak(config)
+    clock = metrics.Clock(config.batch_size, work, peak, ahead=AHEAD)
     for step in range(first + 1, steps + 1):
-        fields, waited = next(stream)
+        asked = time.monotonic()
+        fields = next(stream)
+        came = time.monotonic()
         state, step_metrics = train_step(state, fields)
+        clock.step(asked, came, step_metrics["loss"])
         if step == first + 1:
-            clock.restart()  # the first call filled the pipeline and compiled
-        else:
-            clock.step(waited)
-        running.append(step_metrics["loss"])
-        if len(running) > AHEAD:
-            running.popleft().block_until_ready()
+            clock.restart()  # the first step fills the pipeline
+            start |= {"start_seconds": startup.seconds_since_launch()}
+            log.info(
+                "First step after %.1f s (compiled in %.1f s).",
+                *(start["start_seconds"], start["compile_seconds"]),
+            )
         if step % config.log_every == 0 or step == steps:
-            progress.show(writer.write(step, step_metrics | clock.rates()))
+            progress.show(writer.write(step, step_metrics | clock.rates() | start))
+            start = {}
         if step % config.eval_every == 0 or step == steps:
             scoring.start(step, state.params)
         scoring.collect()
@@ -110,7 +125,8 @@ def compile_step(config, objective, mesh, rate):
         rate: learning rate by step.
 
     Returns:
-        The fresh state, its layout, and the compiled step.
+        The fresh state, its layout, and the step, which compiles when it is called;
+        `compile_ahead` does so before.
     """
     tx = build.optimizer(config, rate)
     graphdef, state, layout = train.create_state(
@@ -127,6 +143,68 @@ def compile_step(config, objective, mesh, rate):
         accumulate=config.accumulate,
     )
     return state, layout, train_step
+
+
+def compile_ahead(train_step, state, source, batch_size: int, mesh):
+    """Compiles the step for batches of a source, and says what it takes.
+
+    Args:
+        train_step: from `compile_step`.
+        state: which it will advance.
+        source: random-access pairs.
+        batch_size: pairs of a global batch.
+        mesh: the devices.
+
+    Returns:
+        The compiled step, to which another shape is an error, and its compile_seconds
+        and step_memory_bytes.
+    """
+    fields = {
+        name: jax.ShapeDtypeStruct(
+            (batch_size, *x.shape), x.dtype, sharding=sharding.rows(mesh)
+        )
+        for name, x in source[0].items()
+    }
+    begun = time.monotonic()
+    step = train_step.lower(state, fields).compile()
+    seconds, needed = time.monotonic() - begun, step_memory(step)
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")  # the CPU has none
+    if limit and needed > limit:
+        log.warning(
+            "The step takes %.1f GiB of each device's %.1f GiB and will hardly fit; %s",
+            *(needed / 2**30, limit / 2**30, MEMORY_ADVICE),
+        )
+    else:
+        of = f" of {limit / 2**30:.1f}" if limit else ""
+        log.info("The step takes %.2f%s GiB of each device.", needed / 2**30, of)
+    return step, {"compile_seconds": seconds, "step_memory_bytes": needed}
+
+
+def step_memory(step) -> int:
+    """Bytes that a compiled step takes of each device, donated buffers counted once.
+
+    State, one batch, and whatever is in between; not the batches that wait, nor the
+    held-out pairs.
+    """
+    sizes = step.memory_analysis()
+    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + kept
+
+
+@contextlib.contextmanager
+def explain_memory(config):
+    """Says in a sentence that the devices' memory did not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"A step of batch_size={config.batch_size} with accumulate="
+            f"{config.accumulate} does not fit into the devices' memory; "
+            f"{MEMORY_ADVICE}"
+        ) from error
 
 
 def open_data(config):
@@ -195,15 +273,19 @@ def pretrain(config, workdir) -> train.TrainState:
         if saves.latest is not None:
             log.info("Resuming from step %d.", saves.latest)
             state = saves.restore(state, layout)
-        first = int(state.step)
+        first, start = int(state.step), {}
         with (
+            explain_memory(config),
             contextlib.closing(load_batches(config, source, mesh, first)) as stream,
             metrics.MetricWriter(workdir, first_step=first) as writer,
         ):
+            if first < steps:
+                train_step, start = compile_ahead(
+                    train_step, state, source, config.batch_size, mesh
+                )
             scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
-            state = run_steps(
-                config, state, train_step, stream, writer, scoring, judge, saves, steps
-            )
+            tools = writer, scoring, judge, saves
+            state = run_steps(config, state, train_step, stream, tools, steps, start)
     if jax.process_index() == 0:
         fig = figures.loss_figure(metrics.read_metrics(workdir))
         figures.save(fig, workdir / "figures" / "loss.png")

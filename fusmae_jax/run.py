@@ -14,6 +14,8 @@ from data_pipeline.errors import InputError
 
 # These say how a run is carried out; all others say what its steps mean.
 FREE = (
+    "model.attention",
+    "model.remat",
     "fsdp",
     "fsdp_min_size",
     "log_every",

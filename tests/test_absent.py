@@ -153,7 +153,7 @@ def test_a_dropped_sensor_is_asked_for_whole(key):
         "s2_20m": np.ones((4, 12, 12, 6), np.uint16),
         "s2_60m": np.ones((4, 4, 4, 2), np.uint16),
     }
-    loss, _, outcome = objective(tiny.model(), fields, draw)
+    loss, _, outcome = objective(tiny.model(), fields, draw, whole=True)
     assert np.isfinite(loss)
     for s in masking.SENSORS:
         share = outcome.hidden[s].mean(axis=1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.extend import core
 
 from configs import pretrain_base
 from fusmae_jax import flops, masking
@@ -13,7 +14,7 @@ from fusmae_jax.model import FusMAE
 from tests import tiny
 
 VARIANTS = [(early, late) for early in (True, False) for late in (True, False)]
-SIZES = dict(
+SMALL = dict(
     image_size=64,
     patch_size=8,
     dim=256,
@@ -23,31 +24,41 @@ SIZES = dict(
     decoder_depth=1,
     decoder_heads=4,
 )
+# All of the base model but that it repeats fewer blocks.
+BASE = pretrain_base.get_config().model.to_dict() | dict(depth=2, dtype="float32")
 
 
-def forward(sizes):
-    """The forward pass of one pair, and the shapes of its arguments."""
+def gradient(sizes, dropping=False):
+    """The forward and backward pass of one pair, and the shapes of its arguments."""
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: FusMAE(bands=tiny.BANDS, **sizes, rngs=nnx.Rngs(0)))
     )
     side, n = sizes["image_size"], (sizes["image_size"] // sizes["patch_size"]) ** 2
+    keep = masking.num_visible(n, 0.75)
 
-    def run(params, images, noise):
-        masks = {s: masking.mask_from_noise(noise[s], n // 4) for s in noise}
-        return nnx.merge(graphdef, params)(images, masks).predicted
+    def loss(params, images, noise, present):
+        masks = {s: masking.mask_from_noise(noise[s], keep) for s in noise}
+        model = nnx.merge(graphdef, params)
+        redrawn = model(images, masks, present, whole=dropping)
+        return sum(jnp.square(x).sum() for x in redrawn.predicted.values())
 
     images = {
         s: jax.ShapeDtypeStruct((1, side, side, c), jnp.float32)
         for s, c in tiny.BANDS.items()
     }
     noise = {s: jax.ShapeDtypeStruct((1, n), jnp.float32) for s in tiny.BANDS}
-    return run, (params, images, noise)
+    present = {s: jax.ShapeDtypeStruct((1,), bool) for s in tiny.BANDS}
+    args = params, images, noise, present if dropping else None
+    return jax.value_and_grad(loss), args
 
 
 def product_flops(jaxpr):
-    """FLOPs of every matrix product in a jaxpr and the jaxprs inside it."""
-    total = 0
-    for eqn in jaxpr.eqns:
+    """FLOPs of the matrix products that the results of a jaxpr need."""
+    total, needed = 0, {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    for eqn in reversed(jaxpr.eqns):
+        if needed.isdisjoint(eqn.outvars):
+            continue  # no compiler would keep it
+        needed.update(v for v in eqn.invars if isinstance(v, core.Var))
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             terms = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
@@ -59,47 +70,85 @@ def product_flops(jaxpr):
     return total
 
 
+@pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
 @pytest.mark.parametrize("early, late", VARIANTS)
-def test_the_formula_counts_every_matrix_product_of_the_model(early, late):
-    sizes = SIZES | dict(fuse_early=early, fuse_features=late)
-    run, args = forward(sizes)
-    want = product_flops(jax.make_jaxpr(run)(*args).jaxpr)
-    assert flops.train_step_flops(sizes, tiny.BANDS, 0.75) == 3 * want
+@pytest.mark.parametrize("drop_sensor", [0.0, 0.5])
+def test_the_formula_counts_every_matrix_product(sizes, early, late, drop_sensor):
+    sizes = sizes | dict(fuse_early=early, fuse_features=late)
+    step, args = gradient(sizes, dropping=drop_sensor > 0)
+    want = product_flops(jax.make_jaxpr(step)(*args).jaxpr)
+    assert flops.train_step_flops(sizes, tiny.BANDS, 0.75, drop_sensor) == want
 
 
-@pytest.mark.parametrize("early, late", VARIANTS)
-def test_xla_counts_the_same_and_a_few_percent_of_other_arithmetic(early, late):
-    sizes = SIZES | dict(fuse_early=early, fuse_features=late)
-    run, args = forward(sizes)
-    counted = jax.jit(run).lower(*args).compile().cost_analysis()["flops"]
-    want = flops.train_step_flops(sizes, tiny.BANDS, 0.75) / 3
-    # Norms, softmax and GELU make up 5 % at this width and less at greater ones.
-    assert want < counted < 1.07 * want
+@pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_xla_counts_the_same_within_5_percent(sizes, fused):
+    sizes = sizes | dict(fuse_early=fused, fuse_features=fused)
+    step, args = gradient(sizes)
+    counted = jax.jit(step).lower(*args).compile().cost_analysis()["flops"]
+    want = flops.train_step_flops(sizes, tiny.BANDS, 0.75)
+    # XLA counts norms, softmax and GELU too: 3 % at the small width, 1 % at the base's.
+    assert want < counted < 1.05 * want
+
+
+def test_a_config_is_counted_with_its_bands_and_masks():
+    config = pretrain_base.get_config()
+    model = config.model.to_dict()
+    want = flops.train_step_flops(model, tiny.BANDS, 0.75)
+    assert flops.per_image(config) == want
+    config.mask.drop_sensor = 0.5
+    assert flops.per_image(config) == flops.train_step_flops(
+        model, tiny.BANDS, 0.75, 0.5
+    )
+    assert flops.per_image(config) > want  # sensors that are absent are redrawn whole
 
 
 def test_the_base_model_needs_60_gflop_an_image():
-    config = pretrain_base.get_config()
-    got = flops.train_step_flops(config.model.to_dict(), tiny.BANDS, config.mask.ratio)
-    assert got == pytest.approx(60.4e9, rel=0.01)
+    got = flops.per_image(pretrain_base.get_config())
+    assert got == pytest.approx(59.8e9, rel=0.001)
 
 
 @pytest.mark.parametrize(
     "device, tera",
     [
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
         ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H100 PCIe", 756),
         ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA RTX A6000", 155),
+        ("NVIDIA GeForce RTX 4090", 165),
         ("TPU v4", 275),
         ("TPU v5", 459),
         ("TPU v5p", 459),
         ("TPU v5 lite", 197),
+        ("TPU v5e", 197),
         ("TPU v6 lite", 918),
+        ("TPU v6e", 918),
+        ("TPU7x", 1153.5),
     ],
 )
 def test_peaks_follow_the_name_jax_gives_a_device(device, tera):
     assert flops.peak(device) == tera * 1e12
 
 
-def test_an_unknown_device_has_no_peak():
-    assert flops.peak("cpu") is None
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        "NVIDIA RTX A1000",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+    ],
+)
+def test_another_device_or_a_slice_of_one_has_no_peak(device):
+    assert flops.peak(device) is None
+
+
+def test_a_peak_is_of_bfloat16_alone():
+    assert flops.peak("NVIDIA H100 80GB HBM3", "float32") is None

@@ -101,6 +101,44 @@ def test_what_cannot_work_is_said_in_a_sentence(tmp_path, arguments, message):
     assert not any(tmp_path.iterdir())
 
 
+HEAVY = {"jax", "grain", "orbax", "matplotlib", "tensorboardX", "torch", "scipy"}
+NEVER = {"tensorflow", "sklearn", "pandas", "apache_beam"}
+LATER = {"matplotlib", "tensorboardX", "torch", "scipy.spatial"} | NEVER
+
+
+@pytest.mark.parametrize(
+    "module, unused",
+    [
+        ("launch", {"numpy", "tensorflow_datasets"} | HEAVY | NEVER),
+        ("data_pipeline.building.prepare", HEAVY | NEVER),
+        ("fusmae_jax.pretrain", LATER),
+        ("fusmae_jax.reconstruct", LATER),
+        ("fusmae_jax.evaluation.evaluate", LATER),
+    ],
+)
+def test_a_task_starts_without_what_it_does_not_need(module, unused):
+    # Asked for counts, found or not: what is missing here is installed elsewhere.
+    script = f"""
+import importlib, sys
+
+class Recorder:
+    asked = set()
+
+    def find_spec(name, path=None, target=None):
+        Recorder.asked.add(name)
+
+sys.meta_path.insert(0, Recorder)
+importlib.import_module({module!r})
+print(*Recorder.asked)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    asked = set(result.stdout.split())
+    assert module in asked and not asked & unused
+
+
 def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("import math\n\n\ndef get_config():\n    return math.nothing\n")

@@ -10,8 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from data_pipeline.errors import InputError
-from fusmae_jax import flops, metrics
-from tests import tiny
+from fusmae_jax import metrics
 
 
 @pytest.fixture
@@ -137,38 +136,83 @@ def test_progress_is_a_log_line_with_the_time_left(clock, lines):
     assert lines == ["step 20/40, loss 0.5124, 812.3 img/s, 02:00 left"]
 
 
+def test_progress_shows_how_well_the_devices_are_used(clock, lines):
+    rates = {"tflops_per_device": 412.345, "mfu": 0.4169, "data_wait": 0.0}
+    metrics.Progress(0, 4).show({"step": 4, "loss": 0.5} | rates)
+    (line,) = lines
+    assert "412 TFLOP/s a device, 41.7% MFU, 0.0% waiting for data" in line
+
+
 def test_progress_says_nothing_without_a_row(clock, lines):
     metrics.Progress(0, 4).show(None)
     assert not lines
 
 
-def test_rates_are_of_the_interval(clock, monkeypatch):
-    monkeypatch.setattr(flops, "peak", lambda kind: 1e12)
-    config = tiny.config()
-    interval = metrics.Clock(config)
-    for _ in range(5):
-        interval.step(0.2)
-    clock.now += 4.0
-    rates = interval.rates()
-    each = flops.train_step_flops(config.model.to_dict(), tiny.BANDS, 0.75)
-    per_device = 10.0 * each / jax.device_count()  # 5 batches of 8 pairs in 4 s
-    assert rates == pytest.approx(
+class Step:
+    """Stands in for a step's result: it ends when it is told to, or was."""
+
+    def __init__(self, clock, ends: float):
+        self._clock, self._ends = clock, ends
+
+    def block_until_ready(self):
+        self._clock.now = max(self._clock.now, self._ends)
+
+
+def test_rates_are_of_the_steps_that_ended(clock):
+    interval = metrics.Clock(8, 3 * 10**9, 1e12, ahead=0)
+    for ends in (101.0, 102.0, 104.0):
+        interval.step(clock.now, clock.now, Step(clock, ends))
+    per_device = 6.0 * 3e9 / jax.device_count()  # 3 batches of 8 pairs in 4 s
+    assert interval.rates() == pytest.approx(
         {
-            "images_per_sec": 10.0,
-            "data_wait": 0.25,
+            "images_per_sec": 6.0,
+            "data_wait": 0.0,
             "tflops_per_device": per_device / 1e12,
             "mfu": per_device / 1e12,
         }
     )
-    interval.step(0.0)
-    clock.now += 1.0
+    interval.step(clock.now, clock.now, Step(clock, 105.0))
     assert interval.rates()["images_per_sec"] == pytest.approx(8.0)
 
 
+def test_a_step_that_is_only_dispatched_does_not_count(clock):
+    interval = metrics.Clock(8, 1, None, ahead=2)
+    for ends in (101.0, 102.0):
+        interval.step(100.0, 100.0, Step(clock, ends))
+    assert interval.rates() == {}
+    interval.step(100.0, 100.0, Step(clock, 103.0))
+    assert interval.rates()["images_per_sec"] == 8.0  # one step, in its one second
+
+
+def test_only_devices_without_work_wait_for_data(clock):
+    interval = metrics.Clock(8, 1, None, ahead=0)
+    interval.step(100.0, 100.0, Step(clock, 110.0))
+    interval.step(101.0, 108.0, Step(clock, 120.0))  # came while the step before ran
+    interval.step(115.0, 124.0, Step(clock, 130.0))  # came 4 s after that had ended
+    interval.step(132.0, 135.0, Step(clock, 140.0))  # asked for 2 s after
+    assert interval.rates()["data_wait"] == pytest.approx((4 + 3) / 40)
+
+
+def test_a_new_interval_counts_no_step_under_way(clock):
+    interval = metrics.Clock(8, 1, None, ahead=2)
+    interval.step(clock.now, clock.now, Step(clock, 107.0))
+    interval.restart()
+    assert clock.now == 107.0 and interval.rates() == {}
+
+
 def test_a_device_without_a_known_peak_has_no_utilisation(clock):
-    interval = metrics.Clock(tiny.config())
-    clock.now += 1.0
-    assert "mfu" not in interval.rates()
+    interval = metrics.Clock(8, 1, None, ahead=0)
+    interval.step(100.0, 100.0, Step(clock, 101.0))
+    assert interval.rates() and "mfu" not in interval.rates()
+
+
+def test_what_fails_in_a_step_is_raised_by_the_clock(clock):
+    class Failing:
+        def block_until_ready(self):
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        metrics.Clock(8, 1, None, ahead=0).step(0.0, 0.0, Failing())
 
 
 def test_a_damaged_line_in_the_middle_is_not_passed_over(tmp_path):

@@ -44,11 +44,24 @@ def swapped(model):
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(other, params))
 
 
+def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key):
+    model, x, m = tiny.model(decoder_depth=2), images(), masks(key)
+    some, every = model(x, m), model(x, m, whole=True)
+    for s in x:
+        assert some.predicted[s].shape[1] == 12
+        np.testing.assert_allclose(
+            some.predicted[s], every.predicted[s][:, 4:], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_array_equal(some.patches[s], every.patches[s][:, 4:])
+        pixels = masking.put_back(every.patches[s], m[s])
+        np.testing.assert_array_equal(pixels, model.patchify(x)[s])
+
+
 @pytest.mark.parametrize("fuse_early", [True, False])
 @pytest.mark.parametrize("fuse_features", [True, False])
 def test_every_variant_predicts_every_patch(key, fuse_early, fuse_features):
     model = tiny.model(fuse_early=fuse_early, fuse_features=fuse_features)
-    out = model(images(), masks(key))
+    out = model(images(), masks(key), whole=True)
     assert out.predicted["s1"].shape == (2, 16, 36 * 2)
     assert out.predicted["s2"].shape == (2, 16, 36 * 12)
     assert np.isfinite(out.predicted["s2"]).all()
@@ -91,7 +104,9 @@ def test_what_one_sensor_sees_changes_what_the_other_draws(key, switch):
 def test_hidden_pixels_do_not_reach_the_encoder(key):
     model, x, m = tiny.model(), images(), masks(key)
     before = model(x, m).predicted
-    hidden = np.asarray(m["s1"].hidden).reshape(2, 4, 4).repeat(6, 1).repeat(6, 2)
+    hidden = np.zeros((2, 16))
+    np.put_along_axis(hidden, np.asarray(m["s1"].hidden), 1.0, axis=1)
+    hidden = hidden.reshape(2, 4, 4).repeat(6, 1).repeat(6, 2)
     after = model(x | {"s1": x["s1"] + 9.0 * hidden[..., None]}, m).predicted
     for s in SWAP:
         np.testing.assert_array_equal(after[s], before[s])
@@ -169,7 +184,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_numbers(changes, message):
 def test_any_bands_and_sizes_that_divide_work(key, bands, image_size, patch_size):
     model = tiny.model(bands=bands, image_size=image_size, patch_size=patch_size)
     n = model.num_patches
-    out = model(images(bands=bands, size=image_size), masks(key, n, n // 4))
+    out = model(images(bands=bands, size=image_size), masks(key, n, n // 4), whole=True)
     assert out.predicted["s2"].shape == (2, n, patch_size**2 * bands["s2"])
 
 

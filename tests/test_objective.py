@@ -32,11 +32,26 @@ def fields():
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
 
 
-def scorer(objective):
+def scorer(objective, **options):
     """A compiled (fields, draw, weight) -> (loss, parts, outcome)."""
     graphdef, params = nnx.split(tiny.model())
-    score = jax.jit(lambda params, *args: objective(nnx.merge(graphdef, params), *args))
+
+    @jax.jit
+    def score(params, *args):
+        return objective(nnx.merge(graphdef, params), *args, **options)
+
     return lambda *args: score(params, *args)
+
+
+@pytest.mark.parametrize("mode", ["independent", "consistent"])
+def test_the_loss_is_the_same_whether_or_not_visible_patches_are_redrawn(
+    key, fields, mode
+):
+    goal = objective(mask=dict(mode=mode))
+    draw = goal.draw(key, 4)
+    some, every = scorer(goal)(fields, draw), scorer(goal, whole=True)(fields, draw)
+    np.testing.assert_allclose(some[0], every[0], rtol=1e-5)
+    assert some[2] is None
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(key, fields):
@@ -51,7 +66,7 @@ def test_without_normalisation_the_parts_are_plain_errors_on_hidden_patches(
     key, fields
 ):
     goal = objective(loss=dict(normalize="none"))
-    _, parts, outcome = scorer(goal)(fields, goal.draw(key, 4))
+    _, parts, outcome = scorer(goal, whole=True)(fields, goal.draw(key, 4))
     for s in sensors.SENSORS:
         hidden = np.asarray(outcome.hidden[s]) == 1.0
         np.testing.assert_array_equal(hidden.sum(axis=1), 12)

@@ -1,14 +1,16 @@
 """Pretraining's own parts: the data it opens, and the stream it closes."""
 
 import shutil
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
 from data_pipeline import metadata, sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import pretrain, run, sharding
+from fusmae_jax import build, flops, metrics, optim, pretrain, run, sharding
 from tests import tiny
 
 
@@ -70,3 +72,101 @@ def test_the_stream_is_closed_when_training_ends(monkeypatch):
     assert not closed
     stream.close()
     assert closed
+
+
+@pytest.fixture(scope="module")
+def ahead():
+    """The compiled step of a tiny run, what it takes, its state, and the source."""
+    config, mesh = tiny.config(), sharding.make_mesh(1)
+    objective = build.objective(config)
+    description = sources.describe(config.data)
+    fields = description.layout.fields(objective.contract)
+    source = sources.open_split(config.data, "train", fields)
+    rate = optim.schedule(1e-3, 0, 10)
+    state, _, step = pretrain.compile_step(config, objective, mesh, rate)
+    step, takes = pretrain.compile_ahead(step, state, source, config.batch_size, mesh)
+    return step, takes, state, source
+
+
+def test_the_step_is_compiled_before_it_is_called_and_never_again(ahead):
+    step, takes, state, source = ahead
+    assert takes["compile_seconds"] > 0.0
+    mesh = sharding.make_mesh(1)
+    stream = pretrain.load_batches(tiny.config(), source, mesh, 0)
+    first = next(stream)
+    half = sharding.to_devices(jax.tree.map(lambda x: np.asarray(x)[:4], first), mesh)
+    with pytest.raises(TypeError, match=r"\[8,24,24,2\].*\[4,24,24,2\]"):
+        step(state, half)
+    state = jax.tree.map(lambda x: x.copy(), state)  # the step takes it for its own
+    losses = []
+    for fields in (first, next(stream)):
+        state, step_metrics = step(state, fields)
+        losses.append(float(step_metrics["loss"]))
+    assert np.isfinite(losses).all() and int(state.step) == 2
+    stream.close()
+
+
+def test_the_memory_of_a_step_holds_the_state_once(ahead):
+    step, takes, _, _ = ahead
+    sizes, total = step.memory_analysis(), takes["step_memory_bytes"]
+    assert total == pretrain.step_memory(step)
+    # The new state takes the place of the old one, which was donated.
+    assert sizes.alias_size_in_bytes > 0
+    given = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    assert given < total < given + sizes.alias_size_in_bytes / 10
+
+
+class Device:
+    """A device with little memory and a known peak."""
+
+    device_kind = "NVIDIA H100 80GB HBM3"
+
+    def memory_stats(self):
+        return {"bytes_limit": 2**14}
+
+
+def test_a_step_larger_than_the_memory_is_warned_of(ahead, monkeypatch, lines):
+    step, _, state, source = ahead
+    known = types.SimpleNamespace(lower=lambda *_: known, compile=lambda: step)
+    mesh = sharding.make_mesh(1)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    pretrain.compile_ahead(known, state, source, 8, mesh)
+    (line,) = lines
+    assert "0.0 GiB and will hardly fit" in line and "model.remat" in line
+
+
+def test_memory_that_runs_out_is_said_in_a_sentence():
+    config, said = tiny.config(), "batch_size=8 with accumulate=1 .* model.remat"
+    with pytest.raises(InputError, match=said):
+        with pretrain.explain_memory(config):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        with pretrain.explain_memory(config):
+            raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+
+
+def test_the_description_says_what_the_devices_could_do_at_most(ahead, monkeypatch):
+    config = tiny.config()
+    text = pretrain.describe(config, ahead[2], 24, 3, 6)
+    assert f"{flops.per_image(config) / 1e9:.3g} GFLOP an image" in text
+    assert "images/s" not in text  # a CPU's peak is not known
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    config.model.dtype = "bfloat16"
+    most = jax.device_count() * 989e12 / flops.per_image(config)
+    text = pretrain.describe(config, ahead[2], 24, 3, 6)
+    assert f"at most {most:,.0f} images/s" in text
+
+
+def test_the_first_row_says_what_the_start_took(tmp_path, lines):
+    config = tiny.config()
+    config.log_every = 2
+    pretrain.pretrain(config, tmp_path / "run")
+    rows = [r for r in metrics.read_metrics(tmp_path / "run") if "loss" in r]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    names = {"compile_seconds", "start_seconds", "step_memory_bytes"}
+    assert [names <= row.keys() for row in rows] == [True, False, False]
+    assert rows[0]["start_seconds"] > rows[0]["compile_seconds"] > 0.0
+    wanted = {"images_per_sec", "data_wait", "tflops_per_device"}
+    assert wanted <= rows[2].keys() and 0.0 <= rows[2]["data_wait"] <= 1.0
+    (first,) = [line for line in lines if line.startswith("First step after")]
+    assert f"(compiled in {rows[0]['compile_seconds']:.1f} s)" in first

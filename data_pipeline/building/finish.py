@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline import files, metadata, records, shards
 from data_pipeline.archive import Skipped
-from data_pipeline.building import card, card_text, contact_sheet, units_of_work
+from data_pipeline.building import card, card_text, units_of_work
 from data_pipeline.building.statistics import Tally
 from data_pipeline.building.units_of_work import Shard
 from data_pipeline.description import Description
@@ -158,6 +158,8 @@ def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
 
 def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
     """Draws the contact sheet from the records as they were written."""
+    from data_pipeline.building import contact_sheet  # Matplotlib, only now
+
     opened = [records.Records(out, split) for split in splits]
     starts = np.cumsum([0, *map(len, opened)])
     places = np.linspace(0, starts[-1] - 1, contact_sheet.SHOWN).astype(int)

@@ -1,7 +1,7 @@
 """Average precision, of one split or of many resamples of it."""
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from data_pipeline.errors import InputError
 

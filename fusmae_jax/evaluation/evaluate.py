@@ -5,7 +5,7 @@ import logging
 import jax
 
 from fusmae_jax import sharding
-from fusmae_jax.evaluation import backbone, gallery, report, rows, tasks, trainings
+from fusmae_jax.evaluation import backbone, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session, check_config
 from fusmae_jax.evaluation.splits import open_labelled
 
@@ -39,6 +39,8 @@ def evaluate(config, workdir) -> list[rows.Row]:
     if jax.process_index() == 0:
         session.write()
         session.pack_predictions()
+        from fusmae_jax.evaluation import gallery  # Matplotlib, only now
+
         gallery.draw(session, features, title=where(session))
         print(tables(session), flush=True)
     return session.rows

@@ -8,7 +8,7 @@ it. This is `zero_division=nan` in scikit-learn, and holds within each resample 
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.average_precision import (

@@ -1,0 +1,270 @@
+"""Races our pretraining step against the same step in PyTorch, in turn, in one run.
+
+    python benchmarks/race.py --config=configs/pretrain_base.py --batch=8 --compile
+
+Every setting is a process of its own, as one starts it, that lives through the race
+and computes only in its turn, on synthetic pairs already on its device. A round lets
+each take a turn, so that whatever else the machine does meets all alike. Prints a line
+a round, then images/s, and how many times a setting's images/s ours are: the median
+over rounds, and the range. Runs on the GPU that JAX finds, or else on the CPU.
+
+PyTorch is as good as we know: `benchmarks/torch_peer.py`, eager, with --compile
+through torch.compile too, with --pages also on malloc with huge pages (Linux). float32
+products of a GPU are TF32 on both sides.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = str(pathlib.Path(__file__).parents[1])
+sys.path.insert(0, ROOT)
+
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from benchmarks import pairs  # noqa: E402
+from data_pipeline.errors import InputError  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
+_STEPS = flags.DEFINE_integer("steps", None, "Steps of a turn; else 3 seconds' worth.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Of matrix products; float32 on a CPU and bfloat16 elsewhere unless said.",
+)
+_COMPILE = flags.DEFINE_bool("compile", False, "Race torch.compile too.")
+_PAGES = flags.DEFINE_bool("pages", False, "Race PyTorch on huge pages too.")
+_RUNNER = flags.DEFINE_string("runner", None, "For the processes of the race.")
+_GPU = flags.DEFINE_bool("gpu", False, "Likewise.")
+
+OURS, EAGER, COMPILED = "JAX", "PyTorch, eager", "PyTorch, compiled"
+PAGES = ", huge pages"
+HUGE = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold="
+# What the peer can do, and everything else would be another step.
+COVERED = {
+    "accumulate": 1,
+    "view.turn": True,
+    "view.resampling": "linear",
+    "mask.mode": "independent",
+    "mask.drop_sensor": 0.0,
+    "model.fuse_early": True,
+    "model.fuse_features": True,
+    "loss.normalize": "patch",
+    "loss.weight_s1": 1.0,
+    "loss.weight_s2": 1.0,
+    "optim.clip_norm": 0.0,
+}
+
+
+def check_config(config) -> None:
+    """Raises InputError where the peer cannot follow."""
+    for name, value in COVERED.items():
+        asked = functools.reduce(getattr, name.split("."), config)
+        if asked != value:
+            raise InputError(
+                f"The PyTorch peer only knows {name}={value!r}, got {asked!r}."
+            )
+
+
+class Runner:
+    """A process of its own that takes steps when told to."""
+
+    def __init__(self, name: str, *options: str):
+        # Processes share a GPU: none may take all of its memory at the start.
+        env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        env.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        if name.endswith(PAGES):
+            env["GLIBC_TUNABLES"] = f"{HUGE}{2**35}"
+        self.name, start = name, time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, *sys.argv, *options, f"--runner={name}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        self.about = self._answer()
+        loss, _ = self.turn(1)
+        seconds = time.perf_counter() - start
+        print(f"{name}: {self.about['about']}", flush=True)
+        print(f"    first step after {seconds:.1f} s, loss {loss:.3f}", flush=True)
+
+    def turn(self, steps: int) -> tuple[float, float]:
+        """Takes so many steps; returns the last one's loss, and the seconds."""
+        print(steps, file=self.process.stdin, flush=True)
+        answer = self._answer()
+        return answer["loss"], answer["seconds"]
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} gave up; what it said is above.")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start_jax(config):
+    """Our side: what there is to know of it, and the function that takes steps."""
+    from fusmae_jax import host
+
+    host.prepare()  # first of all, as launch.py does
+    import jax
+    import optax
+
+    from fusmae_jax import build, pretrain, sharding
+
+    device = jax.devices()[0]
+    gpu = device.platform == "gpu"
+    with config.unlocked():
+        config.model.dtype = _DTYPE.value or ("bfloat16" if gpu else "float32")
+    mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
+    rate = optax.linear_schedule(0.0, config.optim.peak_lr, 100)
+    state, _, train_step = pretrain.compile_step(config, objective, mesh, rate)
+    fields = sharding.to_devices(pairs.host_batch(config, _BATCH.value), mesh)
+
+    def advance(steps):
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = train_step(state, fields)
+        jax.block_until_ready((state, metrics))
+        return float(metrics["loss"])
+
+    about = f"jax {jax.__version__}, {config.model.dtype}, {device.device_kind}"
+    return {"about": about, "gpu": gpu, "dtype": config.model.dtype}, advance
+
+
+def start_torch(config):
+    """The peer's side, likewise."""
+    import torch
+
+    from benchmarks import torch_peer, torch_views
+
+    if _GPU.value and not torch.cuda.is_available():
+        raise InputError(
+            f"JAX runs on a GPU, and PyTorch {torch.__version__} finds none; install "
+            "it with CUDA, or set JAX_PLATFORMS=cpu."
+        )
+    torch.manual_seed(config.seed)
+    if _GPU.value:
+        torch.set_float32_matmul_precision("high")  # TF32; some CPUs know it too
+    device = torch.device("cuda" if _GPU.value else "cpu")
+    model = config.model.to_dict() | {"dtype": _DTYPE.value}
+    objective = torch_peer.Objective(config.bands, model, config.mask.ratio).to(device)
+    step = torch_peer.make_step(
+        objective,
+        b1=config.optim.b1,
+        b2=config.optim.b2,
+        weight_decay=config.optim.weight_decay,
+        compiled=_RUNNER.value.startswith(COMPILED),
+    )
+    batch = pairs.host_batch(config, _BATCH.value)
+    fields = {k: torch.from_numpy(x).to(device) for k, x in batch.items()}
+    taken = 0
+
+    def advance(steps):
+        nonlocal taken
+        for taken in range(taken + 1, taken + steps + 1):
+            draw = torch_views.draw(
+                _BATCH.value,
+                objective.num_patches,
+                device,
+                scale=config.view.crop_scale,
+                ratio=config.view.crop_ratio,
+            )
+            rate = config.optim.peak_lr * min(taken / 100, 1.0)
+            metrics = step(fields, draw, rate)
+        if _GPU.value:
+            torch.cuda.synchronize()
+        return float(metrics["loss"])
+
+    where = (
+        torch.cuda.get_device_name()
+        if _GPU.value
+        else f"{torch.get_num_threads()} threads of the CPU"
+    )
+    return {"about": f"torch {torch.__version__}, {_DTYPE.value}, {where}"}, advance
+
+
+def run(config) -> None:
+    """What a process of the race does: answers each line with a line."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    about, advance = (start_jax if _RUNNER.value == OURS else start_torch)(config)
+    print(json.dumps(about), file=answers, flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        loss = advance(int(line))
+        seconds = time.perf_counter() - start
+        answer = {"loss": loss, "seconds": seconds}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def race(runners: list[Runner]) -> list[list[float]]:
+    """Lets them take turns; returns images/s, [rounds][runners]."""
+    for runner in runners:
+        _, seconds = runner.turn(2)  # buffers and caches settle
+        if runner is runners[0]:
+            steps = _STEPS.value or max(1, round(3 / (seconds / 2)))
+    print(f"{_ROUNDS.value} rounds of {steps} steps; images/s:", flush=True)
+    rounds = []
+    for i in range(_ROUNDS.value):
+        seconds = [runner.turn(steps)[1] for runner in runners]
+        rounds.append([steps * _BATCH.value / s for s in seconds])
+        cells = (
+            f"{runner.name.removeprefix('PyTorch, ')} {speed:.2f}"
+            for runner, speed in zip(runners, rounds[-1])
+        )
+        print(f"{i + 1:>3}  {'   '.join(cells)}", flush=True)
+    return rounds
+
+
+def table(names: list[str], rounds: list[list[float]]) -> str:
+    """Medians, and ours as a multiple of each."""
+    lines = [f"{'':<32}{'images/s':>10}{'JAX is':>10}{'from - to':>16}"]
+    for i, name in enumerate(names):
+        ratios = [row[0] / row[i] for row in rounds]
+        speed = statistics.median(row[i] for row in rounds)
+        span = f"{min(ratios):.2f} - {max(ratios):.2f}"
+        times = f"{statistics.median(ratios):.2f} x"
+        lines.append(f"{name:<32}{speed:>10.2f}{times:>10}{span:>16}")
+    return "\n".join(lines)
+
+
+def main(argv):
+    del argv
+    config = _CONFIG.value
+    if _RUNNER.value:
+        run(config)
+        return
+    check_config(config)
+    names = [EAGER] + [COMPILED] * _COMPILE.value
+    names += [name + PAGES for name in names] * _PAGES.value
+    runners = [Runner(OURS)]
+    try:
+        ours = runners[0].about
+        options = [f"--dtype={ours['dtype']}"] + ["--gpu"] * ours["gpu"]
+        runners += [Runner(name, *options) for name in names]
+        print(table([OURS, *names], race(runners)))
+    finally:
+        for runner in runners:
+            runner.stop()
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    try:
+        app.run(main)
+    except InputError as error:
+        sys.exit(str(error))

@@ -1,0 +1,84 @@
+"""From the command to the first step: the compile cache, and how long it all took.
+
+Importing this file does not import jax.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import time
+
+log = logging.getLogger("fusmae_jax")
+
+CACHE_BYTES = 4 * 2**30
+_IMPORTED = time.monotonic()
+
+
+def seconds_since_launch() -> float:
+    """Seconds since this process started: interpreter and imports included.
+
+    Where the system does not tell when that was, since this file was imported.
+    """
+    try:
+        stat = pathlib.Path("/proc/self/stat").read_text()
+        # The 22nd field, in clock ticks since the machine started; counted from the
+        # end of the second, the program's name, which may hold spaces.
+        ticks = int(stat.rpartition(")")[2].split()[19])
+        started = ticks / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, ValueError, LookupError, AttributeError):
+        return time.monotonic() - _IMPORTED
+
+
+def enable_compile_cache() -> None:
+    """Keeps what XLA compiles, so that the next run need not compile it again.
+
+    To be called before anything is compiled. A cache that JAX has been told of, by
+    JAX_COMPILATION_CACHE_DIR or otherwise, stays as it is, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns this off. JAX's keys name the compiler, its
+    options and the devices, of a CPU its instruction set: different machines may share
+    a home. Only host 0 writes; the others read what it wrote where they see it.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    if not jax.config.jax_enable_compilation_cache:
+        return
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = pathlib.Path(root).expanduser() / "fusmae_jax" / "jax"
+        # For this user alone: who can write here can run code in the next run.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} is not writable")
+        prune(folder, CACHE_BYTES)
+    except (OSError, RuntimeError) as error:
+        log.warning(
+            "The next run will compile everything again (%s); name another folder with "
+            "JAX_COMPILATION_CACHE_DIR.",
+            error,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def prune(folder: pathlib.Path, limit: int) -> None:
+    """Deletes the files below `folder` that nobody used for longest.
+
+    Args:
+        folder: where to look.
+        limit: bytes that may stay.
+    """
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another run prunes, too
+            if path.is_file():
+                stat = path.stat()
+                found.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    for _, size, path in sorted(found, reverse=True):
+        limit -= size
+        if limit < 0:
+            path.unlink(missing_ok=True)
