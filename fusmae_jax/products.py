@@ -22,6 +22,11 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def _on_one_cpu() -> bool:
+    # XLA cannot split the constraint below among devices: all would get all rows.
+    return _on_cpu() and jax.device_count() == 1
+
+
 def result_dtype(dtype):
     """What products of `dtype` are best left in, until something else reads them."""
     return jnp.dtype(jnp.float32) if _on_cpu() else jnp.dtype(dtype)
@@ -53,7 +58,7 @@ def _backward(dtype, saved, grad):
     grad_x = matmul(grad, kernel.T, dtype).astype(like.dtype)
     x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     transposed = x.T
-    if _on_cpu() and dtype != jnp.float32:
+    if _on_one_cpu() and dtype != jnp.float32:
         transposed = with_layout_constraint(transposed, ROWS)
     grad_kernel = jnp.matmul(transposed, grad, preferred_element_type=jnp.float32)
     return grad_x, grad_kernel.astype(kernel.dtype)

@@ -1,4 +1,4 @@
-"""Two hosts train as one: the same command on each, the same losses as alone."""
+"""Hosts train as one: the same command on each, the same losses as alone."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -48,19 +49,26 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_two_hosts_have_the_losses_of_one(tmp_path):
-    alone = start(tmp_path / "alone", devices=2)
-    said = alone.communicate(timeout=300)[0]
-    assert alone.returncode == 0, said
-    cluster = ["--multihost", f"--coordinator=localhost:{free_port()}", "--hosts=2"]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run directory of one host."""
+    workdir = tmp_path_factory.mktemp("alone")
+    host = start(workdir, devices=2)
+    said = host.communicate(timeout=300)[0]
+    assert host.returncode == 0, said
+    return workdir
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_hosts_have_the_losses_of_one(number, alone, tmp_path):
+    cluster = f"--coordinator=localhost:{free_port()}", f"--hosts={number}"
     hosts = [
-        start(tmp_path / "both", *cluster, f"--host={host}", devices=1)
-        for host in range(2)
+        start(tmp_path, "--multihost", *cluster, f"--host={i}", devices=1)
+        for i in range(number)
     ]
     said = [host.communicate(timeout=300)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], "\n".join(said)
-    assert len(losses(tmp_path / "both")) == 4
-    np.testing.assert_allclose(
-        losses(tmp_path / "both"), losses(tmp_path / "alone"), rtol=1e-4
-    )
-    assert "inverse distance" in said[0] and "inverse distance" not in said[1]
+    assert [host.returncode for host in hosts] == number * [0], "\n".join(said)
+    assert len(losses(tmp_path)) == 4
+    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=1e-4)
+    assert "inverse distance" in said[0]
+    assert not any("inverse distance" in text for text in said[1:])

@@ -49,18 +49,15 @@ def test_a_kernels_gradient_keeps_more_digits_than_its_factors():
     assert (got != got.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
-def test_bfloat16_products_reach_the_matrix_instructions_of_a_cpu():
+def test_bfloat16_products_reach_the_matrix_instructions_of_a_cpu(monkeypatch):
     """XLA takes a float32 detour unless factors and result are as it likes them."""
+    monkeypatch.setattr(products, "_on_one_cpu", lambda: True)
     x, kernel = factors("bfloat16", rows=(64, 4), inner=128, columns=256)
 
     def loss(x, kernel):
         return jnp.square(products.matmul(x, kernel, jnp.dtype("bfloat16"))).sum()
 
     lowered = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel.astype(jnp.float32))
-    for line in lowered.compile().as_text().splitlines():
-        if " dot(" in line:
-            shapes = line.split(" = ")[1]
-            assert "f32" in shapes.split(" dot(")[0], line
     hlo = lowered.as_text()
     products_in = [line for line in hlo.splitlines() if "dot_general" in line]
     assert len(products_in) == 3
