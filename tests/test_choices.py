@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from benchmarks import levers
+from benchmarks import choices
 from tests import tiny
 
 STEPS = 2
@@ -17,7 +17,7 @@ def run(dtype, change=contextlib.nullcontext):
     """The losses of a few steps, and the program without names and places."""
     config = tiny.config()
     config.model.dtype = dtype
-    variant = levers.Variant(config, change)
+    variant = choices.Variant(config, change)
     losses = [variant.loss]
     for _ in range(STEPS - 1):
         variant.state, metrics = variant.step(variant.state, variant.fields)
@@ -37,10 +37,10 @@ def test_bfloat16_stays_near_float32(ours):
     assert low != full
 
 
-@pytest.mark.parametrize("name", levers.LEVERS)
+@pytest.mark.parametrize("name", choices.LEVERS)
 def test_a_choice_made_otherwise_is_another_program_with_the_same_losses(name, ours):
     dtype = "bfloat16" if name in BFLOAT16 else "float32"
-    losses, program = run(dtype, levers.LEVERS[name])
+    losses, program = run(dtype, choices.LEVERS[name])
     want, same = ours[dtype]
     np.testing.assert_allclose(losses, want, rtol=1e-2 if name in BFLOAT16 else 1e-5)
     assert program != same  # or the lever is not connected

@@ -1,0 +1,226 @@
+"""The training step with single choices made otherwise, to be raced and tested.
+
+Each function patches the modules while a variant is compiled, nothing else.
+"""
+
+import contextlib
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from benchmarks import pairs
+from fusmae_jax import (
+    attention,
+    build,
+    decoder,
+    encoder,
+    layers,
+    masking,
+    model,
+    optim,
+    patches,
+    pretrain,
+    products,
+    sharding,
+)
+
+
+def embed_all():
+    """Every patch is embedded; the hidden ones are dropped after it."""
+    call = model.FusMAE.__call__
+
+    def instead(self, images, masks, present=None, *, whole=False):
+        pixels, everything = self.patchify(images), jnp.arange(self.num_patches)
+        tokens = {}
+        for s, x in pixels.items():
+            ids = jnp.broadcast_to(everything[None], x.shape[:2])
+            embedded = self.encoder.embed_patches(s, x, ids)
+            tokens[s] = masking.take(embedded, masks[s].visible)
+        ready = mock.patch.object(
+            encoder.Encoder, "embed_patches", lambda self, s, *_: tokens[s]
+        )
+        with ready:
+            return call(self, images, masks, present, whole=whole)
+
+    return mock.patch.object(model.FusMAE, "__call__", instead)
+
+
+def predict_all():
+    """The decoders predict the visible patches too; the loss ignores them."""
+    call = model.FusMAE.__call__
+
+    def instead(self, images, masks, present=None, *, whole=False):
+        return call(self, images, masks, present, whole=True)
+
+    return mock.patch.object(model.FusMAE, "__call__", instead)
+
+
+def image_order():
+    """Tokens are put back in image order before the decoder's blocks, as in MAE."""
+
+    def instead(self, visible, mask, whole=False):
+        b, k, _ = visible.shape
+        blanks = (b, mask.hidden.shape[1], self.dim)
+        blanks = jnp.broadcast_to(self.mask_token[...], blanks)
+        x = jnp.concatenate([self.bridge(visible).astype(jnp.float32), blanks], axis=1)
+        x = masking.put_back(x, mask)
+        x = x + patches.sincos_2d(self.side, self.dim)[None]
+        for block in self.blocks:
+            x = block(x)
+        x = self.predict(self.norm(x)).astype(jnp.float32)
+        return masking.take(x, mask.order if whole else mask.hidden)
+
+    return mock.patch.object(decoder.Decoder, "__call__", instead)
+
+
+def fused_qkv():
+    """One product for queries, keys and values, where they are of the same tokens."""
+    call = layers.Attention.__call__
+
+    def instead(self, x, context, mask=None):
+        if x is not context:
+            return call(self, x, context, mask)
+        parts = (self.query, self.key, self.value)
+        kernel = jnp.concatenate([p.kernel[...] for p in parts], axis=1)
+        bias = jnp.concatenate([p.bias[...] for p in parts])
+        y = products.matmul(x, kernel, self.query.dtype)
+        y = (y + bias.astype(y.dtype)[None, None]).astype(self.query.dtype)
+        qkv = y.reshape(*x.shape[:2], 3, self.num_heads, -1)
+        y = attention.attend(*(qkv[:, :, i] for i in range(3)), mask)
+        return self.out(y.reshape(x.shape))
+
+    return mock.patch.object(layers.Attention, "__call__", instead)
+
+
+def jax_attention():
+    """Attention as `jax.nn` has it for XLA."""
+
+    def instead(q, k, v, mask):
+        mask = None if mask is None else mask[:, None, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+    return mock.patch.object(attention, "_attend_xla", instead)
+
+
+def scan_blocks():
+    """The encoder's blocks as one loop. Their parameters are stacked in every step."""
+    call = encoder.Encoder.__call__
+
+    def instead(self, *args, **options):
+        graphdef = nnx.graphdef(self.blocks[0])
+        params = [nnx.state(block) for block in self.blocks]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
+
+        def loop(x, mask, branches):
+            def body(x, params):
+                return nnx.merge(graphdef, params)(x, mask), None
+
+            return jax.lax.scan(body, x, stacked)[0]
+
+        object.__setattr__(self, "blocks", [loop])
+        return call(self, *args, **options)
+
+    return mock.patch.object(encoder.Encoder, "__call__", instead)
+
+
+def low_residuals():
+    """The residual stream in the type of the products."""
+    call = layers.Block.__call__
+
+    def instead(self, x, *args, **options):
+        return call(self, x.astype(self.mlp.up.dtype), *args, **options)
+
+    return mock.patch.object(layers.Block, "__call__", instead)
+
+
+def two_pass_norm():
+    """LayerNorm with the variance about the mean, in a pass of its own."""
+    norm = nnx.LayerNorm
+
+    def instead(dim, rngs):
+        kw = dict(epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+        return norm(dim, use_fast_variance=False, **kw)
+
+    return mock.patch.object(layers, "layer_norm", instead)
+
+
+@contextlib.contextmanager
+def flat_optimizer():
+    """Adam's moments of all parameters in one vector each."""
+
+    def instead(rate, *, b1, b2, weight_decay, clip_norm):
+        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        return optax.chain(
+            optax.flatten(optax.scale_by_adam(b1, b2)),
+            optax.add_decayed_weights(weight_decay, matrices),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    rules = ((r"opt_state/.*(mu|nu)$", P()), *sharding.RULES)
+    with (
+        mock.patch.object(optim, "adamw", instead),
+        mock.patch.object(sharding, "RULES", rules),
+    ):
+        yield
+
+
+def plain_products():
+    """bfloat16 products as XLA's CPU backend takes them by itself, in float32."""
+    return mock.patch.object(products, "_on_cpu", lambda: False)
+
+
+def remat(how: str):
+    """Parts of the encoder are computed again for the gradient."""
+    call = build.model
+    return mock.patch.object(build, "model", lambda config: call(config, remat=how))
+
+
+# What the row undoes or adds, and how.
+LEVERS = {
+    "embed all patches, drop the hidden after": embed_all,
+    "predict visible patches too": predict_all,
+    "decode in image order": image_order,
+    "queries, keys, values by one product": fused_qkv,
+    "attention of jax.nn": jax_attention,
+    "scan over blocks": scan_blocks,
+    "remat, all but linear layers": lambda: remat("dots"),
+    "remat, everything": lambda: remat("full"),
+    "residuals in the products' type": low_residuals,
+    "LayerNorm in two passes": two_pass_norm,
+    "optimiser over flat vectors": flat_optimizer,
+    "products as XLA takes them": plain_products,
+}
+
+
+class Variant:
+    """A compiled step and its state; `turn` advances it."""
+
+    def __init__(self, config, change=contextlib.nullcontext, donate: bool = True):
+        objective, mesh = build.objective(config), sharding.make_mesh()
+        rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
+        self.fields = sharding.to_devices(
+            pairs.host_batch(config, config.batch_size), mesh
+        )
+        with change():
+            self.state, _, step = pretrain.compile_step(config, objective, mesh, rate)
+            if not donate:
+                step = jax.jit(step.__wrapped__)
+            self.step = step.lower(self.state, self.fields).compile()
+        self.memory = pretrain.step_memory(self.step)
+        self.state, metrics = self.step(self.state, self.fields)
+        self.loss = float(metrics["loss"])
+
+    def turn(self, steps: int, wait: bool = False) -> float:
+        """Seconds a step, over `steps` of them; with `wait`, one at a time."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.state, metrics = self.step(self.state, self.fields)
+            if wait:
+                jax.block_until_ready(metrics)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / steps
