@@ -100,7 +100,6 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    host.prepare()  # before JAX starts threads
     gc.set_threshold(100_000)  # imports and tracing make objects that stay
     log = logging.getLogger("fusmae_jax")
     log.setLevel(logging.INFO)
@@ -108,11 +107,13 @@ def main(argv: list[str]) -> None:
     log.propagate = False
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs at length
     config = _CONFIG.value
+    if config.task != "prepare":  # which never imports jax
+        host.prepare()  # before JAX starts threads
     if _MULTIHOST.value:
         import jax
 
         jax.distributed.initialize(_COORDINATOR.value, _HOSTS.value, _HOST.value)
-    if config.task != "prepare":  # which never imports jax
+    if config.task != "prepare":
         startup.enable_compile_cache()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     TASKS[config.task](config, _WORKDIR.value or f"runs/{name}")

@@ -180,6 +180,9 @@ def remat(how: str):
     return mock.patch.object(build, "model", lambda config: call(config, remat=how))
 
 
+# On a GPU cuDNN computes attention, and products are what they are.
+CPU_ONLY = ("attention of jax.nn", "products as XLA takes them")
+
 # What the row undoes or adds, and how.
 LEVERS = {
     "embed all patches, drop the hidden after": embed_all,

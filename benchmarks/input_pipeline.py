@@ -11,7 +11,7 @@ would wait for input.
 
 Run it twice: the first run may read from disk, the second reads from memory. With
 --copies=N the dataset is rewritten into a temporary folder, N pairs with and without
-compression, and both are timed; with --keep=DIR they are written there and stay.
+compression, and both are timed; with --keep=DIR, a new folder, they stay there.
 """
 
 import concurrent.futures
@@ -134,6 +134,9 @@ def rewrite(directory: str, split: str, count: int, out: pathlib.Path, options: 
     path = out / shards.shard_name(described.name, split, 0, 1)
     info = shards.write_shard(path, examples(), shards.features(described), options)
     shards.write_metadata(out, described, {split: [info]})
+    rows = np.arange(count) % len(source)
+    index = {name: column[rows] for name, column in source.index.items()}
+    np.savez(out / metadata.index_name(split), **index)
     card = {"description": described.describe(), "splits": {split: {}}}
     (out / metadata.CARD_FILE).write_text(json.dumps(card))
 
@@ -170,9 +173,14 @@ def main(argv):
     best = {}
     if _COPIES.value:
         with tempfile.TemporaryDirectory() as folder:
-            for name, options in shards.COMPRESSION.items():
-                out = pathlib.Path(_KEEP.value or folder, name.replace(":", "-"))
+            outs = {
+                name: pathlib.Path(_KEEP.value or folder, name.replace(":", "-"))
+                for name in shards.COMPRESSION
+            }
+            for name, out in outs.items():
+                options = shards.COMPRESSION[name]
                 rewrite(_DIR.value, _SPLIT.value, _COPIES.value, out, options)
+            for name, out in outs.items():
                 title = f"{_COPIES.value} pairs of {_DIR.value}, compression {name}"
                 best[name] = table(str(out), title)
     else:

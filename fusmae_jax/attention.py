@@ -25,17 +25,17 @@ def attend(
         v: values.
         mask: False where keys and values are to be overlooked, [B, M].
         implementation: "xla", "cudnn", or "auto" for cuDNN wherever it can: 16-bit
-            numbers on a GPU, and no mask, with which it refuses odd numbers of tokens.
+            numbers on a GPU, and no mask, with which it cannot train on odd numbers
+            of tokens.
     """
     if implementation == "auto":
         fits = q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
         fused = jax.default_backend() == "gpu" and fits and mask is None
         implementation = "cudnn" if fused else "xla"
     if implementation == "cudnn":
-        mask = None if mask is None else mask[:, None, None]
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, implementation="cudnn"
-        )
+        if mask is not None:
+            raise NotImplementedError("Attention by cuDNN takes no mask here.")
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return _attend_xla(q, k, v, mask)
 
 

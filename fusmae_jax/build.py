@@ -111,6 +111,7 @@ def abstract_model(config, **changes) -> tuple[nnx.GraphDef, nnx.State]:
     Raises:
         InputError: sizes that do not divide; nothing has been allocated yet.
     """
+
     def make(key):
         return nnx.split(model(config, **changes)(rngs=train.Keys(key)))
 

@@ -49,11 +49,27 @@ def check_config(config) -> None:
         raise InputError(
             f"model.dtype is {config.model.dtype!r}; choose one of {list(DTYPES)}."
         )
+    if config.model.attention == "cudnn":
+        check_cudnn(config)
     for name in ("view.crop_scale", "view.crop_ratio"):
         value = field(config, name)
         if len(value) != 2 or not all(isinstance(x, int | float) for x in value):
             raise InputError(f"{name} is {value}; it must be two numbers.")
     check_batch(config)
+
+
+def check_cudnn(config) -> None:
+    """Refuses to ask cuDNN for what it cannot do."""
+    asked = {
+        "an NVIDIA GPU": jax.default_backend() == "gpu",
+        "model.dtype=bfloat16": config.model.dtype == "bfloat16",
+        "mask.drop_sensor=0": config.mask.drop_sensor == 0.0,
+    }
+    lacking = [name for name, given in asked.items() if not given]
+    if lacking:
+        raise InputError(
+            f"model.attention=cudnn needs {' and '.join(lacking)}; set it to auto."
+        )
 
 
 def check_batch(config) -> None:

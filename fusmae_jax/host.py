@@ -9,7 +9,10 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 MADV_HUGEPAGE = 14
 HUGE_PAGE = 2**21
-ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+ACCELERATORS = (
+    *("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd"),  # GPUs, under WSL, of AMD
+    *("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),  # TPUs
+)
 
 
 def prepare() -> bool:

@@ -188,6 +188,8 @@ def step_memory(step) -> int:
     held-out pairs.
     """
     sizes = step.memory_analysis()
+    if sizes is None:  # not every backend tells
+        return 0
     kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + kept
 
@@ -201,7 +203,7 @@ def explain_memory(config):
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"A step of batch_size={config.batch_size} with accumulate="
+            f"This run with batch_size={config.batch_size} and accumulate="
             f"{config.accumulate} does not fit into the devices' memory; "
             f"{MEMORY_ADVICE}"
         ) from error
@@ -262,7 +264,8 @@ def pretrain(config, workdir) -> train.TrainState:
     run.remember_places(workdir, sources.place_codes(source))
     workdir = pathlib.Path(workdir)
 
-    state, layout, train_step = compile_step(config, objective, mesh, rate)
+    with explain_memory(config):
+        state, layout, train_step = compile_step(config, objective, mesh, rate)
     log.info(describe(config, state, len(source), held_out.count, steps))
     with checkpoint.Checkpoints(
         workdir / "checkpoints",

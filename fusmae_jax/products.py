@@ -32,12 +32,7 @@ def result_dtype(dtype):
     return jnp.dtype(jnp.float32) if _on_cpu() else jnp.dtype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, kernel: jax.Array, dtype) -> jax.Array:
-    """`x` [..., K] times `kernel` [K, N] in `dtype`; returns [..., N].
-
-    The result has the type that `result_dtype` says.
-    """
+def _product(x, kernel, dtype):
     return jnp.matmul(
         x.astype(dtype),
         kernel.astype(dtype),
@@ -45,17 +40,26 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype) -> jax.Array:
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, kernel: jax.Array, dtype) -> jax.Array:
+    """`x` [..., K] times `kernel` [K, N] in `dtype`; returns [..., N].
+
+    The result has the type that `result_dtype` says.
+    """
+    return _product(x, kernel, dtype)
+
+
 def _forward(x, kernel, dtype):
     # A rounded copy of x is all that the gradient needs; an empty array carries the
-    # type that x had.
+    # type that x had. Rematerialisation has to see the product itself, not `matmul`.
     rounded = x.astype(dtype)
-    return matmul(rounded, kernel, dtype), (rounded, kernel, jnp.zeros(0, x.dtype))
+    return _product(rounded, kernel, dtype), (rounded, kernel, jnp.zeros(0, x.dtype))
 
 
 def _backward(dtype, saved, grad):
     x, kernel, like = saved
     grad = grad.astype(dtype)
-    grad_x = matmul(grad, kernel.T, dtype).astype(like.dtype)
+    grad_x = _product(grad, kernel.T, dtype).astype(like.dtype)
     x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     transposed = x.T
     if _on_one_cpu() and dtype != jnp.float32:

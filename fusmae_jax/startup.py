@@ -38,13 +38,17 @@ def enable_compile_cache() -> None:
     JAX_COMPILATION_CACHE_DIR or otherwise, stays as it is, and
     JAX_ENABLE_COMPILATION_CACHE=false turns this off. JAX's keys name the compiler, its
     options and the devices, of a CPU its instruction set: different machines may share
-    a home. Only host 0 writes; the others read what it wrote where they see it.
+    a home. Several hosts have no cache unless told of one that all of them see.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is not None:
         return
     if not jax.config.jax_enable_compilation_cache:
+        return
+    # Of several hosts only the first writes. Where the others do not see what it wrote
+    # they would compile alone, and on GPUs wait for its share of the tuning.
+    if jax.process_count() > 1:
         return
     try:
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -8,7 +8,7 @@ import pytest
 
 from configs import probe_sample
 from data_pipeline import patterns, sources, subsets, synthetic
-from fusmae_jax.evaluation import evaluate, report, scores, tasks
+from fusmae_jax.evaluation import evaluate, gallery, report, scores, tasks
 from tests import judging
 
 BASELINES = ("random", "statistics")
@@ -106,7 +106,7 @@ def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
     )
     workdir, rows, _ = everything
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.gallery, "draw", lambda *a, **k: None)
+        patch.setattr(gallery, "draw", lambda *a, **k: None)
         evaluate.evaluate(config, workdir)  # once more
     out = capsys.readouterr().out
     for text in ("mAP (micro) on 16 pairs of synthetic, test split", *ENCODERS):

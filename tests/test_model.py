@@ -206,3 +206,25 @@ def test_base_has_the_size_of_a_vit_base():
     extra = 4 * 768**2 + 6 * 768 + (64 * 14 + 2) * 768 + 3 * 768
     extra += 4 * 768  # what stands for absent sensors
     assert count == 12 * block + extra
+
+
+def test_rematerialisation_computes_again_what_it_says_and_changes_nothing(key):
+    x, m = images(), masks(key)
+    counts, gradients = {}, {}
+    for how in ("none", "dots", "full"):
+        graphdef, params = nnx.split(tiny.model(depth=3, remat=how))
+
+        def loss(params):
+            predicted = nnx.merge(graphdef, params)(x, m).predicted
+            return sum(jnp.square(p).sum() for p in predicted.values())
+
+        text = str(jax.make_jaxpr(jax.grad(loss))(params))
+        counts[how] = text.count("dot_general")
+        gradients[how] = jax.jit(jax.grad(loss))(params)
+    # Of each of 2 blocks: scores and sums of attention; then its 6 linear layers too,
+    # the last of which nothing needs again.
+    assert counts["dots"] == counts["none"] + 2 * 2
+    assert counts["full"] == counts["dots"] + 2 * 5
+    for how in ("dots", "full"):
+        for a, b in zip(*(jax.tree.leaves(gradients[h]) for h in (how, "none"))):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import evaluate, knn, report, session, tasks
+from fusmae_jax.evaluation import evaluate, gallery, knn, report, session, tasks
 from tests import judging
 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """Figures have tests of their own."""
-    monkeypatch.setattr(evaluate.gallery, "draw", lambda *a, **k: None)
+    monkeypatch.setattr(gallery, "draw", lambda *a, **k: None)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def whole(trained, tmp_path_factory):
     """An evaluation that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("session") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.gallery, "draw", lambda *a, **k: None)
+        patch.setattr(gallery, "draw", lambda *a, **k: None)
         evaluate.evaluate(config(trained), workdir)
     return workdir
 
