@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from data_pipeline import layout as layouts
@@ -110,6 +111,7 @@ def compile_both(lowered) -> tuple[jax.stages.Compiled, str]:
     """Compiles, and returns the text of the partitioned program too."""
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)  # it keeps no such text
+    compilation_cache.reset_cache()  # or what was decided before would stand
     try:
         with tempfile.TemporaryDirectory() as folder:
             compiled = lowered.compile(
@@ -120,6 +122,7 @@ def compile_both(lowered) -> tuple[jax.stages.Compiled, str]:
             return compiled, next((path.read_text() for path in texts), "")
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
 
 
 def read(text: str) -> list[Collective]:

@@ -136,7 +136,7 @@ def test_a_step_larger_than_the_memory_is_warned_of(ahead, monkeypatch, lines):
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence():
-    config, said = tiny.config(), "batch_size=8 with accumulate=1 .* model.remat"
+    config, said = tiny.config(), "batch_size=8 and accumulate=1 .* model.remat"
     with pytest.raises(InputError, match=said):
         with pretrain.explain_memory(config):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
