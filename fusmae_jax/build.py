@@ -105,6 +105,20 @@ def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
+def train_step(config, graphdef, objective, tx, rate, layout, mesh: Mesh):
+    """The config's step, see `train.make_train_step`."""
+    return train.make_train_step(
+        graphdef,
+        objective,
+        tx,
+        rate,
+        layout,
+        mesh,
+        seed=config.seed,
+        accumulate=config.accumulate,
+    )
+
+
 def abstract_model(config, **changes) -> tuple[nnx.GraphDef, nnx.State]:
     """The model's graph definition and the shapes of its parameters; see `model`.
 

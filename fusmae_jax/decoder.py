@@ -18,16 +18,8 @@ class XAttnDecoder(nnx.Module):
     stood for as in `XAttnEncoder`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
-        implementation: str = "auto",
-    ):
-        kw = dict(dtype=dtype, rngs=rngs, implementation=implementation)
+    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
+        kw = dict(dtype=dtype, rngs=rngs, attention=attention)
         self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
@@ -76,11 +68,9 @@ class Decoder(nnx.Module):
         kw = dict(dtype=dtype, rngs=rngs)
         self.bridge = layers.Linear(encoder_dim, dim, **kw)
         self.mask_token = layers.token(nnx.initializers.normal(0.02), dim, rngs)
+        deep = dict(attention=attention, **kw)
         self.blocks = nnx.List(
-            [
-                layers.Block(dim, num_heads, implementation=attention, **kw)
-                for _ in range(depth)
-            ]
+            [layers.Block(dim, num_heads, **deep) for _ in range(depth)]
         )
         self.norm = layers.layer_norm(dim, rngs)
         self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
@@ -92,17 +82,15 @@ class Decoder(nnx.Module):
 
         They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`.
         """
-        b, k, _ = visible.shape
-        blanks = jnp.broadcast_to(
-            self.mask_token[...], (b, mask.hidden.shape[1], self.dim)
-        )
+        b, hidden = mask.hidden.shape
+        blanks = jnp.broadcast_to(self.mask_token[...], (b, hidden, self.dim))
         x = self.bridge(visible).astype(jnp.float32)
         code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
         x = jnp.concatenate([x, blanks], axis=1)
         x = x + code.at[mask.order].get(mode="promise_in_bounds")
-        first = 0 if whole else k
-        for block in self.blocks[:-1]:
-            x = block(x)
-        for block in self.blocks[-1:]:
-            x, first = block(x, first=first), 0
-        return self.predict(self.norm(x[:, first:])).astype(jnp.float32)
+        wanted = x.shape[1] if whole else hidden
+        for i, block in enumerate(self.blocks):
+            last = i + 1 == len(self.blocks)
+            x = block(x, first=x.shape[1] - wanted if last else 0)
+        x = x[:, -wanted:]  # where there is no block at all
+        return self.predict(self.norm(x)).astype(jnp.float32)

@@ -35,16 +35,8 @@ class XAttnEncoder(nnx.Module):
     drops no sensor, and then adds the biases alone.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
-        implementation: str = "auto",
-    ):
-        kw = dict(dtype=dtype, rngs=rngs, implementation=implementation)
+    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
+        kw = dict(dtype=dtype, rngs=rngs, attention=attention)
         self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
@@ -129,7 +121,7 @@ class Encoder(nnx.Module):
         self.embed = nnx.Dict(
             {s: layers.Linear(patch_size**2 * bands[s], dim, **kw) for s in SENSORS}
         )
-        deep = dict(implementation=attention, **kw)
+        deep = dict(attention=attention, **kw)
         self.fuse = XAttnEncoder(dim, num_heads, **deep) if fuse_early else None
         normal = nnx.initializers.normal(0.02)
         self.absent = layers.per_sensor(lambda: layers.token(normal, dim, rngs))

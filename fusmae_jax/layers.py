@@ -58,21 +58,13 @@ class Linear(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention from `x` to `context`, which may be `x` itself."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
-        implementation: str = "auto",
-    ):
+    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
         if dim <= 0 or num_heads <= 0 or dim % num_heads:
             raise InputError(
                 f"Width {dim} does not divide into {num_heads} heads; choose a "
                 "width that is a multiple of the number of heads."
             )
-        self.num_heads, self.implementation = num_heads, implementation
+        self.num_heads, self.implementation = num_heads, attention
         kw = dict(dtype=dtype, rngs=rngs)
         self.query = Linear(dim, dim, **kw)
         self.key = Linear(dim, dim, **kw)
@@ -114,18 +106,10 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block with self-attention."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        dtype,
-        rngs: nnx.Rngs,
-        implementation: str = "auto",
-    ):
+    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
         kw = dict(dtype=dtype, rngs=rngs)
         self.norm1 = layer_norm(dim, rngs)
-        self.attn = Attention(dim, num_heads, implementation=implementation, **kw)
+        self.attn = Attention(dim, num_heads, attention=attention, **kw)
         self.norm2 = layer_norm(dim, rngs)
         self.mlp = Mlp(dim, **kw)
 

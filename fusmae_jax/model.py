@@ -86,7 +86,7 @@ class FusMAE(nnx.Module):
             remat=remat,
             **kw,
         )
-        deep = dict(implementation=attention, **kw)
+        deep = dict(attention=attention, **kw)
         self.fuse = XAttnDecoder(dim, num_heads, **deep) if fuse_features else None
         self.decoders = nnx.Dict(
             {

@@ -132,16 +132,7 @@ def compile_step(config, objective, mesh, rate):
     graphdef, state, layout = train.create_state(
         build.model(config), tx, mesh, config.seed, config.fsdp_min_size
     )
-    train_step = train.make_train_step(
-        graphdef,
-        objective,
-        tx,
-        rate,
-        layout,
-        mesh,
-        seed=config.seed,
-        accumulate=config.accumulate,
-    )
+    train_step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
     return state, layout, train_step
 
 
@@ -159,12 +150,7 @@ def compile_ahead(train_step, state, source, batch_size: int, mesh):
         The compiled step, to which another shape is an error, and its compile_seconds
         and step_memory_bytes.
     """
-    fields = {
-        name: jax.ShapeDtypeStruct(
-            (batch_size, *x.shape), x.dtype, sharding=sharding.rows(mesh)
-        )
-        for name, x in source[0].items()
-    }
+    fields = sharding.abstract_rows(source[0], batch_size, mesh)
     begun = time.monotonic()
     step = train_step.lower(state, fields).compile()
     seconds, needed = time.monotonic() - begun, step_memory(step)

@@ -65,6 +65,16 @@ def to_devices(batch, mesh: Mesh):
     )
 
 
+def abstract_rows(pair, batch_size: int, mesh: Mesh):
+    """Shapes, dtypes and layout of a global batch of pairs like this one."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (batch_size, *x.shape), x.dtype, sharding=rows(mesh)
+        ),
+        pair,
+    )
+
+
 def leaf_path(path) -> str:
     """A key path as `params/encoder/blocks/0/attn/query/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

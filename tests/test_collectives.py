@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from fusmae_jax import collectives, sharding
+from benchmarks import collectives
+from fusmae_jax import sharding
 from tests import tiny
 
 # Eleven rows a device, and 25 patches of which 7 are seen: nothing else in the program

@@ -44,8 +44,9 @@ def swapped(model):
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(other, params))
 
 
-def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key):
-    model, x, m = tiny.model(decoder_depth=2), images(), masks(key)
+@pytest.mark.parametrize("depth", [0, 2])
+def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key, depth):
+    model, x, m = tiny.model(decoder_depth=depth), images(), masks(key)
     some, every = model(x, m), model(x, m, whole=True)
     for s in x:
         assert some.predicted[s].shape[1] == 12

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import scaling
-from fusmae_jax import collectives, flops
+from benchmarks import collectives, scaling
+from fusmae_jax import flops
 
 MACHINE = scaling.Machine("four", "H100", 4, link=1e9, memory=1e9)
 

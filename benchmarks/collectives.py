@@ -85,24 +85,11 @@ def lower(config, mesh: Mesh, batch_size: int):
         lambda p: train.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), params
     )
     layout = sharding.layout(state, mesh, config.fsdp_min_size)
-    step = train.make_train_step(
-        graphdef,
-        objective,
-        tx,
-        rate,
-        layout,
-        mesh,
-        seed=config.seed,
-        accumulate=config.accumulate,
-    )
+    step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
     size = config.data.size
     names = layouts.native(size).fields(objective.contract)
-    fields = {
-        name: jax.ShapeDtypeStruct(
-            (batch_size, *x.shape), x.dtype, sharding=sharding.rows(mesh)
-        )
-        for name, x in synthetic.Scenes(1, size=size, fields=names)[0].items()
-    }
+    pair = synthetic.Scenes(1, size=size, fields=names)[0]
+    fields = sharding.abstract_rows(pair, batch_size, mesh)
     state = checkpoint.abstract(state, layout)
     return step.lower(state, fields), state
 
@@ -257,7 +244,7 @@ class _Program:
         )
 
     def line(self, rest: str) -> str:
-        """Where in this package an instruction comes from."""
+        """Where in `fusmae_jax` an instruction comes from."""
         frame = re.search(r"stack_frame_id=(\d+)", rest)
         named = re.search(r'op_name="(.*?)"', rest)
         return (frame and self._frames.describe(frame[1])) or (named and named[1]) or ""
@@ -280,8 +267,8 @@ class _Frames:
         self._shift = int(self._frames.get("1", {}).get("parent_frame_id", 0))
 
     def describe(self, frame: str, depth: int = 3) -> str:
-        """The innermost `depth` lines of this package, `layers.py:89 < ...`."""
-        here, lines = pathlib.Path(__file__).parent, []
+        """The innermost `depth` lines of `fusmae_jax`, `layers.py:89 < ...`."""
+        here, lines = pathlib.Path(sharding.__file__).parent, []
         while frame in self._frames and len(lines) < depth:
             place = self._places[self._frames[frame]["file_location_id"]]
             file = self._files[place["file_name_id"]]
