@@ -10,7 +10,8 @@ over rounds, and the range. Runs on the GPU that JAX finds, or else on the CPU.
 
 PyTorch is as good as we know: `benchmarks/torch_peer.py`, eager, with --compile
 through torch.compile too, with --pages also on malloc with huge pages (Linux). float32
-products of a GPU are TF32 on both sides.
+products of a GPU are TF32 on both sides. With --out_of_the_box our side computes as the
+config says, whatever PyTorch is given.
 """
 
 import functools
@@ -40,6 +41,9 @@ _DTYPE = flags.DEFINE_enum(
     None,
     ["float32", "bfloat16"],
     "Of matrix products; float32 on a CPU and bfloat16 elsewhere unless said.",
+)
+_OUT_OF_THE_BOX = flags.DEFINE_bool(
+    "out_of_the_box", False, "Our products as the config says, whatever PyTorch's are."
 )
 _COMPILE = flags.DEFINE_bool("compile", False, "Race torch.compile too.")
 _PAGES = flags.DEFINE_bool("pages", False, "Race PyTorch on huge pages too.")
@@ -127,8 +131,9 @@ def start_jax(config):
 
     device = jax.devices()[0]
     gpu = device.platform == "gpu"
-    with config.unlocked():
-        config.model.dtype = _DTYPE.value or ("bfloat16" if gpu else "float32")
+    asked = _DTYPE.value or ("bfloat16" if gpu else "float32")
+    if not _OUT_OF_THE_BOX.value:
+        config.model.dtype = asked
     mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
     rate = optax.linear_schedule(0.0, config.optim.peak_lr, 100)
     state, _, train_step = pretrain.compile_step(config, objective, mesh, rate)
@@ -142,7 +147,7 @@ def start_jax(config):
         return float(metrics["loss"])
 
     about = f"jax {jax.__version__}, {config.model.dtype}, {device.device_kind}"
-    return {"about": about, "gpu": gpu, "dtype": config.model.dtype}, advance
+    return {"about": about, "gpu": gpu, "dtype": asked}, advance
 
 
 def start_torch(config):
