@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import zipfile
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -38,6 +39,15 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # else a pipe waits for its writer
 
 
+def read(path: str | os.PathLike, most: int) -> bytes:
+    """The content of a file of at most so many bytes; raises what `open_file` does."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size} bytes, where {most} would be many")
+        return file.read()
+
+
 def read_json(path: str | os.PathLike):
     """What a JSON file holds.
 
@@ -45,11 +55,7 @@ def read_json(path: str | os.PathLike):
         OSError: it cannot be read.
         ValueError: it is not JSON, too large, or nested too deeply.
     """
-    with open_file(path) as file:
-        content = file.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise ValueError(f"it has more than {MOST_JSON} bytes")
-    return parse_json(content)
+    return parse_json(read(path, MOST_JSON))
 
 
 def parse_json(content: bytes | str):
@@ -68,8 +74,14 @@ def parse_json(content: bytes | str):
     return value
 
 
-def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:
     """The arrays of an .npz, as numbers or texts.
+
+    Args:
+        path: of the file.
+        wanted: tells by its name whether an array is to be read.
 
     Raises:
         OSError: it cannot be read.
@@ -81,9 +93,11 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             with zipfile.ZipFile(file) as members:
                 infos = members.infolist()
                 _check_sizes(infos, size)
+                named = {info.filename.removesuffix(".npy"): info for info in infos}
                 return {
-                    info.filename.removesuffix(".npy"): _member(members, info)
-                    for info in infos
+                    name: _member(members, info)
+                    for name, info in named.items()
+                    if wanted(name)
                 }
         except Exception as error:  # whatever the parsers inside zipfile and NumPy raise
             raise _as_value_error(error) from error

@@ -9,13 +9,11 @@ import csv
 import io
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipeline import files
+from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.rows import METRICS, MODEL, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown
@@ -94,7 +92,7 @@ def read_shared(workdir) -> tuple[tuple[str, ...], dict]:
 def _load(workdir) -> dict:
     path = pathlib.Path(workdir) / "scores.json"
     try:
-        content = json.loads(path.read_text())
+        content = untrusted.read_json(path)
     except FileNotFoundError:
         raise InputError(f"There is no {path}: evaluate a run there first.") from None
     except ValueError as error:
@@ -206,10 +204,10 @@ def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            keys = [key for key in stored if "/" in key and key == (only or key)]
-            return {key: stored[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return untrusted.read_arrays(
+            path, lambda key: "/" in key and key == (only or key)
+        )
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}); delete it: what it held is lost, the "
             "scores are not."
