@@ -97,7 +97,10 @@ def _load(workdir) -> dict:
         raise InputError(f"There is no {path}: evaluate a run there first.") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); delete it.") from None
-    if not isinstance(content, dict) or not {"meta", "classes", "rows"} <= set(content):
+    known = {"meta": dict, "classes": list, "rows": list}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in known.items()
+    ):
         raise InputError(
             f"{path} is no evaluation's: it lacks meta, classes or rows; name the "
             "directory of an evaluation."
