@@ -128,9 +128,10 @@ def rows() -> Iterator[tuple[str, dict]]:
     done, begun = 0, {"name": ""}
     while begun:
         with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"TMPDIR": folder, "TQDM_DISABLE": "1"}
             command = [sys.executable, *sys.argv, "--child", f"--skip={done}"]
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": folder}
+                command, stdout=subprocess.PIPE, text=True, env=environment
             )
             begun = None
             for line in process.stdout:

@@ -166,6 +166,7 @@ def database(folder: pathlib.Path) -> Target:
     seed = path.read_bytes()
 
     def read(path: str) -> None:
+        stores._open.cache_clear()  # or it would still have the file before
         store = stores.open_store(str(source))
         for name in sorted(set.union(*store.names()))[:9]:
             store.bands(name)
