@@ -11,6 +11,7 @@ or the death of the process. Bugs are listed with their input, left in --keep=DI
 
 import collections
 import json
+import logging
 import os
 import pathlib
 import random
@@ -24,13 +25,14 @@ import traceback
 from collections.abc import Iterator
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 _INPUTS = flags.DEFINE_integer("inputs", 20_000, "Inputs over all targets.")
 _SEED = flags.DEFINE_integer("seed", 0, "What they are drawn from.")
 _TARGETS = flags.DEFINE_list("targets", [], "Some of fuzz_targets.TARGETS, or all.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "An input may take so long.")
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "An input may take so long.")
 _MEMORY = flags.DEFINE_integer("memory", 1024, "MB that reading may take.")
 _KEEP = flags.DEFINE_string("keep", "", "Where inputs that show a bug are left.")
 _ARCHIVE = flags.DEFINE_string("archive", "", "An unpacked BigEarthNet v1.")
@@ -106,6 +108,10 @@ def child(folder: pathlib.Path) -> None:
     """Reads in this process, and prints a line of JSON for each target."""
     from benchmarks import fuzz_targets
 
+    # GDAL tells what it makes of each file, and root's handler would print all of it.
+    logging.getLogger("rasterio").propagate = False
+    logging.getLogger("rasterio").addHandler(logging.NullHandler())
+    absl_logging.set_verbosity(absl_logging.WARNING)  # TFDS tells what it opens
     known = fuzz_targets.TARGETS
     made = {}
     for name in _TARGETS.value or known:

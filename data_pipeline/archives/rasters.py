@@ -12,6 +12,8 @@ import numpy as np
 from data_pipeline.archives import files
 from data_pipeline.errors import InputError
 
+MOST_BANDS = 1000  # of a file; each has metadata of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Raster:
@@ -70,12 +72,13 @@ def read(path: str) -> Raster:
 
 
 def _check_size(file) -> None:
-    """Raises a ValueError for an image larger than any patch.
+    """Raises a ValueError for an image that is larger or has more bands than any patch.
 
     GDAL invents what a file lacks: of a few bytes can come any number of pixels.
     """
     size = file.count * file.height * file.width
-    if size * max(np.dtype(name).itemsize for name in file.dtypes) > files.MOST_BYTES:
+    widest = max((np.dtype(name).itemsize for name in file.dtypes), default=0)
+    if file.count > MOST_BANDS or size * widest > files.MOST_BYTES:
         shape = f"{file.count} x {file.height} x {file.width}"
         raise ValueError(f"an image of {shape} px, which is no patch")
 
