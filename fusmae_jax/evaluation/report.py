@@ -72,7 +72,7 @@ def read(workdir) -> list[Row]:
     """
     try:
         return [_from_json(row) for row in _load(workdir)["rows"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The rows of scores.json in {workdir} are damaged ({error!r}); delete it, "
             "and they are judged again."
