@@ -69,8 +69,9 @@ def example(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     entries, at = [], _content(data, 0)[0]
     while at < len(data):
         start, size = _content(data, at)
-        entries.append(data[start : start + size])
+        name, length = _content(data, start)
         at = start + size
+        entries.append((data[start : name + length], data[name + length : at]))
     for _ in range(rng.randint(1, 3)):
         i = rng.randrange(len(entries))
         kind = rng.randrange(5)
@@ -79,11 +80,10 @@ def example(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
         elif kind == 1 and len(entries) > 1:
             del entries[i]
         elif kind == 2:
-            entries[i] = blind(rng, entries[i], others)
+            entries[i] = (blind(rng, b"".join(entries[i]), others), b"")
         else:  # another feature under the same name
-            start, size = _content(entries[i], 0)
-            entries[i] = entries[i][: start + size] + _field(b"\x12", _feature(rng))
-    body = b"".join(_field(b"\n", entry) for entry in entries)
+            entries[i] = (entries[i][0], _field(b"\x12", _feature(rng)))
+    body = b"".join(_field(b"\n", b"".join(entry)) for entry in entries)
     if rng.random() < 0.2:  # a length that is none, behind those that are
         return b"\n" + rng.choice((varint(rng.getrandbits(70)), b"\xff" * 4000)) + body
     return _field(b"\n", body)

@@ -138,7 +138,10 @@ def info(directory: str) -> tfds.core.DatasetInfo:
     try:
         fields = untrusted.read_json(pathlib.Path(directory, _FEATURES_FILE))
         _check_types(json_format.ParseDict(fields, feature_pb2.Feature()))
-        return tfds.builder_from_directory(directory).info
+        found = tfds.builder_from_directory(directory).info
+        for part in found.splits.values():
+            part.filepaths  # which TFDS makes out only when it is asked
+        return found
     except Exception as error:  # whatever the parsers inside TFDS raise
         raise InputError(
             f"The metadata of {directory} cannot be read ({error}); {HOW_TO_BUILD}."
