@@ -62,14 +62,39 @@ def restore(described: Mapping) -> Description:
         InputError: that is no description of a dataset.
     """
     try:
-        return Description(
+        description = Description(
             **{key: described[key] for key in ("name", "title", "source", "licence")},
             layout=layouts.restore(described["layout"]),
             sensors={k: sensors.restore(v) for k, v in described["sensors"].items()},
             classes={k: tuple(v) for k, v in described["classes"].items()},
             maps={k: tuple(v) for k, v in described["maps"].items()},
         )
+        _check(description)
+        return description
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"This is no description of a dataset ({error!r}); build the dataset again."
+            f"This is no description of a dataset ({error!r:.99}); build the dataset "
+            "again."
         ) from error
+
+
+def _check(described: Description) -> None:
+    """Raises a TypeError where parts of a restored description do not go together."""
+    texts = (described.name, described.title, described.source, described.licence)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name, title, source or licence that is no text")
+    for grid in described.layout.grids:
+        if not set(grid.bands) <= set(described.sensors[grid.sensor].band_names):
+            raise TypeError(f"{grid.field} has bands that its sensor has not")
+    stored = {grid.sensor for grid in described.layout.grids}
+    if stored != set(described.sensors) or any(
+        name != sensor.name for name, sensor in described.sensors.items()
+    ):
+        raise TypeError("sensors that are not those of its layout")
+    fields = (*described.layout.shapes, *described.classes, *described.maps)
+    if len(set(fields)) != len(fields):
+        raise TypeError("two fields of one name")
+    for names in (*described.classes.values(), *described.maps.values()):
+        texts = [name for name in names if isinstance(name, str)]
+        if not names or len(set(texts)) != len(names):
+            raise TypeError("classes that are none, no texts or repeated")

@@ -8,7 +8,9 @@ import uuid
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file that appears under its name only when it is complete."""
     path, part = pathlib.Path(path), aside(path)
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(content, str):  # names of files in it may be no text
+        content = content.encode(errors="backslashreplace")
+    part.write_bytes(content)
     os.replace(part, path)
 
 

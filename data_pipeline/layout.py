@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
 
+MOST_SIZE = 10_980  # pixels of a pair's side that a file may claim: a Sentinel-2 tile
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -86,11 +88,26 @@ def restore(described: Mapping) -> Layout:
             sensors.Grid(grid["sensor"], grid["gsd"], tuple(grid["bands"]))
             for grid in described["grids"]
         )
+        _check(described["size"], grids)
         return Layout(described["size"], grids)
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"This is no description of a layout ({error}): {described}."
+            f"This is no description of a layout ({error!r:.99}): {described!r:.99}."
         ) from error
+
+
+def _check(size: int, grids: tuple[sensors.Grid, ...]) -> None:
+    """Raises a TypeError where a part of a restored layout cannot be."""
+    if type(size) is not int or not 0 < size <= MOST_SIZE:
+        raise TypeError(f"pairs of {size!r:.50} px")
+    for grid in grids:
+        finest = sensors.SENSORS[grid.sensor].grids[0].gsd
+        if type(grid.gsd) is not int or grid.gsd < finest or grid.gsd % finest:
+            raise TypeError(f"a pixel every {grid.gsd!r:.50} m")
+        if not grid.bands or not all(isinstance(name, str) for name in grid.bands):
+            raise TypeError(f"bands {grid.bands!r:.50}")
+    if not grids or len({grid.field for grid in grids}) != len(grids):
+        raise TypeError("grids that are missing or repeated")
 
 
 def native(

@@ -5,10 +5,12 @@ line is the name of a Sentinel-2 image and perhaps, after a comma, of its partne
 """
 
 import csv
+import io
 import pathlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from data_pipeline import parquet, untrusted
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
@@ -131,7 +133,7 @@ def _table(path: pathlib.Path) -> dict[str, list[str]]:
         table = read(path)
     except InputError:
         raise
-    except (OSError, ValueError, csv.Error) as error:  # Arrow's are among them
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); mend it.") from None
     if not set(table) & set(_NAMES):
         raise InputError(
@@ -141,7 +143,7 @@ def _table(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _read_csv(path: pathlib.Path) -> dict[str, list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(untrusted.open_file(path), "utf-8-sig", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     columns = (_NAMES[0], _PARTNER)
     if rows and set(rows[0]) & set(_COLUMNS):
@@ -154,13 +156,5 @@ def _read_csv(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, list[str]]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"Reading {path} needs pyarrow; run pip install -e '.[archives]'."
-        ) from None
-    file = parquet.ParquetFile(path)
-    columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-    table = file.read(columns).to_pydict()
+    table = parquet.read(path, _COLUMNS)
     return {name: [str(v or "") for v in column] for name, column in table.items()}

@@ -1,21 +1,30 @@
 """What a folder says of the dataset in it: its card, its metadata, its index."""
 
 import dataclasses
-import json
 import os
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
+from tensorflow_datasets.core.proto import feature_pb2
 
 from data_pipeline import description as descriptions
-from data_pipeline import shards
+from data_pipeline import sensors, shards, untrusted
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
-_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error)
+_FEATURES_FILE = "features.json"
+_TYPES = {  # that records have, by the names that TFDS has for them
+    f"{kind.__module__}.{kind.__name__}"
+    for kind in (
+        tfds.features.ClassLabel,
+        tfds.features.FeaturesDict,
+        tfds.features.Sequence,
+        tfds.features.Tensor,
+        tfds.features.Text,
+    )
+}
 STATISTICS = ("published", "computed")
 CARD_FILE = "card.json"  # makes a folder a dataset; written last
 HOW_TO_BUILD = (
@@ -37,16 +46,27 @@ def read_card(directory: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(directory) / CARD_FILE
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = untrusted.read_json(path)
     except FileNotFoundError:
         raise InputError(
             f"{directory} is not a dataset, as it holds no {CARD_FILE}; {HOW_TO_BUILD}."
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
-    if not isinstance(card, dict) or not isinstance(card.get("splits"), dict):
+    if not isinstance(card, dict) or not _is_card(card):
         raise InputError(f"{path} is no card of a dataset; {HOW_TO_BUILD}.")
     return card
+
+
+def _is_card(card: dict) -> bool:
+    """Whether the parts that are read in several places are what they should be."""
+    splits, sums = card.get("splits"), card.get("files", {})
+    return (
+        isinstance(splits, dict)
+        and isinstance(sums, dict)
+        and all(isinstance(part, dict) for part in splits.values())
+        and all(isinstance(text, str) for text in sums.values())
+    )
 
 
 def read_description(
@@ -81,9 +101,10 @@ def read_description(
             )
             for name, sensor in description.sensors.items()
         }
-    except (KeyError, TypeError) as error:
+        computed = {k: sensors.restore(v.describe()) for k, v in computed.items()}
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(
-            f"{CARD_FILE} in {directory} lacks computed statistics ({error!r}); set "
+            f"{CARD_FILE} in {directory} lacks computed statistics ({error!r:.99}); set "
             "--config.data.statistics=published, or build the dataset again."
         ) from error
     return dataclasses.replace(description, sensors=computed)
@@ -97,22 +118,49 @@ def read_index(directory: str | os.PathLike, split: str) -> dict[str, np.ndarray
     """
     path = pathlib.Path(directory) / index_name(split)
     try:
-        with np.load(path) as stored:
-            index = dict(stored)
-        index["id"], index["place"]  # or it is no index
+        index = untrusted.read_arrays(path)
+        kinds = {name: (x.dtype.kind, x.ndim) for name, x in index.items()}
+        texts = {name: kinds.pop(name) for name in ("id", "place")}
+        if {*texts.values(), *kinds.values()} - {("U", 1), ("u", 2)}:
+            raise ValueError("it holds other arrays than an index")
         return index
-    except (OSError, ValueError, KeyError, EOFError, *_DAMAGED_ZIP) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
 
 
 def info(directory: str) -> tfds.core.DatasetInfo:
+    """What TFDS knows of a dataset.
+
+    Raises:
+        InputError: it is damaged, or would have TFDS run code from elsewhere.
+    """
     read_card(directory)  # which says it better when the folder is no dataset
     try:
-        return tfds.builder_from_directory(directory).info
+        fields = untrusted.read_json(pathlib.Path(directory, _FEATURES_FILE))
+        _check_types(json_format.ParseDict(fields, feature_pb2.Feature()))
+        found = tfds.builder_from_directory(directory).info
+        for part in found.splits.values():
+            part.filepaths  # which TFDS makes out only when it is asked
+        return found
     except Exception as error:  # whatever the parsers inside TFDS raise
         raise InputError(
             f"The metadata of {directory} cannot be read ({error}); {HOW_TO_BUILD}."
         ) from error
+
+
+def _check_types(feature: feature_pb2.Feature) -> None:
+    """Refuses fields of types that `shards` does not write.
+
+    TFDS imports whatever Python module a type is said to be from.
+    """
+    if feature.python_class_name not in _TYPES:
+        raise ValueError(f"a field is of type {feature.python_class_name!r:.99}")
+    if feature.WhichOneof("content") == "json_feature":
+        raise ValueError("a field is described by JSON in JSON")
+    for part in feature.features_dict.features.values():
+        _check_types(part)
+    if feature.HasField("sequence"):
+        _check_types(feature.sequence.feature)
 
 
 def check_features(

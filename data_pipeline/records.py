@@ -20,6 +20,8 @@ from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.metadata import HOW_TO_BUILD
 
+_SHIFTS = range(0, 35, 7)  # of the bytes of a length, below the 2 GiB of any message
+
 
 class Records:
     """Random access to the records of one split, as Grain wants its sources.
@@ -181,55 +183,84 @@ def _features(record: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Finds every feature of a serialised tf.train.Example: name, start and end.
 
     Protobuf would copy all pixels twice, which takes half as long as reading them.
+
+    Raises:
+        ValueError: a length points out of what it is in, or leaves something over.
     """
-    _, at = _length(record, 0)  # of the features in the example
-    while at < len(record):
-        size, at = _length(record, at)  # of an entry: a name and a feature
-        end = at + size
-        size, at = _length(record, at)
-        name = record[at : at + size]
-        _, start = _length(record, at + size, tag=b"\x12")
-        yield name, start, end
-        at = end
+    end, at = _span(record, 0, len(record))  # of the features in the example
+    while at < end:
+        stop, at = _span(record, at, end)  # of an entry: a name and a feature
+        name_end, start = _span(record, at, stop)
+        name = record[start:name_end]
+        at, start = _span(record, name_end, stop, tag=b"\x12")
+        if at != stop:
+            raise ValueError(f"an entry goes on after its feature, at byte {at}")
+        yield name, start, stop
+    if end != len(record):
+        raise ValueError(f"the record goes on after its features, at byte {end}")
+
+
+def _span(record: bytes, at: int, limit: int, tag: bytes = b"\n") -> tuple[int, int]:
+    """Where the message or text at `at` ends, at `limit` at most, and where it begins.
+
+    Raises:
+        ValueError: there is none, or it would end later.
+    """
+    value, start = _length(record, at, tag)
+    if start + value > limit:
+        raise ValueError(f"a length at byte {at} is {value}, which is too large")
+    return start + value, start
 
 
 def _length(record: bytes, at: int, tag: bytes = b"\n") -> tuple[int, int]:
     """The length of the message or text at `at`, and where its content begins."""
     if record[at : at + 1] != tag:
         raise ValueError(f"no tf.train.Example at byte {at}")
-    value, shift = 0, 0
-    while True:  # seven bits a byte, the lowest first, until the eighth is not set
-        at += 1
-        value |= (record[at] & 127) << shift
-        if record[at] < 128:
-            return value, at + 1
-        shift += 7
+    value = 0
+    # Seven bits a byte, the lowest first, until the eighth is not set.
+    for shift, byte in zip(_SHIFTS, record[at + 1 : at + 1 + len(_SHIFTS)]):
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at + 2 + shift // 7
+    raise ValueError(f"the length at byte {at} has no end")
+
+
+def _varint(value: int) -> bytes:
+    """The bytes that `_length` reads."""
+    low, high = value & 127, value >> 7
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
 
 
 def _pixels(dtype: str, shape: tuple[int, ...]):
     """A decoder of pixels that copies nothing."""
     count = math.prod(shape)
     size = count * np.dtype(dtype).itemsize
-    feature = tf_feature_pb2.Feature(bytes_list={"value": [bytes(size)]})
-    head = feature.SerializeToString()[:-size]
+    head = b"\n" + _varint(size)  # of the pixels; before it, of the list of this one
+    head = b"\n" + _varint(len(head) + size) + head
     return functools.partial(_view, head=head, dtype=dtype, count=count, shape=shape)
 
 
 def _view(record, start, end, *, head, dtype, count, shape) -> np.ndarray:
     first = start + len(head)
-    pixels = np.frombuffer(record, dtype, count, first)
-    if record[start:first] != head or first + pixels.nbytes != end:
+    size = count * np.dtype(dtype).itemsize
+    if record[start:first] != head or first + size != end:
         raise ValueError(f"no pixels {shape} at byte {start}")
-    return pixels.reshape(shape)
+    return np.frombuffer(record, dtype, count, first).reshape(shape)
 
 
 def _multi_hot(record, start, end, *, count: int) -> np.ndarray:
     stored = tf_feature_pb2.Feature.FromString(record[start:end])
+    indices = list(stored.int64_list.value)
+    if stored.WhichOneof("kind") not in ("int64_list", None):
+        raise ValueError(f"no labels at byte {start}")
+    if indices and not 0 <= min(indices) <= max(indices) < count:
+        raise ValueError(f"labels {min(indices)} to {max(indices)} of {count} classes")
     labels = np.zeros(count, np.uint8)
-    labels[list(stored.int64_list.value)] = 1
+    labels[indices] = 1
     return labels
 
 
 def _text(record, start, end) -> str:
     stored = tf_feature_pb2.Feature.FromString(record[start:end])
-    return stored.bytes_list.value[0].decode("utf-8")
+    (text,) = stored.bytes_list.value
+    return text.decode("utf-8")

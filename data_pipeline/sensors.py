@@ -14,6 +14,9 @@ from data_pipeline.errors import InputError
 
 FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 
+_DTYPES = ("float16", "uint16")  # that pixels can be stored as
+_MOST_VALUE = 1e30  # of a statistic; float32 holds more, its square does not
+
 
 @dataclasses.dataclass(frozen=True)
 class Band:
@@ -139,11 +142,32 @@ def restore(described: Mapping) -> Sensor:
     try:
         bands = tuple(Band(**band) for band in described["bands"].values())
         valid_range = tuple(described["valid_range"])
-        return Sensor(**{**described, "bands": bands, "valid_range": valid_range})
+        sensor = Sensor(**{**described, "bands": bands, "valid_range": valid_range})
+        _check(sensor)
+        return sensor
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"This is no description of a sensor ({error}): {described}."
+            f"This is no description of a sensor ({error!r:.99}): {described!r:.99}."
         ) from error
+
+
+def _check(sensor: Sensor) -> None:
+    """Raises a TypeError where a part of a restored sensor is of another kind."""
+    low, high = sensor.valid_range if len(sensor.valid_range) == 2 else (None, None)
+    for value in (low, high, *(x for b in sensor.bands for x in (b.mean, b.std))):
+        if not isinstance(value, float | int) or not abs(value) <= _MOST_VALUE:
+            raise TypeError(f"{value!r:.50} where a number belongs")
+    texts = (sensor.name, sensor.title, sensor.level, sensor.unit, sensor.source)
+    for text in (*texts, *(x for b in sensor.bands for x in (b.name, b.family))):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r:.50} where a text belongs")
+    if sensor.dtype not in _DTYPES:
+        raise TypeError(f"its pixels are {sensor.dtype!r:.50}")
+    for band in sensor.bands:
+        if type(band.gsd) is not int or band.gsd <= 0 or band.gsd % FINEST_GSD:
+            raise TypeError(f"band {band.name} has a pixel every {band.gsd!r:.50} m")
+    if not sensor.bands or len(set(sensor.band_names)) != len(sensor.bands):
+        raise TypeError("bands that are missing or repeated")
 
 
 def canonical(name: str) -> str:

@@ -111,6 +111,7 @@ def restore_params(directory, abstract_params, step: int | None = None):
         try:
             stored = checkpoints.metadata(wanted).metadata or {}
             _check_shapes(path, stored["params"], abstract_params)
+            _check_chunks(stored["params"])
             state = checkpoints.load(wanted, {"params": abstract_params})
         except InputError:
             raise
@@ -141,3 +142,16 @@ def _check_shapes(path: pathlib.Path, stored, abstract_params) -> None:
             f"there and {here.get(name)} by the config; put the config.json of that "
             "run back."
         )
+
+
+def _check_chunks(stored) -> None:
+    """Refuses arrays stored in chunks larger than themselves.
+
+    TensorStore makes room for a whole chunk, and ends the process where it cannot.
+    """
+    for key, leaf in jax.tree_util.tree_leaves_with_path(stored):
+        storage = leaf.storage_metadata
+        chunks = storage.chunk_shape if storage else None
+        if chunks and any(part > max(whole, 1) for part, whole in zip(chunks, leaf.shape)):
+            name = sharding.leaf_path(key)
+            raise ValueError(f"{name}, {leaf.shape}, is in chunks of {chunks}")

@@ -13,6 +13,7 @@ import time
 import jax
 import tqdm
 
+from data_pipeline import untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax import views
 
@@ -127,11 +128,14 @@ def read_metrics(workdir) -> list[dict]:
         InputError: another line is damaged.
     """
     path, rows = pathlib.Path(workdir) / "metrics.jsonl", []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = untrusted.parse_json(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("it is no row with a step")
+            rows.append(row)
+        except ValueError as error:
             if number < len(lines):
                 raise InputError(
                     f"Line {number} of {path} is not JSON; mend or delete it."

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipeline import files, sensors
+from data_pipeline import files, sensors, untrusted
 from data_pipeline.errors import InputError
 
 # These say how a run is carried out; all others say what its steps mean.
@@ -149,7 +149,7 @@ def load(
 def _read(path: pathlib.Path) -> dict:
     """What a config.json says of its run: its config, contract and data."""
     try:
-        saved = json.loads(path.read_text())
+        saved = untrusted.read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy it again.") from error
     parts = ("config", "contract", "data")
@@ -190,6 +190,9 @@ def trained_on(workdir, codes: np.ndarray) -> int:
     if not path.exists():
         return 0
     try:
-        return len(np.intersect1d(np.load(path), codes))
-    except (OSError, ValueError, EOFError) as error:
+        known = untrusted.read_array(path)
+        if known.dtype != codes.dtype or known.ndim != 1:
+            raise ValueError(f"it holds {known.dtype} {known.shape}")
+        return len(np.intersect1d(known, codes))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy it again.") from error

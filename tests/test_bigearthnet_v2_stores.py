@@ -6,16 +6,15 @@ import os
 import pathlib
 import pickle
 import sys
-import types
 
 import numpy as np
 import pytest
 
-from data_pipeline.archives import bigearthnet_v2_stores
+from data_pipeline.archives import lmdb_file
 from data_pipeline.errors import InputError
 from tests import reben
 
-lmdb, safetensors = reben.lmdb, reben.safetensors
+safetensors = reben.safetensors
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_lmdb_that_is_cut_short_is_an_error_and_no_crash(one):
     source = reben.to_lmdb(archive, archive / "lmdb")
     path = source / "data.mdb"
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match="data.mdb is cut short, .* of at least"):
+    with pytest.raises(InputError, match="data.mdb is no .* .cut short, .* of at least"):
         reben.open_archive(source)
 
 
@@ -71,12 +70,12 @@ def test_lmdb_with_damaged_pages_or_none_is_an_error(one):
         if content[page * size + 10] & 2:  # a leaf, where the keys are
             content[page * size : (page + 1) * size] = b"\xa5" * size
     path.write_bytes(content)
-    with pytest.raises(InputError, match="data.mdb is damaged .*MDB_CORRUPTED"):
+    with pytest.raises(InputError, match="data.mdb is damaged .page .* none of the tree"):
         reben.open_archive(source)
     other = archive / "other"
     other.mkdir()
     (other / "data.mdb").write_bytes(b"junk" * 5000)
-    with pytest.raises(InputError, match="no database that LMDB can open"):
+    with pytest.raises(InputError, match="no LMDB that is whole"):
         reben.open_archive(other)
 
 
@@ -92,13 +91,13 @@ def test_lmdb_is_opened_once_in_a_process_by_whatever_path(one, monkeypatch):
     source = reben.to_lmdb(one[0], one[0] / "lmdb")
     link = one[0].parent / "link"
     link.symlink_to(one[0], target_is_directory=True)
-    opened, lmdb_open = [], lmdb.open
+    opened, database = [], lmdb_file.Database
 
-    def count(path, **options):
+    def count(path):
         opened.append(path)
-        return lmdb_open(path, **options)
+        return database(path)
 
-    monkeypatch.setattr(lmdb, "open", count)
+    monkeypatch.setattr(lmdb_file, "Database", count)
     reben.assert_same(reben.read_one(source), reben.read_one(link / "lmdb"))
     assert len(opened) == 1
 
@@ -113,7 +112,7 @@ def test_lmdb_is_read_in_other_processes(one):
         reben.assert_same(pool.submit(archive.read_pair, pair).result(), record)
 
 
-@pytest.mark.parametrize("package", ["lmdb", "safetensors.numpy", "pyarrow"])
+@pytest.mark.parametrize("package", ["safetensors.numpy", "pyarrow"])
 def test_missing_package_is_an_error_that_names_the_extra(one, monkeypatch, package):
     source = reben.to_lmdb(one[0], one[0] / "lmdb")
     monkeypatch.setitem(sys.modules, package, None)
@@ -138,7 +137,7 @@ def test_lmdb_that_a_worker_cannot_open_any_more_stops_the_build(one):
     os.truncate(one[0] / "lmdb" / "data.mdb", 8192)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        with pytest.raises(OSError, match="data.mdb is cut short"):
+        with pytest.raises(OSError, match="data.mdb is no .*cut short"):
             pool.submit(archive.read_pair, pair).result()
 
 
@@ -146,10 +145,9 @@ def test_lmdb_that_the_system_fails_to_read_stops_the_build(one, monkeypatch):
     archive = reben.open_archive(reben.to_lmdb(one[0], one[0] / "lmdb"))
     ((pair,), _) = archive.find_pairs()
 
-    def fail(*args, **options):
-        raise lmdb.Error("mdb_txn_begin: Input/output error")
+    def fail(*args):
+        raise OSError(5, "Input/output error")
 
-    environment = types.SimpleNamespace(begin=fail)
-    monkeypatch.setattr(bigearthnet_v2_stores, "_open", lambda root: environment)
-    with pytest.raises(OSError, match="data.mdb: mdb_txn_begin: Input/output error"):
+    monkeypatch.setattr(lmdb_file.os, "pread", fail)
+    with pytest.raises(OSError, match="Input/output error"):
         archive.read_pair(pair)

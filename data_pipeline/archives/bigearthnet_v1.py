@@ -6,7 +6,6 @@ Either archive may be unpacked, or still be a tar.
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import tqdm
 
-from data_pipeline import archive, classes, layout, lists, sensors
+from data_pipeline import archive, classes, layout, lists, sensors, untrusted
 from data_pipeline.archives import files, geotiff, names, tars
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
@@ -202,7 +201,7 @@ def _metadata(read: Callable[[str], bytes], name: str) -> dict:
     file = f"{name}_labels_metadata.json"
     data = read(file)
     try:
-        content = json.loads(data)
+        content = untrusted.parse_json(data)
         texts = (_PARTNER, "acquisition_time", "acquisition_date")
         found = [content[key] for key in texts if key in content]
         sound = all(isinstance(text, str) for text in found + content["labels"])

@@ -5,12 +5,18 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_pipeline import parquet
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
 METADATA = "metadata.parquet"
 FLAGGED = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
 
+_KINDS = {  # of columns that are no texts
+    "labels": list,
+    "contains_seasonal_snow": bool,
+    "contains_cloud_or_shadow": bool,
+}
 _NAME = re.compile(
     r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T(\d{2}[A-Z]{3})_\d+_\d+"
 )
@@ -86,25 +92,29 @@ def rows(path: str) -> Iterator[tuple[str, Row]]:
 
 def _read(path: str) -> Iterator[Row]:
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"Reading {path} needs pyarrow; install it with "
-            "`pip install -e '.[archives]'`."
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read(columns=list(Row._fields))
-    except (OSError, pyarrow.ArrowException) as error:
+        table = parquet.read(path, Row._fields)
+        missing = sorted(set(Row._fields) - set(table))
+        if missing:
+            raise InputError(
+                f"{path} has no columns {missing}; it must be the metadata of "
+                "BigEarthNet v2."
+            )
+        for values in zip(*(table[column] for column in Row._fields)):
+            row = Row(*("" if value is None else value for value in values))
+            _check(row)
+            yield row
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({str(error).rstrip('.')}); download it again."
         ) from None
-    missing = sorted(set(Row._fields) - set(table.column_names))
-    if missing:
-        raise InputError(
-            f"{path} has no columns {missing}; it must be the metadata of "
-            "BigEarthNet v2."
-        )
-    for values in zip(*(table[column].to_pylist() for column in Row._fields)):
-        yield Row(*("" if value is None else value for value in values))
+
+
+def _check(row: Row) -> None:
+    """Raises a ValueError where a value is of another kind than its column."""
+    for name, value in row._asdict().items():
+        if value != "" and not isinstance(value, _KINDS.get(name, str)):
+            raise ValueError(f"{name} is {value!r:.50}")
+    if not all(isinstance(label, str) for label in row.labels):
+        raise ValueError(f"labels are {row.labels!r:.50}")

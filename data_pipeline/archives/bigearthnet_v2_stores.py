@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tqdm
 
-from data_pipeline.archives import files, geotiff, rasters
+from data_pipeline.archives import files, geotiff, lmdb_file, rasters
 from data_pipeline.errors import InputError
 
 S2_FOLDER, S1_FOLDER, MAP_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps"
@@ -150,66 +150,41 @@ class Database:
         return images["Data"]
 
     def _keys(self, start: str = "") -> Iterator[str]:
-        with _transaction(self.root) as transaction:
-            cursor = transaction.cursor()
-            if cursor.set_range(start.encode()):
-                for key in cursor.iternext(values=False):
-                    yield key.decode(errors="replace")
+        with _damage(self.root):
+            for key in _open(self.root).keys(start.encode()):
+                yield key.decode(errors="replace")
 
     def _images(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of a value, by band, or None when there is no such key."""
         try:
-            _open(self.root)
+            database = _open(self.root)
         except InputError as error:  # it could be opened when its keys were read
             raise OSError(str(error)) from None
-        with _transaction(self.root) as transaction:
-            value = transaction.get(key.encode())
+        with _damage(self.root):
+            value = database.get(key.encode())
         return None if value is None else _parse(value, f"{key} in {self.root}")
 
 
 @contextlib.contextmanager
-def _transaction(root: str):
-    environment = _open(root)
-    import lmdb  # here already, or it could not have been opened
-
+def _damage(root: str) -> Iterator[None]:
     try:
-        with environment.begin() as transaction:
-            yield transaction
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
+        yield
+    except lmdb_file.Damaged as error:
         raise InputError(
             f"{os.path.join(root, DATABASE)} is damaged ({error}); copy or write it "
             "again."
         ) from None
-    except lmdb.Error as error:  # of the system
-        raise OSError(f"{os.path.join(root, DATABASE)}: {error}") from None
 
 
-@functools.cache  # a process may not open a database twice, and forked ones share it
-def _open(root: str):
-    try:
-        import lmdb
-    except ImportError:
-        raise InputError(
-            f"Reading {root} needs lmdb; install it with "
-            "`pip install -e '.[archives]'`."
-        ) from None
+@functools.cache  # so that a process opens it once
+def _open(root: str) -> lmdb_file.Database:
     path = os.path.join(root, DATABASE)
     try:
-        # Without lock the folder may be read-only; reading ahead would read in vain.
-        environment = lmdb.open(root, readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
+        return lmdb_file.Database(path)
+    except ValueError as error:
         raise InputError(
-            f"{path} is no database that LMDB can open ({error}); copy or write it "
-            "again."
+            f"{path} is no LMDB that is whole ({error}); copy or write it again."
         ) from None
-    pages = environment.info()["last_pgno"] + 1
-    expected, size = pages * environment.stat()["psize"], os.path.getsize(path)
-    if size < expected:  # LMDB maps the file, and the process dies past its end
-        environment.close()
-        raise InputError(
-            f"{path} is cut short, {size} of at least {expected} bytes; copy it again."
-        )
-    return environment
 
 
 def _parse(value: bytes, name: str) -> dict[str, np.ndarray]:

@@ -6,8 +6,10 @@ disk or the network says nothing of the pair and passes on as the OSError that i
 
 import os
 
+from data_pipeline import untrusted
 from data_pipeline.errors import InputError
 
+MOST_BYTES = 1 << 29  # of a file, decompressed too; a patch's take some MB
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -15,13 +17,12 @@ def read(path: str) -> bytes:
     """The content of a file.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it is none that an archive has.
         OSError: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except MISSING as error:
+        return untrusted.read(path, MOST_BYTES)
+    except (*MISSING, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
 
 

@@ -12,12 +12,14 @@ from data_pipeline.archives import files
 from data_pipeline.errors import InputError
 
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_FIELD_TYPES = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG; no other is needed here
+_FIELD_TYPES = {1: "u1", 3: "u2", 4: "u4"}  # BYTE, SHORT, LONG; no other is needed
 _DTYPES = {(1, 16): "u2", (3, 32): "f4"}  # by (SampleFormat, BitsPerSample)
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
 _STRIP_OFFSETS, _SAMPLES, _STRIP_BYTES, _SAMPLE_FORMAT = 273, 277, 279, 339
 _REQUIRED = (_WIDTH, _HEIGHT, _BITS, _STRIP_OFFSETS, _STRIP_BYTES)
+_ONE = np.ones(1, np.uint8)
+_TAGS = (*_REQUIRED, _COMPRESSION, _SAMPLES, _SAMPLE_FORMAT)
 
 
 def read(data: bytes, name: str) -> np.ndarray:
@@ -42,7 +44,7 @@ def read(data: bytes, name: str) -> np.ndarray:
     damaged = InputError(f"{name} is cut short or damaged; unpack it again.")
     try:
         tags, another = _directory(data, order)
-    except struct.error:
+    except (struct.error, ValueError):
         raise damaged from None
     reason = "holds more than one image" if another else _unsupported(tags)
     if reason:
@@ -51,13 +53,18 @@ def read(data: bytes, name: str) -> np.ndarray:
             "uint16 or float32, as the BigEarthNet archives have them."
         )
     dtype = np.dtype(order + _DTYPES[_pixel_type(tags)])
-    height, width = tags[_HEIGHT][0], tags[_WIDTH][0]
+    height, width = int(tags[_HEIGHT][0]), int(tags[_WIDTH][0])
+    offsets, lengths = tags[_STRIP_OFFSETS], tags[_STRIP_BYTES]
     size = height * width * dtype.itemsize
-    if not size or sum(tags[_STRIP_BYTES]) != size or 0 in tags[_STRIP_OFFSETS]:
-        raise damaged  # at 0 is a strip that was never written
+    # A strip has a row at least, and what lies at 0 was never written. Strips may share
+    # bytes, so that a small file could claim to hold any number of pixels.
+    if not 0 < size <= len(data) or len(offsets) > height or not offsets.all():
+        raise damaged
+    if len(offsets) != len(lengths) or lengths.sum(dtype=np.uint64) != size:
+        raise damaged
     pixels = b"".join(
         data[start : start + length]
-        for start, length in zip(tags[_STRIP_OFFSETS], tags[_STRIP_BYTES])
+        for start, length in zip(offsets.tolist(), lengths.tolist())
     )
     if len(pixels) != size:
         raise damaged
@@ -70,36 +77,36 @@ def read_file(path: str) -> np.ndarray:
     return read(files.read(path), path)
 
 
-def _directory(data: bytes, order: str) -> tuple[dict[int, tuple[int, ...]], bool]:
+def _directory(data: bytes, order: str) -> tuple[dict[int, np.ndarray], bool]:
     """Integer tags of the first image, and whether another image follows.
 
     Raises:
         struct.error: the file ends before its tags do.
+        ValueError: the file ends before the values of a tag do.
     """
     (start,) = struct.unpack_from(order + "I", data, 4)
     (entries,) = struct.unpack_from(order + "H", data, start)
     tags = {}
     for at in range(start + 2, start + 2 + 12 * entries, 12):
         tag, field_type, count = struct.unpack_from(order + "HHI", data, at)
-        code = _FIELD_TYPES.get(field_type)
-        if code is None or not count:
+        if tag not in _TAGS or field_type not in _FIELD_TYPES or not count:
             continue
-        layout = f"{order}{count}{code}"
+        dtype = np.dtype(order + _FIELD_TYPES[field_type])
         at += 8
-        if struct.calcsize(layout) > 4:  # too big for the entry, which points to it
+        if count * dtype.itemsize > 4:  # too big for the entry, which points to it
             (at,) = struct.unpack_from(order + "I", data, at)
-        tags[tag] = struct.unpack_from(layout, data, at)
+        tags[tag] = np.frombuffer(data, dtype, count, at)  # a view, however many
     (following,) = struct.unpack_from(order + "I", data, start + 2 + 12 * entries)
     return tags, following != 0
 
 
-def _unsupported(tags: dict[int, tuple[int, ...]]) -> str:
+def _unsupported(tags: dict[int, np.ndarray]) -> str:
     """What about an image cannot be read, or "" when all of it can."""
-    if tags.get(_COMPRESSION, (1,)) != (1,):
+    if not np.array_equal(tags.get(_COMPRESSION, _ONE), _ONE):
         return f"is compressed (TIFF compression {tags[_COMPRESSION][0]})"
-    if tags.get(_SAMPLES, (1,)) != (1,):
+    if not np.array_equal(tags.get(_SAMPLES, _ONE), _ONE):
         return f"has {tags[_SAMPLES][0]} bands in one file"
-    missing = [tag for tag in _REQUIRED if not tags.get(tag)]
+    missing = [tag for tag in _REQUIRED if tag not in tags]
     if missing:
         return f"has no TIFF tag {missing[0]}, as when its pixels are tiled"
     if _pixel_type(tags) not in _DTYPES:
@@ -108,5 +115,5 @@ def _unsupported(tags: dict[int, tuple[int, ...]]) -> str:
     return ""
 
 
-def _pixel_type(tags: dict[int, tuple[int, ...]]) -> tuple[int, int]:
-    return tags.get(_SAMPLE_FORMAT, (1,))[0], tags[_BITS][0]
+def _pixel_type(tags: dict[int, np.ndarray]) -> tuple[int, int]:
+    return int(tags.get(_SAMPLE_FORMAT, _ONE)[0]), int(tags[_BITS][0])

@@ -1,8 +1,10 @@
 """Lists of paired files: a folder with s1/ and s2/, or a CSV with a row a pair."""
 
 import csv
+import io
 import os
 
+from data_pipeline import untrusted
 from data_pipeline.archive import Skipped
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
@@ -64,10 +66,11 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
 def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
     """Rows of a CSV, with paths from its own folder."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        file = untrusted.open_file(path)
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header, given = reader.fieldnames or (), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV ({error}).") from None
     unknown = [name for name in header if name not in COLUMNS]
     if unknown or not {"s1", "s2"} <= set(header):

@@ -12,6 +12,8 @@ import numpy as np
 from data_pipeline.archives import files
 from data_pipeline.errors import InputError
 
+MOST_BANDS = 1000  # of a file; each has metadata of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Raster:
@@ -57,15 +59,28 @@ def read(path: str) -> Raster:
             # Whether a patch needs coordinates is for its archive to say.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, driver="GTiff") as file:
+                _check_size(file)
                 content = _content(file)
         reason = next((text for text in complaints if "IO error" in text), "")
-    except rasterio.errors.RasterioError as error:
+    except (rasterio.errors.RasterioError, ValueError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
     if reason:
         raise InputError(
             f"{path} is damaged or no GeoTIFF ({reason}); unpack or write it again."
         )
     return content
+
+
+def _check_size(file) -> None:
+    """Raises a ValueError for an image that is larger or has more bands than any patch.
+
+    GDAL invents what a file lacks: of a few bytes can come any number of pixels.
+    """
+    size = file.count * file.height * file.width
+    widest = max((np.dtype(name).itemsize for name in file.dtypes), default=0)
+    if file.count > MOST_BANDS or size * widest > files.MOST_BYTES:
+        shape = f"{file.count} x {file.height} x {file.width}"
+        raise ValueError(f"an image of {shape} px, which is no patch")
 
 
 def _content(file) -> Raster:

@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 
 from data_pipeline import archive, classes, layout, sensors, units
 from data_pipeline.archive import Pair, Skipped
@@ -120,8 +121,11 @@ class So2Sat(archive.Archive):
         name = f"Record {index} of split {split} of {DATASET} in {self.data_dir}"
         try:
             stored = _records(self.data_dir, split)[index]
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            content = isinstance(error, (ValueError, IndexError))
+            label, sample = int(stored["label"]), int(stored["sample_id"])
+            if not 0 <= label < len(classes.LOCAL_CLIMATE_ZONES):
+                raise ValueError(f"its label is {label}")
+        except (RuntimeError, TypeError, ValueError, LookupError, DecodeError) as error:
+            content = isinstance(error, ValueError | LookupError | DecodeError)
             if not content and _CORRUPTED not in str(error):
                 raise OSError(f"{name}: {error}") from error
             raise InputError(
@@ -130,11 +134,11 @@ class So2Sat(archive.Archive):
         return {
             **self._pixels("s1", self._backscatter(stored["sentinel1"]), pair),
             **self._pixels("s2", _reflectance(stored["sentinel2"]), pair),
-            "labels": [int(stored["label"])],
+            "labels": [label],
             "id": pair.s2_name,
             "id_s1": pair.s1_name,
             # The row in the archive's file of this split, whatever order TFDS gave it.
-            "place": f"so2sat {split} {int(stored['sample_id'])}",
+            "place": f"so2sat {split} {sample}",
             "tile": "",  # the archive does not say which city it is
             "acquired_s1": "",
             "acquired_s2": "",

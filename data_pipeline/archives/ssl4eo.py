@@ -287,7 +287,7 @@ def _void_ids(path: str) -> frozenset[int]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return frozenset(int(row[0]) for row in csv.reader(file) if row)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path} cannot be read as one number a line ({error}); pass with "
             "--config.read.void_ids=FILE the void_ids.csv of SSL4EO-S12, or nothing."

@@ -16,18 +16,19 @@ import json
 import os
 import pathlib
 import shutil
-import tarfile
 from collections.abc import Callable
 from typing import BinaryIO
 
 import tqdm
 
+from data_pipeline import untrusted
 from data_pipeline.archives import compressed, files, holds
+from data_pipeline.archives.members import BLOCK, BadHeader, members
 from data_pipeline.errors import InputError
 
 SUFFIXES = tuple(f".tar{suffix}" for suffix in ("", *compressed.SUFFIXES))
 
-_BLOCK = 512  # a tar consists of blocks of so many bytes
+_MOST_JSON = 1 << 20  # bytes of the json of a patch that are read
 _INDEX, _PLAIN = ".index.json", ".plain.tar"  # what is added to the archive's name
 
 
@@ -148,16 +149,16 @@ def _members(tar: str, start: int, stop: int) -> list[tuple[str, bytes]]:
         data = file.read(stop - start)
     try:
         if len(data) < stop - start:
-            raise tarfile.ReadError(f"it ends before byte {stop}")
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as members:
-            found = [member for member in members if member.isreg()]
-    except tarfile.TarError as error:
+            raise BadHeader(f"it ends before byte {stop}")
+        found = [member for member in members(io.BytesIO(data)) if member.is_file]
+        if not found or found[-1].end != len(data):
+            raise BadHeader(f"its files do not end at byte {stop}")
+    except BadHeader as error:
         raise OSError(
             f"{tar} was changed since the build began ({error}), so begin another"
         ) from None
     return [
-        (os.path.basename(m.name), data[m.offset_data : m.offset_data + m.size])
-        for m in found
+        (os.path.basename(m.name), data[m.start : m.start + m.size]) for m in found
     ]
 
 
@@ -233,41 +234,40 @@ def _survey(
         noted: see `index`.
         advance: called for every file.
     """
-    spans, notes = {}, {}
+    spans, notes, end = {}, {}, 0
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # tarfile remembers all of them, 1 kB each
+        for member in members(file):
             advance()
+            end = member.end
             patch, name = ("", *member.name.split("/"))[-2:]
-            if not member.isreg() or not name.startswith(patch + "_"):
+            if not member.is_file or not name.startswith(patch + "_"):
                 continue
             bounds = spans.setdefault(patch, [])
             if not bounds or bounds[-1] != member.offset:
                 bounds += [member.offset, member.offset]
-            bounds[-1] = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-            if noted and name.endswith(".json"):
-                file.seek(member.offset_data)
+            bounds[-1] = member.end
+            if noted and name.endswith(".json") and member.size <= _MOST_JSON:
+                file.seek(member.start)
                 _note(notes, patch, file.read(member.size), noted)
-    except tarfile.TarError as error:
+    except BadHeader as error:
         raise compressed.damaged(path, error) from None
-    return spans, notes, tar.offset
+    return spans, notes, end
 
 
 def _check_end(file: BinaryIO, end: int, path: str) -> None:
     """Refuses a tar that does not end in zeros.
 
-    tarfile takes a damaged or missing header for the end, too.
+    `members` takes a damaged or missing header for the end, too.
     """
     file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):
+    if file.read(BLOCK) != bytes(BLOCK):
         raise compressed.damaged(path, f"no valid header at byte {end}")
 
 
 def _note(notes: dict[str, str], patch: str, content: bytes, noted: str) -> None:
     """Notes a text of a json; whoever reads the patch reports what is wrong with it."""
     try:
-        value = json.loads(content)[noted]
+        value = untrusted.parse_json(content)[noted]
     except (ValueError, KeyError, TypeError):
         return
     if isinstance(value, str):

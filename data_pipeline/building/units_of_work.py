@@ -100,7 +100,10 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
 def _read(shard: Shard, pair: Pair) -> dict:
     """The record of a pair; InputError means that the pair is bad."""
     try:
-        return shard.archive.read_pair(pair)
+        record = shard.archive.read_pair(pair)
+        for field in shards.TEXTS:
+            record[field].encode()  # names of files may be no text
+        return record
     except OSError as error:
         raise Stopped(
             f"{pair.s2_name} cannot be read ({error}); see to the disk or the network, "

@@ -9,14 +9,12 @@ import hashlib
 import io
 import json
 import pathlib
-import zipfile
-import zlib
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipeline import files
+from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.features import Extractor, take
@@ -64,9 +62,8 @@ def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
 def _read(folder: pathlib.Path, start: int) -> dict[str, np.ndarray]:
     path = _part(folder, start)
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            return dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return untrusted.read_arrays(path)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"The cached features {path} cannot be read ({error}); delete that file, "
             "and they are taken again."

@@ -9,13 +9,11 @@ import csv
 import io
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipeline import files
+from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.rows import METRICS, MODEL, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown
@@ -74,7 +72,7 @@ def read(workdir) -> list[Row]:
     """
     try:
         return [_from_json(row) for row in _load(workdir)["rows"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The rows of scores.json in {workdir} are damaged ({error!r}); delete it, "
             "and they are judged again."
@@ -94,12 +92,15 @@ def read_shared(workdir) -> tuple[tuple[str, ...], dict]:
 def _load(workdir) -> dict:
     path = pathlib.Path(workdir) / "scores.json"
     try:
-        content = json.loads(path.read_text())
+        content = untrusted.read_json(path)
     except FileNotFoundError:
         raise InputError(f"There is no {path}: evaluate a run there first.") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); delete it.") from None
-    if not isinstance(content, dict) or not {"meta", "classes", "rows"} <= set(content):
+    known = {"meta": dict, "classes": list, "rows": list}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in known.items()
+    ):
         raise InputError(
             f"{path} is no evaluation's: it lacks meta, classes or rows; name the "
             "directory of an evaluation."
@@ -206,10 +207,10 @@ def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            keys = [key for key in stored if "/" in key and key == (only or key)]
-            return {key: stored[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return untrusted.read_arrays(
+            path, lambda key: "/" in key and key == (only or key)
+        )
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}); delete it: what it held is lost, the "
             "scores are not."

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipeline import untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax import checks, run
 from fusmae_jax.evaluation import cache, features, linear, probe, report, rows, scores
@@ -230,7 +231,8 @@ class Session:
         """What was said of each test pair, [N, C] by `report.prediction_key`."""
         packed = report.read_predictions(self.workdir)
         pieces = sorted(self._pieces.glob("*.npy"))
-        return packed | {p.stem.replace(",", "/"): np.load(p) for p in pieces}
+        arrays = {p.stem.replace(",", "/"): untrusted.read_array(p) for p in pieces}
+        return packed | arrays
 
     def pack_predictions(self) -> None:
         """Gathers the pieces written so far into `predictions.npz`."""

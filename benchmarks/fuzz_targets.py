@@ -1,0 +1,326 @@
+"""What `fuzz.py` throws damaged files at: each reader of files of strangers.
+
+A target makes sound files first, from the sample dataset and the tests' own writers.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks import mutations
+from data_pipeline import lists, metadata, records, sources
+from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, geotiff
+from data_pipeline.archives import bigearthnet_v2_stores as stores
+from data_pipeline.archives import pair_lists, rasters, tars
+from fusmae_jax import metrics, run
+from fusmae_jax.evaluation import report
+from tests import datasets, geotiffs, packing, reben, shared_data
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A reader and sound files for it.
+
+    Attributes:
+        seeds: content of sound files.
+        read: takes a damaged one; may raise an InputError.
+        mutate: ways to do damage; each input draws one.
+        weight: its share of the inputs.
+    """
+
+    seeds: list[bytes]
+    read: Callable[[bytes], object]
+    mutate: tuple[mutations.Mutation, ...] = (mutations.blind,)
+    weight: float = 1.0
+
+
+def record(folder: pathlib.Path) -> Target:
+    """A record, decoded from its bytes."""
+    tiny = records.Records(datasets.write(folder / "tiny"), "train")
+    sample = records.Records(sources.SAMPLE, "train")
+    seeds = [opened._source[i] for opened in (tiny, sample) for i in (0, 1)]
+
+    def read(data: bytes) -> None:
+        opened = tiny if len(data) < 50_000 else sample
+        opened._source = [data]
+        labels = opened[0]["labels"]
+        assert labels.max() <= 1
+
+    seeds = [*seeds[:2] * 4, seeds[2]]  # the large one takes longer
+    return Target(seeds, read, (mutations.example, mutations.blind), weight=4)
+
+
+def shard(folder: pathlib.Path) -> Target:
+    """A file of records."""
+    folder = datasets.write(folder / "shard", counts=(3,))
+    (path,) = folder.glob("*array_record*")
+    opened = records.Records(folder, "train")
+
+    def read(path: str) -> None:
+        opened._source = opened._open()
+        [opened[i] for i in range(len(opened))]
+
+    return Target([path.read_bytes()], _by_path(path, read), weight=0.5)
+
+
+def tiff(folder: pathlib.Path) -> Target:
+    """A band of BigEarthNet."""
+
+    def read(data: bytes) -> None:
+        assert geotiff.read(data, "x.tif").nbytes <= len(data)
+
+    return Target(_bands(folder), read, (mutations.tiff, mutations.blind), weight=4)
+
+
+def raster(folder: pathlib.Path) -> Target:
+    """Any other GeoTIFF, which GDAL reads."""
+    geotiffs.write_pairs(folder / "pairs", 1)
+    image = np.repeat(np.arange(120, dtype=np.uint16), 120).reshape(120, 120)
+    reben.write_map(folder, "S2A_1_2", image)
+    paths = [*(folder / "pairs").rglob("*.tif"), *folder.rglob("*reference_map.tif")]
+    read = _by_path(folder / "x.tif", rasters.read)
+    seeds = [path.read_bytes() for path in paths] + _bands(folder)
+    return Target(seeds, read, (mutations.tiff, mutations.blind), weight=0.5)
+
+
+def card(folder: pathlib.Path) -> Target:
+    """The card of a dataset: what its records hold."""
+
+    def read(path: str) -> None:
+        for statistics in metadata.STATISTICS:
+            described = metadata.read_description(folder, statistics)
+            described.layout.shapes, described.layout.dtypes
+
+    seed = (sources.SAMPLE / metadata.CARD_FILE).read_bytes()
+    read = _by_path(folder / metadata.CARD_FILE, read)
+    return Target([seed], read, (mutations.plain_json, mutations.blind), weight=0.5)
+
+
+def _of_tfds(folder: pathlib.Path, name: str) -> Target:
+    folder = datasets.write(folder / name)
+    described = metadata.read_description(folder)
+
+    def read(path: str) -> None:
+        stored = metadata.info(folder)
+        metadata.check_features(folder, described, stored.features)
+        {split: part.filepaths for split, part in stored.splits.items()}
+
+    seed = (folder / name).read_bytes()
+    ways = (mutations.plain_json, mutations.blind)
+    return Target([seed], _by_path(folder / name, read), ways, weight=0.1)
+
+
+def index(folder: pathlib.Path) -> Target:
+    """What is known of all records."""
+    seeds = [(sources.SAMPLE / metadata.index_name("validation")).read_bytes()]
+
+    def read(path: str) -> None:
+        found = metadata.read_index(folder, "x")
+        found["id"].tolist(), found["place"].tolist()
+
+    read = _by_path(folder / metadata.index_name("x"), read)
+    return Target(seeds, read, (mutations.npz, mutations.blind))
+
+
+def labels(folder: pathlib.Path) -> Target:
+    """The json of a patch of BigEarthNet v1."""
+    content = {
+        "labels": shared_data.LABELS,
+        "corresponding_s2_patch": "S2A_MSIL2A_20170701T93031_1_7",
+        "acquisition_date": "2017-07-01 09:30:31",
+    }
+
+    def read(data: bytes) -> None:
+        found = bigearthnet_v1._metadata(lambda name: data, "x")
+        json.dumps(found, ensure_ascii=False).encode()
+
+    ways = (mutations.plain_json, mutations.blind)
+    return Target([json.dumps(content).encode()], read, ways, weight=2)
+
+
+def parquet(folder: pathlib.Path) -> Target:
+    """The table of BigEarthNet v2."""
+    row = reben.write_patches(folder / "v2", 1)
+    reben.write_metadata(folder, [row | {"patch_id": f"{i}"} for i in range(9)])
+    path = folder / bigearthnet_v2_metadata.METADATA
+
+    def read(path: str) -> None:
+        for _, row in bigearthnet_v2_metadata.rows(path):
+            row.fault, row.flag
+
+    return Target([path.read_bytes()], _by_path(path, read), weight=0.5)
+
+
+def database(folder: pathlib.Path) -> Target:
+    """The LMDB of BigEarthNet v2."""
+    value = reben.safetensors.save({"VV": np.ones((4, 4), np.float32)})
+    large = reben.safetensors.save({"VV": np.ones((60, 60), np.float32)})
+    names = [f"S{1 + i % 2}_{i}" for i in range(120)]
+    source = folder / "lmdb"
+    source.mkdir()
+    reben.put(source, {n: large if i % 40 == 0 else value for i, n in enumerate(names)})
+    path = source / stores.DATABASE
+    seed = path.read_bytes()
+
+    def read(path: str) -> None:
+        stores._open.cache_clear()  # or it would still have the file before
+        store = stores.open_store(str(source))
+        for name in sorted(set.union(*store.names()))[:9]:
+            store.bands(name)
+
+    ways = (mutations.pages, mutations.blind)
+    return Target([seed], _by_path(path, read), ways, weight=0.5)
+
+
+def safetensors(folder: pathlib.Path) -> Target:
+    """A patch in that LMDB."""
+    images = {"B02": np.ones((9, 9), np.uint16), "VV": np.ones((4, 4), np.float32)}
+    seed = reben.safetensors.save(images)
+    ways = (mutations.safetensors, mutations.blind)
+    return Target([seed], lambda data: stores._parse(data, "x"), ways)
+
+
+def _packed(folder: pathlib.Path, suffix: str) -> Target:
+    files = [("t/a/a_1.tif", b"1" * 700), ("t/b/b_1.json", b'{"note": "c"}')]
+    files += [(f"t/{'c' * 120}/{'c' * 120}_1.tif", b"long"), ("t/a/a_2.tif", b"2")]
+    path = pathlib.Path(packing.write_tar(folder / "x.tar", files))
+    if suffix:
+        path = packing.compress(path, suffix)
+    scratch = folder / "scratch"
+
+    def read(path: str) -> None:
+        try:
+            where, _ = tars.index(path, str(scratch), "note")
+            for place in where.values():
+                tars.reader(place)
+        finally:
+            tars.clean(path, str(scratch))
+            for left in scratch.glob("*"):
+                left.unlink()
+
+    ways = (mutations.blind,) if suffix else (mutations.tar, mutations.blind)
+    return Target([path.read_bytes()], _by_path(path, read), ways, weight=0.3)
+
+
+def pairs(folder: pathlib.Path) -> Target:
+    """The CSV of somebody's own pairs."""
+    seed = "s1,s2,id,split,labels\na.tif,b.tif,x,train,water;forest\nc.tif,é.tif,,,\n"
+    return Target([seed.encode()], _by_path(folder / "x.csv", pair_lists.rows))
+
+
+def splits(folder: pathlib.Path) -> Target:
+    """A list of who is in which split."""
+    seeds = [b"s2_name,s1_name,split\na,b,train\nc,d,val\n", b"patch_id,split\na,test\n"]
+    read = _by_path(folder / "x.csv", lambda path: lists.listed(path, {"a"}))
+    return Target(seeds, read)
+
+
+def config(folder: pathlib.Path) -> Target:
+    """What a run says of itself."""
+    described = metadata.read_description(sources.SAMPLE)
+    content = {
+        "config": {"seed": 0, "model": {"dim": 32}, "bands": {"s1": ["VV"]}},
+        "contract": {name: s.describe() for name, s in described.sensors.items()},
+        "data": {"name": "x"},
+    }
+    read = _by_path(folder / "config.json", lambda path: run.load(folder))
+    ways = (mutations.plain_json, mutations.blind)
+    return Target([json.dumps(content).encode()], read, ways, weight=0.5)
+
+
+def places(folder: pathlib.Path) -> Target:
+    """Where a run was trained."""
+    codes = np.arange(9, dtype=np.uint64)
+    written = io.BytesIO()
+    np.save(written, codes)
+    read = _by_path(folder / run.PLACES, lambda path: run.trained_on(folder, codes))
+    return Target([written.getvalue()], read, (mutations.npy, mutations.blind))
+
+
+def logged(folder: pathlib.Path) -> Target:
+    """What a run logged."""
+    row = {"step": 3, "loss": 0.5, "lr": None}
+    seed = "".join(json.dumps(row | {"step": i}) + "\n" for i in range(5)).encode()
+
+    def read(path: str) -> None:
+        [row["step"] + 1 for row in metrics.read_metrics(folder)]
+
+    read = _by_path(folder / "metrics.jsonl", read)
+    return Target([seed], read, (mutations.lines_of_json, mutations.blind))
+
+
+def scores(folder: pathlib.Path) -> Target:
+    """What an evaluation found."""
+    row = dict(task="probe", encoder="x", sensors="s1", fraction=1.0, subset_seed=0)
+    row |= dict(train_pairs=4, test_pairs=2, features="mean", feature_dim=8, chosen={})
+    score = {"value": 0.5, "low": None, "high": 0.75}
+    row |= {"overall": {"oa": score}, "per_class": {"ap": [score]}, "confusion": [[1]]}
+    content = {"meta": {}, "classes": ["a"], "rows": [row]}
+
+    def read(path: str) -> None:
+        report.read(folder), report.read_shared(folder)
+
+    ways = (mutations.plain_json, mutations.blind)
+    read = _by_path(folder / "scores.json", read)
+    return Target([json.dumps(content).encode()], read, ways)
+
+
+def predictions(folder: pathlib.Path) -> Target:
+    """What an evaluation said of each pair."""
+    written = io.BytesIO()
+    np.savez_compressed(written, **{"ids": ["a"], "probe/both/0.1/0": np.ones((1, 3))})
+    read = _by_path(folder / "predictions.npz", lambda p: report.read_predictions(folder))
+    return Target([written.getvalue()], read, (mutations.npz, mutations.blind))
+
+
+def _bands(folder: pathlib.Path) -> list[bytes]:
+    """Bands of both sensors, in strips."""
+    made = []
+    for i, dtype in enumerate((np.uint16, np.float32)):
+        inside = folder / f"bands{i}"
+        inside.mkdir(exist_ok=True)
+        image = np.random.default_rng(0).integers(1, 9000, (20, 20)).astype(dtype)
+        shared_data.write_band(inside, "B02", image, rowsperstrip=7)
+        made.append((inside / f"bands{i}_B02.tif").read_bytes())
+    return made
+
+
+def _by_path(path: pathlib.Path, read: Callable[[str], object]):
+    """Reads data by way of a file."""
+
+    def written(data: bytes) -> object:
+        path.write_bytes(data)
+        return read(str(path))
+
+    return written
+
+
+TARGETS: dict[str, Callable[[pathlib.Path], Target]] = {
+    "record": record,
+    "shard": shard,
+    "card": card,
+    "features": functools.partial(_of_tfds, name="features.json"),
+    "dataset_info": functools.partial(_of_tfds, name="dataset_info.json"),
+    "index": index,
+    "tiff": tiff,
+    "raster": raster,
+    "labels": labels,
+    "parquet": parquet,
+    "lmdb": database,
+    "safetensors": safetensors,
+    "tar": functools.partial(_packed, suffix=""),
+    "tar.gz": functools.partial(_packed, suffix=".gz"),
+    "tar.zst": functools.partial(_packed, suffix=".zst"),
+    "pairs.csv": pairs,
+    "splits.csv": splits,
+    "config": config,
+    "places": places,
+    "metrics": logged,
+    "scores": scores,
+    "predictions": predictions,
+}

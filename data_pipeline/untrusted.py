@@ -1,0 +1,162 @@
+"""Files of strangers: nothing runs, nothing hangs, and no memory is given on their word.
+
+JSON and NumPy arrays are parsed without pickle. How much is read goes by how large a
+file is, never by how large it says that its content is.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+
+MOST_JSON = 1 << 28  # bytes of a JSON file; a card has some thousand
+_DEFLATE = 1032  # to 1: deflate compresses nothing better
+_KINDS = "biufU"  # of arrays: numbers and texts, no Python objects
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, as JSON spells it
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading, which is not a device nor a pipe: those may never end.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file, or no file can have such a name.
+    """
+    file = open(path, "rb", opener=_without_waiting)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is a device or a pipe, not a file")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe waits for its writer
+
+
+def read(path: str | os.PathLike, most: int) -> bytes:
+    """The content of a file of at most so many bytes; raises what `open_file` does."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size} bytes, where {most} would be many")
+        return file.read()
+
+
+def read_json(path: str | os.PathLike):
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, too large, or nested too deeply.
+    """
+    return parse_json(read(path, MOST_JSON))
+
+
+def parse_json(content: bytes | str):
+    """What JSON text holds.
+
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or no text can be written as it.
+    """
+    text = content if isinstance(content, str) else content.decode("utf-8")
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def read_arrays(
+    path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, as numbers or texts.
+
+    Args:
+        path: of the file.
+        wanted: tells by its name whether an array is to be read.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no .npz or damaged, or holds anything else.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as members:
+                infos = members.infolist()
+                _check_sizes(infos, size)
+                named = {info.filename.removesuffix(".npy"): info for info in infos}
+                return {
+                    name: _member(members, info)
+                    for name, info in named.items()
+                    if wanted(name)
+                }
+        except Exception as error:  # whatever the parsers inside zipfile and NumPy raise
+            raise _as_value_error(error) from error
+
+
+def read_array(path: str | os.PathLike) -> np.ndarray:
+    """The array of an .npy; raises what `read_arrays` does."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            return _parse(file, size)
+        except Exception as error:  # whatever the parser inside NumPy raises
+            raise _as_value_error(error) from error
+
+
+def _as_value_error(error: Exception) -> Exception:
+    """An error of the disk as it is, and any other as a ValueError."""
+    disk = isinstance(error, OSError) and error.errno
+    return error if disk else ValueError(f"{type(error).__name__}: {error}")
+
+
+def _check_sizes(infos: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuses members that overlap, or that promise more than they can hold."""
+    packed = sum(info.compress_size for info in infos)
+    if packed > size:
+        raise ValueError(f"its members have {packed} bytes, and the file {size}")
+    for info in infos:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{info.filename} is compressed otherwise than NumPy does")
+        if info.file_size > _DEFLATE * (info.compress_size + 1):
+            raise ValueError(f"{info.filename} cannot hold {info.file_size} bytes")
+
+
+def _member(members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with members.open(info) as stream:
+        array = _parse(stream, info.file_size)
+        stream.read()  # to the end, where a checksum is verified
+    return array
+
+
+def _parse(stream: BinaryIO, size: int) -> np.ndarray:
+    """The array in an .npy of `size` bytes."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        header = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"its version is {version}")
+    shape, fortran, dtype = header
+    left = size - stream.tell()
+    if dtype.kind not in _KINDS or min(shape, default=0) < 0:
+        raise ValueError(f"it holds {dtype} {shape}")
+    if math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(f"{dtype} {shape} does not take the {left} bytes that follow")
+    data = bytearray(stream.read(left))
+    array = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
+    if dtype.kind == "U":
+        letters = np.frombuffer(data, dtype.byteorder.replace("=", "<") + "u4")
+        if ((letters > 0x10FFFF) | (letters >> 11 == 0x1B)).any():
+            raise ValueError("it holds texts of no characters")
+    return array

@@ -1,0 +1,160 @@
+"""Damaged files of strangers: refused or read, whatever stands in them."""
+
+import functools
+import io
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+
+import hypothesis
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import strategies as st
+
+from benchmarks import fuzz, fuzz_targets, mutations
+from data_pipeline import records, shards
+from data_pipeline.archives import geotiff
+from data_pipeline.errors import InputError
+from tests import datasets
+
+ROOT = pathlib.Path(__file__).parents[1]
+# No folder of examples is kept, and slow machines are no fault.
+tried = functools.partial(
+    hypothesis.settings,
+    database=None,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+def test_every_reader_refuses_or_reads_whatever_it_is_given():
+    command = [sys.executable, "benchmarks/fuzz.py", "--inputs=2000", "--seed=6"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:-1]]
+    assert [row[0] for row in rows] == list(fuzz_targets.TARGETS)
+    for name, inputs, read, refused, other, *_ in rows:
+        assert int(read) + int(refused) == int(inputs) > 0 == int(other), name
+        assert int(refused) > 0, name
+    assert re.search(r"\d+ inputs, \d+ read, \d+ refused, 0 bugs", done.stdout)
+
+
+@pytest.fixture
+def alarm():
+    before = signal.getsignal(signal.SIGPROF)
+    yield
+    signal.signal(signal.SIGPROF, before)
+
+
+def test_errors_that_are_not_ours_and_hangs_are_bugs(tmp_path, monkeypatch, alarm):
+    def read(data):
+        if data[:1] == b"e":
+            raise KeyError("what was not foreseen")
+        if data[:1] == b"i":
+            raise InputError("no such thing")
+        while data[:1] == b"h":
+            pass
+
+    take = lambda rng, data, others: data
+    target = fuzz_targets.Target([b"e", b"i", b"h", b"r"], read, (take,))
+    monkeypatch.setattr(fuzz, "_SECONDS", type("Flag", (), {"value": 0.05}))
+    row = fuzz.fuzz("x", target, 40, 0, tmp_path)
+    drawn = [random.Random(f"0 x {i}") for i in range(40)]
+    kinds = [(r.choice([take]), r.choice(target.seeds))[1] for r in drawn]
+    assert row["other"] == kinds.count(b"e") + kinds.count(b"h") > 10
+    assert (row["refused"], row["read"]) == (kinds.count(b"i"), kinds.count(b"r"))
+    errors = sorted(bug.split(" at ")[0] for bug in row["bugs"])
+    assert errors == ["KeyError", "Slow"] and row["slowest ms"] >= 50
+
+
+def test_one_seed_makes_the_same_inputs():
+    example = shards.serialize(
+        datasets.example(datasets.description(), 1),
+        shards.features(datasets.description()),
+    )
+    draw = lambda seed: mutations.example(random.Random(seed), example, [example])
+    assert draw("a") == draw("a") != draw("b")
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+LABELS = {
+    field: st.lists(st.integers(0, len(names) - 1), unique=True)
+    for field, names in datasets.CLASSES.items()
+}
+
+
+@functools.cache
+def opened(folder) -> records.Records:
+    return records.Records(datasets.write(folder), "train")
+
+
+@tried(max_examples=100)
+@hypothesis.given(
+    st.integers(0, 2**32), st.fixed_dictionaries(dict.fromkeys(shards.TEXTS, TEXT)),
+    st.fixed_dictionaries(LABELS),
+)  # fmt: skip
+def test_whatever_is_serialised_is_what_is_read(tmp_path_factory, seed, texts, labels):
+    source = opened(tmp_path_factory.getbasetemp() / "round-trip")
+    rng = np.random.default_rng(seed)
+    described = source.description
+    pixels = {
+        field: rng.bytes(2 * int(np.prod(shape)))
+        for field, shape in described.layout.shapes.items()
+    }
+    example = {
+        field: np.frombuffer(pixels[field], described.layout.dtypes[field]).reshape(s)
+        for field, s in described.layout.shapes.items()
+    } | texts | labels  # fmt: skip
+    source._source = [shards.serialize(example, shards.features(described))]
+    datasets.assert_equal(source[0], example)
+
+
+@tried(max_examples=300)
+@hypothesis.given(st.integers(0, 2**35 - 1), st.binary(max_size=5))
+def test_lengths_are_read_as_they_are_written(value, after):
+    written = records._varint(value)
+    assert written == mutations.varint(value)
+    assert records._length(b"\n" + written + after, 0) == (value, 1 + len(written))
+    for end in range(len(written)):
+        with pytest.raises(ValueError, match="has no end"):
+            records._length(b"\n" + written[:end], 0)
+
+
+@tried(max_examples=300)
+@hypothesis.given(st.binary(max_size=80))
+def test_bytes_that_are_no_record_are_refused(tmp_path_factory, data):
+    source = opened(tmp_path_factory.getbasetemp() / "no-record")
+    source._source = [data]
+    with pytest.raises(InputError, match="Record 0 of split train"):
+        source[0]
+
+
+@tried(max_examples=100)
+@hypothesis.given(
+    st.integers(1, 30), st.integers(1, 30), st.integers(1, 31), st.sampled_from("<>"),
+    st.sampled_from(["u2", "f4"]), st.binary(min_size=8, max_size=8),
+)  # fmt: skip
+def test_images_of_any_shape_come_back_and_no_part_of_them(
+    height, width, rows, order, dtype, noise
+):
+    image = np.resize(np.frombuffer(noise, dtype), (height, width))
+    written = io.BytesIO()
+    tifffile.imwrite(written, image, byteorder=order, rowsperstrip=rows)
+    data = written.getvalue()
+    np.testing.assert_array_equal(geotiff.read(data, "x.tif"), image)
+    with pytest.raises(InputError, match="x.tif is cut short or damaged"):
+        geotiff.read(data[:-1], "x.tif")
+
+
+@tried(max_examples=500)
+@hypothesis.given(st.sampled_from([b"II*\0", b"MM\0*"]), st.binary(max_size=300))
+def test_bytes_that_are_no_tiff_are_refused(start, data):
+    with pytest.raises(InputError, match="^x.tif "):
+        geotiff.read(start + data, "x.tif")
