@@ -7,7 +7,7 @@ worker processes, so resuming is starting at a step and needs no saved iterator.
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -60,6 +60,7 @@ def train_batches(
         )
     order, local = Order(source, seed), batch_size // hosts
 
+    @told
     def read(step: int) -> tuple[dict[str, np.ndarray], list[str]]:
         first = step * batch_size + host * local
         batch = stack(source, order.pairs(first, first + local))
@@ -119,6 +120,7 @@ def eval_batches(
     count, local = min(count, len(source)), batch_size // hosts
     fields = tuple(fields)
 
+    @told
     def read(batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         first = start + batch * batch_size + host * local
         places = np.arange(first, first + local)
@@ -199,6 +201,19 @@ def take_turns(
     due = np.lexsort((which, (turn + 0.5) / shares[which]))
     chosen = due[first - start.sum() : last - start.sum()]
     return which[chosen], turn[chosen]
+
+
+def told(read: Callable) -> Callable:
+    """A `read` that returns errors of the input, to which Grain would add words."""
+
+    @functools.wraps(read)
+    def read_or_tell(number: int):
+        try:
+            return read(number)
+        except InputError as error:
+            return error
+
+    return read_or_tell
 
 
 def stack(

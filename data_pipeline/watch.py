@@ -65,7 +65,7 @@ def watched(
     """Yields what `stream` yields; waiting for it is never silent, nor for nothing.
 
     Each element is asked for in another thread, so that this one can look about while
-    it waits, and heed signals.
+    it waits, and heed signals. An element that is an `InputError` is raised.
 
     Args:
         stream: an iterator of Grain.
@@ -75,7 +75,7 @@ def watched(
         then: what is done with each element before it is yielded.
 
     Raises:
-        InputError: a worker process ended, which Grain might not notice.
+        InputError: an element is one, or a worker process ended.
     """
     workers, asked, came = Workers(), queue.SimpleQueue(), queue.SimpleQueue()
     threading.Thread(target=_fetch, args=(stream, asked, came), daemon=True).start()
@@ -86,8 +86,11 @@ def watched(
             if isinstance(answer[0], StopIteration):
                 return
             if answer[0] is not None:
-                workers.look()  # what Grain says of one that ended is no sentence
+                # Grain ends them after an error, but not with another code.
+                workers.look(but=(None, 0))
                 raise answer[0]
+            if isinstance(answer[1], InputError):
+                raise answer[1]
             if not number:
                 workers.meet()
             yield then(answer.pop())  # keeping none of it in memory
@@ -161,14 +164,14 @@ class Workers:
         if not self._met:
             self._known |= set(multiprocessing.active_children()) - self._others
 
-    def look(self) -> None:
-        """Looks whether all are alive.
+    def look(self, but: tuple = (None,)) -> None:
+        """Looks whether one has ended with an exit code other than these.
 
         Raises:
             InputError: one has ended.
         """
         self._look_for_new()
-        ended = [p for p in self._known if p.exitcode is not None]
+        ended = [p for p in self._known if p.exitcode not in but]
         if ended:
             codes = ", ".join(f"{p.pid} (exit code {p.exitcode})" for p in ended)
             raise InputError(
