@@ -7,11 +7,12 @@ worker processes, so resuming is starting at a step and needs no saved iterator.
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 
+from data_pipeline import damage, watch
 from data_pipeline.errors import InputError
 
 MOST_THREADS = 8
@@ -27,6 +28,7 @@ def train_batches(
     hosts: int = 1,
     threads: int = 0,
     workers: int = 0,
+    stall_seconds: float = watch.STALL_SECONDS,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's rows of every global batch from `start_step` on, for ever.
 
@@ -35,7 +37,8 @@ def train_batches(
     them; of each, max(2, its threads) + 4 batches are in the making or waiting.
 
     Args:
-        source: random-access pairs, dicts of arrays; or a `sources.Mixture`.
+        source: random-access pairs, dicts of arrays; or a `sources.Mixture`, or a
+            `damage.Replacing`.
         batch_size: pairs of a global batch, over all hosts.
         seed: of the order; each epoch is shuffled anew.
         start_step: the first batch.
@@ -44,9 +47,11 @@ def train_batches(
         threads: that read and stack records; 0 for one a core, at most 8. More than
             there are cores help only where reading waits for a network.
         workers: processes that the threads are spread over, if any.
+        stall_seconds: after which the log says what is waited for; 0 for never.
 
     Raises:
-        InputError: the batch does not divide over the hosts.
+        InputError: the batch does not divide over the hosts; later, a record is damaged
+            or a worker process ended.
     """
     if batch_size < 1 or batch_size % hosts:
         raise InputError(
@@ -55,9 +60,11 @@ def train_batches(
         )
     order, local = Order(source, seed), batch_size // hosts
 
-    def read(step: int) -> dict[str, np.ndarray]:
+    @told
+    def read(step: int) -> tuple[dict[str, np.ndarray], list[str]]:
         first = step * batch_size + host * local
-        return stack(source, order.pairs(first, first + local))
+        batch = stack(source, order.pairs(first, first + local))
+        return batch, damage.take_notes(source)
 
     steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
     threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
@@ -69,9 +76,16 @@ def train_batches(
     stream = steps.to_iter_dataset(options)
     if workers:
         stream = stream.mp_prefetch(
-            grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+            grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
+            lambda *_: watch.begin_worker(stall_seconds),
         )
-    return iter(stream)
+    damages = damage.Damages()
+
+    def what(number: int) -> str:
+        step = start_step + number + 1
+        return f"the batch of step {step} from {watch.directories(source)}"
+
+    return watch.watched(iter(stream), stall_seconds, host, what, damages.tell)
 
 
 def eval_batches(
@@ -83,6 +97,7 @@ def eval_batches(
     start: int = 0,
     host: int = 0,
     hosts: int = 1,
+    stall_seconds: float = watch.STALL_SECONDS,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields pairs `start` to `count` - 1 once, in order, as equal weighted batches.
 
@@ -96,6 +111,7 @@ def eval_batches(
         start: the first pair.
         host: which of the `hosts` this is.
         hosts: how many there are.
+        stall_seconds: after which the log says what is waited for; 0 for never.
 
     Returns:
         An iterator over pairs of this host's rows of a batch and their weights [B],
@@ -104,6 +120,7 @@ def eval_batches(
     count, local = min(count, len(source)), batch_size // hosts
     fields = tuple(fields)
 
+    @told
     def read(batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         first = start + batch * batch_size + host * local
         places = np.arange(first, first + local)
@@ -115,7 +132,13 @@ def eval_batches(
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(2, threads)
     )
-    return iter(grain.MapDataset.range(number).map(read).to_iter_dataset(options))
+    stream = grain.MapDataset.range(number).map(read).to_iter_dataset(options)
+
+    def what(batch: int) -> str:
+        place = watch.directories(source)
+        return f"batch {batch + 1} of {number} to judge by, from {place}"
+
+    return watch.watched(iter(stream), stall_seconds, host, what)
 
 
 class Order:
@@ -180,6 +203,19 @@ def take_turns(
     return which[chosen], turn[chosen]
 
 
+def told(read: Callable) -> Callable:
+    """A `read` that returns errors of the input, to which Grain would add words."""
+
+    @functools.wraps(read)
+    def read_or_tell(number: int):
+        try:
+            return read(number)
+        except InputError as error:
+            return error
+
+    return read_or_tell
+
+
 def stack(
     source, indices: Sequence[int], fields: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
@@ -189,7 +225,7 @@ def stack(
     stays in the processor's cache and is not asked for anew.
     """
     batch = {}
-    for row, index in enumerate(indices):
+    for row, index in enumerate(watch.reads(source, indices)):
         pair = source[int(index)]
         for field in pair if fields is None else fields:
             value = np.asarray(pair[field])

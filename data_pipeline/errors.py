@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exceptions that are meant for the person at the keyboard."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     `launch.py` prints it as one sentence, without a traceback.
     """
+
+
+class DamagedRecord(InputError):
+    """A stored record cannot be read; other records of its dataset may be whole."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipeline import watch
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
@@ -50,8 +51,26 @@ class Mixture:
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"Pair {index} of {len(self)}.")
+        part, place = self._find(index)
+        return part[place]
+
+    def _find(self, index: int) -> tuple:
+        """The part that holds a pair, and its place there."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part][index - int(self._starts[part])]
+        return self.parts[part], index - int(self._starts[part])
+
+    def where(self, index: int) -> str:
+        """Names a pair and where it lies."""
+        return watch.where(*self._find(index))
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """The folders of all parts."""
+        return tuple(
+            folder
+            for part in self.parts
+            for folder in getattr(part, "directories", ())
+        )
 
     @property
     def index(self) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import math
 
 import jax
 
+from data_pipeline import damage
 from data_pipeline.errors import InputError
 
 AT_LEAST_ONE = (
@@ -14,7 +15,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = (
     *("seed", "judge.every", "data.threads", "data.workers", "data.seed"),
-    *("data.subset_seed", "fsdp_min_size", "keep_every"),
+    *("data.subset_seed", "data.stall_seconds", "fsdp_min_size", "keep_every"),
     *("model.decoder_depth", "loss.weight_s1", "loss.weight_s2"),
     *("optim.base_lr", "optim.peak_lr", "optim.warmup_epochs"),
     *("optim.weight_decay", "optim.clip_norm"),
@@ -45,6 +46,7 @@ def check_config(config) -> None:
     """
     require(config, 1, AT_LEAST_ONE)
     require(config, 0, NOT_NEGATIVE)
+    damage.check_choice(config.data.damaged)
     if config.model.dtype not in DTYPES:
         raise InputError(
             f"model.dtype is {config.model.dtype!r}; choose one of {list(DTYPES)}."

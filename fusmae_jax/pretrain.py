@@ -7,8 +7,8 @@ import time
 
 import jax
 
-from data_pipeline import batches, sources
-from data_pipeline.errors import InputError
+from data_pipeline import batches, damage, sources
+from data_pipeline.errors import DamagedRecord, InputError
 from fusmae_jax import (
     build,
     checkpoint,
@@ -32,6 +32,9 @@ log = logging.getLogger("fusmae_jax")
 # the devices; more would only pile up batches in their memory.
 AHEAD = 2
 
+DAMAGE_ADVICE = (
+    "Or go on with --config.data.damaged=skip, which trains on another pair instead."
+)
 MEMORY_ADVICE = "lower batch_size, raise accumulate, or set model.remat."
 
 
@@ -46,10 +49,13 @@ def load_batches(config, source, mesh, first: int):
         hosts=jax.process_count(),
         threads=config.data.threads,
         workers=config.data.workers,
+        stall_seconds=config.data.stall_seconds,
     )
     try:
         while True:
             yield sharding.to_devices(next(stream), mesh)
+    except DamagedRecord as error:
+        raise InputError(f"{error} {DAMAGE_ADVICE}") from error
     finally:
         stream.close()  # worker processes would leave shared memory behind
 
@@ -203,7 +209,8 @@ def open_data(config):
     held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
     for other in (held, *sources.held_out(config.data)):
         sources.check_overlap(source, other, allow=config.data.allow_overlap)
-    source[0], source[len(source) - 1]  # a damaged dataset shows itself here
+    read = damage.for_training(source, config.data.damaged)
+    read[0], read[len(source) - 1]  # a damaged dataset shows itself here
     return source, held
 
 
@@ -244,6 +251,7 @@ def pretrain(config, workdir) -> train.TrainState:
     checks.check_config(config)
     mesh = sharding.make_mesh(config.fsdp)
     source, objective, held_out, judge = open_run(config, mesh)
+    pairs = damage.for_training(source, config.data.damaged)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     run.open_workdir(workdir, config, objective.contract, source.fingerprint())
@@ -265,12 +273,12 @@ def pretrain(config, workdir) -> train.TrainState:
         first, start = int(state.step), {}
         with (
             explain_memory(config),
-            contextlib.closing(load_batches(config, source, mesh, first)) as stream,
+            contextlib.closing(load_batches(config, pairs, mesh, first)) as stream,
             metrics.MetricWriter(workdir, first_step=first) as writer,
         ):
             if first < steps:
                 train_step, start = compile_ahead(
-                    train_step, state, source, config.batch_size, mesh
+                    train_step, state, pairs, config.batch_size, mesh
                 )
             scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
             tools = writer, scoring, judge, saves

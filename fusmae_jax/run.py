@@ -36,6 +36,8 @@ FREE = (
     "data.allow_overlap",
     "data.threads",
     "data.workers",
+    "data.damaged",  # means something only where a run would have stopped
+    "data.stall_seconds",
 )
 PLACES = "places.npy"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

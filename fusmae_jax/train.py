@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipeline import damage
 from fusmae_jax import sharding, views
 from fusmae_jax.objective import Objective
 
@@ -129,6 +130,8 @@ def make_train_step(
         metrics["lr"] = rate(state.step)
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["invalid_pixels"] = views.invalid_pixels(fields)
+        if damage.FIELD in fields:
+            metrics["replaced_pairs"] = fields[damage.FIELD].sum()
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

@@ -1,0 +1,236 @@
+"""Waiting for data: it is said who waits for what, and it always ends."""
+
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from data_pipeline import batches, damage, mixtures, records, watch
+from data_pipeline.errors import InputError
+from tests import datasets
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Numbers:
+    """A source whose records say which they are."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, i):
+        return {"x": np.full(5000, i)}
+
+
+class Piped(Numbers):
+    """Numbers of which each waits for a line in a named pipe."""
+
+    def __init__(self, path, free: int):
+        """All wait but the first `free` ones of an epoch with seed 0."""
+        self.path, self.order = path, batches.Order(self, 0).pairs(0, free)
+
+    def __getitem__(self, i):
+        if i not in self.order:
+            with open(self.path) as file:
+                file.readline()
+        return super().__getitem__(i)
+
+
+def stream(source, **options):
+    return batches.train_batches(source, batch_size=1, seed=0, **options)
+
+
+def until(true, seconds=60.0) -> None:
+    """Waits until something is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited for long enough"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return b"\nState:\tZ" not in pathlib.Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def blocked(tmp_path, monkeypatch):
+    """A mixture of two datasets, whose record that comes fourth waits for an event."""
+    folders = [datasets.write(tmp_path / n, (3, 3), prefix=n) for n in ("a", "b")]
+    mixture = mixtures.Mixture([records.Records(f, "train", ["id"]) for f in folders])
+    fourth, event = batches.Order(mixture, 0).pairs(3, 4)[0], threading.Event()
+    part, place = mixture.parts[fourth // 6], fourth % 6
+    whole = type(part).__getitem__
+
+    def get(self, index):
+        if self is part and index == place:
+            event.wait()
+        return whole(self, index)
+
+    monkeypatch.setattr(records.Records, "__getitem__", get)
+    yield mixture, event, part.where(place)
+    event.set()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_stalled_read_is_said_with_all_that_is_known_of_it(blocked, lines, skip):
+    mixture, event, where = blocked
+    source = damage.Replacing(mixture) if skip else mixture
+    got = stream(source, start_step=2, threads=1, stall_seconds=0.2)
+    next(got)
+    assert not lines
+    threading.Timer(1.1, event.set).start()
+    next(got)
+    got.close()
+    first, *_, last = lines
+    folders = ", ".join(mixture.directories)
+    want = (
+        f"Host 0 has waited 0 s for the batch of step 4 from {folders}; a thread has "
+        f"read {where} for "
+    )
+    assert first.startswith(want) and re.search("tiny-train.*-of-00002", where)
+    assert re.fullmatch("Host 0 goes on after [1-9] s.", last)
+    assert 3 <= len(lines) <= 4  # after 0.2 and 0.4 s, and 0.8 s
+
+
+def test_batches_to_judge_by_are_watched_too(blocked, lines):
+    mixture, event, where = blocked
+    threading.Timer(0.5, event.set).start()
+    got = batches.eval_batches(
+        mixture, fields=["id"], batch_size=4, count=12, stall_seconds=0.1
+    )
+    assert len(list(got)) == 3
+    assert re.search(r"for batch \d of 3 to judge by, from .*/a, .*/b; ", lines[0])
+    assert where in lines[0]
+
+
+def test_a_stall_is_not_said_where_it_is_not_wanted(blocked, lines):
+    mixture, event, _ = blocked
+    threading.Timer(0.4, event.set).start()
+    got = stream(mixture, start_step=3, threads=1, stall_seconds=0)
+    next(got)
+    got.close()
+    assert not lines
+
+
+def test_while_it_waits_signals_are_heeded(blocked):
+    def give_up(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(TimeoutError):
+            next(stream(blocked[0], start_step=3, threads=1))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_stream_that_is_left_alone_leaves_no_thread():
+    before = set(threading.enumerate())
+    got = stream(Numbers(), threads=1)
+    next(got)
+    (thread,) = (t for t in set(threading.enumerate()) - before if "_fetch" in t.name)
+    del got
+    until(lambda: not thread.is_alive())
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_worker_that_waits_says_so_and_is_ended_by_force(
+    pipe, lines, capfd, monkeypatch
+):
+    monkeypatch.setattr(watch, "CLOSE_SECONDS", 0.5)
+    got = stream(Piped(pipe, 1), threads=1, workers=1, stall_seconds=0.4)
+    next(got)
+    (worker,) = multiprocessing.active_children()
+    timer = threading.Timer(2.5, lambda: pipe.open("w").write("go\n"))
+    timer.start()
+    next(got)
+    want = f"its source; alive and reading are the worker processes {worker.pid}."
+    assert "step 2 from " + want in lines[-2] and "goes on" in lines[-1]
+    said = f"In the worker process {worker.pid}, a thread has read pair "
+    assert said in capfd.readouterr().err
+    begun = time.monotonic()
+    got.close()
+    assert time.monotonic() - begun < 10 and not alive(worker.pid)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_ends_training_in_a_sentence_and_the_others(workers):
+    got = stream(Numbers(), threads=1, workers=workers)
+    next(got)
+    killed, *others = multiprocessing.active_children()
+    os.kill(killed.pid, signal.SIGKILL)
+    with pytest.raises(InputError, match=rf"{killed.pid} \(exit code -9\) ended"):
+        for _ in range(100):
+            next(got)
+    assert not any(alive(p.pid) for p in (killed, *others))
+
+
+def test_a_worker_that_dies_while_it_is_waited_for_ends_the_wait(pipe):
+    got = stream(Piped(pipe, 1), threads=1, workers=1)
+    next(got)
+    (worker,) = multiprocessing.active_children()
+    threading.Timer(0.5, os.kill, (worker.pid, signal.SIGKILL)).start()
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"\(exit code -9\) .* data.workers"):
+        next(got)
+    assert time.monotonic() - begun < 10
+
+
+def test_signals_to_the_whole_group_leave_workers_to_their_parent():
+    got = stream(Numbers(), threads=1, workers=1)
+    next(got)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    for _ in range(20):
+        next(got)
+    got.close()
+    assert worker.exitcode == 0
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = f"""
+import multiprocessing, time
+from absl import flags
+from tests import test_watch
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    got = test_watch.stream(test_watch.Numbers(), threads=1, workers=2)
+    next(got)
+    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+    (tmp_path / "read.py").write_text(script)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "read.py")],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2 and all(map(alive, pids))
+    parent.kill()
+    parent.wait()
+    until(lambda: not any(map(alive, pids)), seconds=10)
