@@ -23,6 +23,8 @@ FIELDS = {
     "allow_overlap": flag(),
     "threads": whole(0, 1024),
     "workers": whole(0, 1024),
+    "damaged": choice("stop", "skip"),
+    "stall_seconds": number(least=0.0),
     "count": whole(1),
     "size": whole(1, 4096),
     "seed": whole(0, 2**32 // len(SPLITS) - 1),  # splits have seeds of their own

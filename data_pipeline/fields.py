@@ -122,7 +122,8 @@ def several(
 
     count = f" of {length}" if length else f" of at least {least}" if least else ""
     once = "" if twice else ", none of them twice"
-    return Field(f"a tuple{count}, each {each.what}{once}", fits, each.choices, each.spell)
+    what = f"a tuple{count}, each {each.what}{once}"
+    return Field(what, fits, each.choices, each.spell)
 
 
 def group() -> Field:
@@ -248,7 +249,7 @@ def show(value) -> str:
     try:
         said = " ".join(repr(value).split())
     except Exception:  # whole numbers of thousands of digits have none
-        return f"a {type(value).__name__} that cannot be printed"
+        return f"an {type(value).__name__} that cannot be printed"
     return said if len(said) <= SHOWN else f"{said[: SHOWN - 3]}..."
 
 

@@ -29,6 +29,7 @@ TABLE = {
         ("fraction", "subset_seed", "statistics", "allow_overlap", "threads", "workers")
     ),
     **data_fields.rows(("count", "size", "seed")),
+    **fields.optional(data_fields.rows(("damaged", "stall_seconds"))),
     "bands.s1": several(
         choice(*sensors.S1.band_names, spell=sensors.canonical), least=1
     ),
@@ -79,6 +80,7 @@ TABLE = {
     "checkpoint_every": whole(1),
     "keep_checkpoints": whole(1),
     "keep_every": whole(0),
+    **fields.optional({"bad_steps": whole(1)}),
 }
 
 # What must hold between fields, and what is said where it does not.
@@ -95,8 +97,8 @@ RULES = (
     ),
     (
         lambda c: c.loss.weight_s1 + c.loss.weight_s2 > 0.0,
-        "loss.weight_s1 and loss.weight_s2 are both {c.loss.weight_s1}, so that nothing "
-        "would be learnt; set one of them above 0.",
+        "loss.weight_s1 and loss.weight_s2 are both {c.loss.weight_s1}, so that "
+        "nothing would be learnt; set one of them above 0.",
     ),
     (
         lambda c: c.keep_every % c.checkpoint_every == 0,
@@ -232,7 +234,7 @@ def count_steps(config, pairs: int) -> tuple[int, int]:
         )
     if steps > fields.MOST:
         raise InputError(
-            f"epochs={epochs} of {pairs} pairs are {steps} steps, more than {fields.MOST}; "
-            "lower it."
+            f"epochs={epochs} of {pairs} pairs are {steps} steps, more than "
+            f"{fields.MOST}; lower it."
         )
     return steps, warmup * pairs // config.batch_size

@@ -61,10 +61,9 @@ def test_every_config_passes_when_it_is_given_what_it_asks_for(name):
 )
 def test_a_config_that_lacks_any_of_its_fields_is_refused_with_its_name(name):
     config = bad_configs.load(name, {})
-    may_lack = ("scratch.", "data.damaged", "data.stall_seconds", "bad_steps")
     for field in names(config):
         lacking = bad_configs.load(name, {field: bad_configs.GONE})
-        if field.startswith(may_lack):
+        if field.startswith("scratch."):
             launch.check(lacking)
             continue
         with pytest.raises(InputError, match=rf"\b{field}\b"):
@@ -83,9 +82,9 @@ def names(config, prefix=""):
 @pytest.mark.parametrize(
     "check, name, changes, message",
     [
-        (checks, "quickstart", {"data.classes": ("Sea", "Moon")}, "data.classes .*Moon"),
+        (checks, "quickstart", {"data.classes": ("Moon",)}, "data.classes .*Moon"),
         (checks, "quickstart", {"bands.s2": ("B02", "B10")}, "B10.*B01"),
-        (checks, "pretrain_base", {"data.dir": "/nowhere"}, "/nowhere is not a dataset"),
+        (checks, "pretrain_base", {"data.dir": "/nowhere"}, "/nowhere is no"),
         (
             checks,
             "quickstart",
@@ -213,13 +212,13 @@ def test_a_command_line_that_can_work_passes(parse):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("def get_config():\n    return {'task': 'pretrain'}\n", "let it return a Conf"),
+        ("def get_config():\n    return {'task': 'pretrain'}\n", "let it return a"),
         ("x = 1\n", "config file cannot be used .*get_config"),
         (
             "from configs import pretrain_base\n\n\ndef get_config():\n"
             "    c = pretrain_base.get_config()\n    c.unlock()\n"
             "    del c.model.depth\n    c.data.dir = 'DIR'\n    return c\n",
-            "no field model.depth; give it a whole number of at least 1, as configs/pre",
+            "no field model.depth; give it a whole number .*, as configs/pretrain_base",
         ),
     ],
 )
