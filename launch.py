@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -68,32 +69,75 @@ TASKS = {
 }
 
 
+def check(config) -> None:
+    """Refuses a config that cannot work; no device is touched for that."""
+    if config.task == "prepare":
+        from data_pipeline.building.options import check_config
+    elif config.task == "evaluate":
+        from fusmae_jax.evaluation.checks import check_config
+    elif config.task == "reconstruct":
+        from fusmae_jax.reconstruct import check_config
+    else:
+        from fusmae_jax.checks import check_config
+    check_config(config)
+
+
+# What a flag must be, by what is said when it is not.
+WANTED = {
+    "invalid literal": "a whole number",
+    "could not convert": "a number",
+    "('Non-boolean": "True or False",
+    "Failed to parse": "left alone, and its fields passed one by one",
+}
+
+
+def explain(error: Exception) -> str:
+    """In a sentence, why a flag cannot be what was passed."""
+    said = " ".join(str(error).split())
+    for sign, wanted in WANTED.items():
+        flag = re.match(rf"flag --config\.([\w.]+)=(.*): {re.escape(sign)}", said)
+        if flag:
+            return f"{flag[1]} is {flag[2]!r}; it must be {wanted}."
+    return said
+
+
+def unknown(error: Exception) -> str:
+    """In a sentence, which field there is not."""
+    said = " ".join(str(error).split())
+    if "get_config" in said:
+        return f"The config file cannot be used ({said}); see configs/quickstart.py."
+    name = re.search(r"(?:no attribute \W)?(\w+)", said)
+    near = re.search(r"Did you mean \W*(\w+)", said)
+    hint = f"did you mean {near[1]}?" if near else "see the config file."
+    return f"The config has no field {name and name[1]}; {hint}"
+
+
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags; an unknown field or a wrong type becomes an InputError."""
+    """Parses flags; what cannot work becomes an InputError before anything starts."""
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
-        if config is None:
-            raise InputError("Name a run: --config=configs/quickstart.py, for example.")
-        if "task" not in config or config.task not in TASKS:
-            raise InputError(f"The config's task must be one of {list(TASKS)}.")
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if any(frame.name == "get_config" for frame in frames):
             raise  # the config file itself is wrong: show where
-        name = re.search(r"\w+", str(error))
-        near = re.search(r"Did you mean \W*(\w+)", str(error))
-        hint = f"did you mean {near[1]}?" if near else "see the config file."
-        raise InputError(
-            f"The config has no field {name and name[0]}; {hint}"
-        ) from error
-    except (flags.Error, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        known = isinstance(error, TypeError | flags.Error)
+        raise InputError(explain(error) if known else unknown(error)) from error
     except OSError as error:
         raise InputError(
             f"{config_flags.get_config_filename(flags.FLAGS['config'])} cannot be "
             f"loaded; name a file of configs/. ({str(error).splitlines()[-1].strip()})"
         ) from error
+    if not flags.FLAGS["config"].present:
+        raise InputError("Name a run: --config=configs/quickstart.py, for example.")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(
+            f"get_config() returns {config!r:.50}; let it return a ConfigDict, as in "
+            "configs/quickstart.py."
+        )
+    if config.get("task") not in tuple(TASKS):
+        raise InputError(f"The config's task must be one of {list(TASKS)}.")
+    check(config)
     return rest
 
 

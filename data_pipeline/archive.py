@@ -1,7 +1,8 @@
 """What every archive offers: its pairs, and the record of each of them.
 
 An archive is one module with a function `open_archive(config)` that returns an
-`Archive`. Worker processes read pairs, so an archive pickles to a few bytes.
+`Archive`, and a table `SETTINGS` of what `config.read` may say, where it has fields.
+Worker processes read pairs, so an archive pickles to a few bytes.
 """
 
 import abc

@@ -32,11 +32,7 @@ class Mixture:
                 different fields.
         """
         weights = list(weights) or [len(part) for part in parts]
-        if len(weights) != len(parts) or not all(0 < w < np.inf for w in weights):
-            raise InputError(
-                f"data.weights {weights} must be {len(parts)} positive numbers, one "
-                "for each dataset."
-            )
+        check_weights(weights, len(parts))
         self.parts = tuple(parts)
         self.shares = tuple(weight / sum(weights) for weight in weights)
         self.fields = self.parts[0].fields
@@ -93,6 +89,19 @@ class Mixture:
         """Names the parts and their shares."""
         parts = [part.fingerprint() for part in self.parts]
         return {"count": len(self), "parts": parts, "shares": list(self.shares)}
+
+
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Refuses weights that are not one for each of `count` datasets.
+
+    Raises:
+        InputError: one is missing or not positive.
+    """
+    if len(weights) != count or not all(0 < w < np.inf for w in weights):
+        raise InputError(
+            f"data.weights {list(weights)} must be {count} positive numbers, one for "
+            "each dataset."
+        )
 
 
 def _check_alike(first, other) -> None:

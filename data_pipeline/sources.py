@@ -13,6 +13,7 @@ from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
 
 PROCEDURAL = {"synthetic": synthetic.Scenes, "patterns": patterns.Patterns}
+SOURCES = ("records", "sample", *PROCEDURAL)
 SAMPLE = pathlib.Path(__file__).parent / "sample"
 HOW_TO_GET_DATA = (
     "Build a dataset:   python launch.py --config=configs/prepare_bigearthnet.py "
@@ -58,7 +59,7 @@ def describe(data) -> Description:
     """
     if data.source in PROCEDURAL:
         return PROCEDURAL[data.source](1, size=data.size).description
-    return metadata.read_description(_folders(data)[0], _statistics(data))
+    return metadata.read_description(folders(data)[0], _statistics(data))
 
 
 class Places(NamedTuple):
@@ -72,7 +73,7 @@ def held_out(data) -> Iterator[Places]:
     """The places of every split of `config.data` that is not for training."""
     if data.source in PROCEDURAL:
         return
-    for folder in _folders(data):
+    for folder in folders(data):
         for split in metadata.read_card(folder)["splits"]:
             if split != data.split:
                 index = metadata.read_index(folder, split)
@@ -134,22 +135,28 @@ def _open(data, split: str, fields) -> list:
         count = data.count if split == "train" else max(1, data.count // 10)
         make = PROCEDURAL[data.source]
         return [make(count, size=data.size, seed=seed, fields=fields)]
-    folders, statistics = _folders(data, split), _statistics(data)
+    found, statistics = folders(data, split), _statistics(data)
     if split != data.get("split"):
-        having = [f for f in folders if split in metadata.read_card(f)["splits"]]
-        folders = having or folders  # of which the first says what it has
+        having = [f for f in found if split in metadata.read_card(f)["splits"]]
+        found = having or found  # of which the first says what it has
     damaged = data.get("damaged", "stop")
     damage.check_choice(damaged)
     whole = damaged == "stop" or split != data.get("split")
-    return [
-        records.Records(folder, split, fields, statistics, whole) for folder in folders
-    ]
+    return [records.Records(f, split, fields, statistics, whole) for f in found]
 
 
-def _folders(data, split: str | None = None) -> list[str | pathlib.Path]:
-    """Where the datasets are that may have a split, by default that for training."""
+def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
+    """Where the datasets are that may have a split, by default that for training.
+
+    Procedural scenes are nowhere.
+
+    Raises:
+        InputError: no folder is named, or there is no such source.
+    """
     if data.source == "sample":
         return [SAMPLE]
+    if data.source in PROCEDURAL:
+        return []
     if data.source != "records":
         raise InputError(
             f"data.source is {data.source!r}; choose records, sample, "
@@ -157,10 +164,10 @@ def _folders(data, split: str | None = None) -> list[str | pathlib.Path]:
         )
     elsewhere = data.get("eval_dir", "") if split != data.get("split") else ""
     named = (split and elsewhere) or data.dir
-    folders = [folder.strip() for folder in named.split(",") if folder.strip()]
-    if not folders:
+    found = [folder.strip() for folder in named.split(",") if folder.strip()]
+    if not found:
         raise InputError(HOW_TO_GET_DATA)
-    return folders
+    return found
 
 
 def _statistics(data) -> str:

@@ -109,16 +109,27 @@ def with_classes(source, names: Iterable[str], field: str = "") -> Subset:
     Raises:
         InputError: no label field has all these classes, or no pair any.
     """
+    field, classes = find_classes(source.description, names, field)
+    has = source.index[field][:, classes].any(axis=1)
+    return Subset(source, np.flatnonzero(has), {field: classes})
+
+
+def find_classes(
+    description: Description, names: Iterable[str], field: str = ""
+) -> tuple[str, list[int]]:
+    """The label field that has all the classes `names`, and which they are of it.
+
+    Raises:
+        InputError: no label field has them all.
+    """
     names, wanted = list(names), field
-    for field, known in source.description.classes.items():
+    for field, known in description.classes.items():
         if field == (wanted or field) and set(names) <= set(known):
-            classes = [known.index(name) for name in names]
-            has = source.index[field][:, classes].any(axis=1)
-            return Subset(source, np.flatnonzero(has), {field: classes})
-    known = {field: list(v) for field, v in source.description.classes.items()}
+            return field, [known.index(name) for name in names]
+    known = {field: list(v) for field, v in description.classes.items()}
     raise InputError(
         f"data.classes {names} must all be classes of {wanted or 'one label field'} of "
-        f"{source.description.name}: {known}."
+        f"{description.name}: {known}."
     )
 
 

@@ -8,6 +8,11 @@ from fusmae_jax import products
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
 
+def takes(width: int) -> bool:
+    """Whether cuDNN takes heads of so many channels."""
+    return width % 8 == 0 and width <= 128
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -29,7 +34,7 @@ def attend(
             of tokens.
     """
     if implementation == "auto":
-        fits = q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+        fits = q.dtype.itemsize == 2 and takes(q.shape[-1])
         fused = jax.default_backend() == "gpu" and fits and mask is None
         implementation = "cudnn" if fused else "xla"
     if implementation == "cudnn":

@@ -1,81 +1,209 @@
-"""What a pretraining config may say; refused in a sentence before any work starts."""
+"""What a pretraining config may say; refused in a sentence before any work starts.
 
-import math
+`check_config` looks at the config alone, `check_data` at the card of its dataset too,
+and only `check_devices` at the devices.
+"""
 
 import jax
 
-from data_pipeline import damage
+from data_pipeline import data_fields, fields, sensors, sources, subsets
+from data_pipeline.description import Description
 from data_pipeline.errors import InputError
+from data_pipeline.fields import SEED, choice, flag, number, several, text, whole
+from fusmae_jax import attention, build, layers, losses, masking, patches, views
+from fusmae_jax.encoder import REMAT
 
-AT_LEAST_ONE = (
-    *("epochs", "batch_size", "accumulate", "fsdp"),
-    *("log_every", "eval_every", "eval_pairs", "eval_draws", "figure_pairs"),
-    *("checkpoint_every", "keep_checkpoints"),
-    *("judge.train_pairs", "judge.eval_pairs"),
-)
-NOT_NEGATIVE = (
-    *("seed", "judge.every", "data.threads", "data.workers", "data.seed"),
-    *("data.subset_seed", "data.stall_seconds", "fsdp_min_size", "keep_every"),
-    *("model.decoder_depth", "loss.weight_s1", "loss.weight_s2"),
-    *("optim.base_lr", "optim.peak_lr", "optim.warmup_epochs"),
-    *("optim.weight_decay", "optim.clip_norm"),
-)
 DTYPES = ("float32", "bfloat16")
+TWO = several(number(), length=2, twice=True)
+
+TABLE = {
+    "task": choice("pretrain"),
+    "seed": SEED,
+    "epochs": whole(1),
+    "batch_size": whole(1),
+    "accumulate": whole(1),
+    **data_fields.rows(
+        ("source", "dir", "weights", "split", "eval_split", "eval_dir", "classes")
+    ),
+    **data_fields.rows(
+        ("fraction", "subset_seed", "statistics", "allow_overlap", "threads", "workers")
+    ),
+    **data_fields.rows(("count", "size", "seed")),
+    **data_fields.rows(("damaged", "stall_seconds")),
+    "bands.s1": several(
+        choice(*sensors.S1.band_names, spell=sensors.canonical), least=1
+    ),
+    "bands.s2": several(
+        choice(*sensors.S2_L1C.band_names, spell=sensors.canonical), least=1
+    ),
+    "view.crop_scale": TWO,
+    "view.crop_ratio": TWO,
+    "view.turn": flag(),
+    "view.resampling": choice(*views.RESAMPLING),
+    "mask.ratio": number(above=0.0, below=1.0),
+    "mask.mode": choice(*masking.MODES),
+    "mask.drop_sensor": number(least=0.0, most=1.0),
+    "model.image_size": whole(1),
+    "model.patch_size": whole(1),
+    "model.dim": whole(1),
+    "model.depth": whole(1),
+    "model.num_heads": whole(1),
+    "model.fuse_early": flag(),
+    "model.fuse_features": flag(),
+    "model.decoder_dim": whole(1),
+    "model.decoder_depth": whole(0),
+    "model.decoder_heads": whole(1),
+    "model.dtype": choice(*DTYPES),
+    "model.attention": choice(*attention.IMPLEMENTATIONS),
+    "model.remat": choice(*REMAT),
+    "loss.normalize": choice(*losses.NORMALIZATIONS),
+    "loss.weight_s1": number(least=0.0),
+    "loss.weight_s2": number(least=0.0),
+    "optim.base_lr": number(least=0.0),
+    "optim.b1": number(least=0.0, below=1.0),
+    "optim.b2": number(least=0.0, below=1.0),
+    "optim.weight_decay": number(least=0.0),
+    "optim.clip_norm": number(least=0.0),
+    "optim.peak_lr": number(least=0.0),
+    "optim.warmup_epochs": whole(0),
+    "fsdp": whole(1),
+    "fsdp_min_size": whole(0),
+    "log_every": whole(1),
+    "eval_every": whole(1),
+    "eval_pairs": whole(1),
+    "eval_draws": whole(1),
+    "figure_pairs": whole(1),
+    "judge.every": whole(0),
+    "judge.labels": text(filled=True),
+    "judge.train_pairs": whole(1),
+    "judge.eval_pairs": whole(1),
+    "checkpoint_every": whole(1),
+    "keep_checkpoints": whole(1),
+    "keep_every": whole(0),
+    **fields.optional({"bad_steps": whole(1)}),
+}
+
+# What must hold between fields, and what is said where it does not.
+RULES = (
+    (
+        lambda c: c.optim.warmup_epochs < c.epochs,
+        "optim.warmup_epochs is {c.optim.warmup_epochs}; it must be below "
+        "epochs={c.epochs}, or the rate never comes down.",
+    ),
+    (
+        lambda c: c.batch_size % c.accumulate == 0,
+        "batch_size={c.batch_size} does not divide into accumulate={c.accumulate} "
+        "parts; choose a multiple of {c.accumulate}.",
+    ),
+    (
+        lambda c: c.loss.weight_s1 + c.loss.weight_s2 > 0.0,
+        "loss.weight_s1 and loss.weight_s2 are both {c.loss.weight_s1}, so that "
+        "nothing would be learnt; set one of them above 0.",
+    ),
+    (
+        lambda c: c.keep_every % c.checkpoint_every == 0,
+        "keep_every is {c.keep_every}; it must be 0 or a multiple of checkpoint_every="
+        "{c.checkpoint_every}, as other steps have no checkpoint that could be kept.",
+    ),
+    (
+        lambda c: c.data.eval_split != c.data.split or c.data.allow_overlap,
+        "data.eval_split is {c.data.eval_split!r}, which is data.split too; hold out "
+        "another split, or pass --config.data.allow_overlap=True.",
+    ),
+    (
+        lambda c: c.model.attention != "cudnn" or c.model.dtype == "bfloat16",
+        "model.attention=cudnn needs model.dtype=bfloat16, and that is "
+        "{c.model.dtype}; set one of them.",
+    ),
+    (
+        lambda c: c.model.attention != "cudnn" or c.mask.drop_sensor == 0.0,
+        "model.attention=cudnn needs mask.drop_sensor=0, and that is "
+        "{c.mask.drop_sensor}; set model.attention=auto.",
+    ),
+    (
+        lambda c: c.model.attention != "cudnn" or all(map(attention.takes, heads(c))),
+        "model.attention=cudnn takes heads of 8, 16, ... 128 channels, which "
+        "model.dim={c.model.dim} over model.num_heads={c.model.num_heads} or "
+        "model.decoder_dim={c.model.decoder_dim} over model.decoder_heads="
+        "{c.model.decoder_heads} are not; set model.attention=auto.",
+    ),
+)
 
 
-def field(config, name: str):
-    """The value of a field like "model.dim"."""
-    for part in name.split("."):
-        config = config[part]
-    return config
+def heads(config) -> list[int]:
+    """Channels of an attention head, of the encoder and of the decoders if they attend.
+
+    Raises:
+        InputError: a width does not divide.
+    """
+    c = config.model
+    deep = [(c.decoder_dim, c.decoder_heads)] if c.decoder_depth else []
+    return [layers.head_width(*sizes) for sizes in ((c.dim, c.num_heads), *deep)]
 
 
-def require(config, least: int, names: tuple[str, ...]) -> None:
-    """Refuses a config with a field that is smaller than `least`."""
-    for name in names:
-        value = field(config, name)
-        if not math.isfinite(value) or value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}.")
+def visible(image_size: int, patch_size: int, ratio: float) -> int:
+    """How many patches of an image a mask leaves visible, see `masking.num_visible`."""
+    return masking.num_visible(patches.grid_side(image_size, patch_size) ** 2, ratio)
 
 
 def check_config(config) -> None:
-    """Refuses numbers that are out of range and sizes that do not divide.
+    """Refuses what no data and no devices could make work.
 
     Raises:
-        InputError: names the field and its value.
+        InputError: names the fields and their values.
     """
-    require(config, 1, AT_LEAST_ONE)
-    require(config, 0, NOT_NEGATIVE)
-    damage.check_choice(config.data.damaged)
-    if config.model.dtype not in DTYPES:
-        raise InputError(
-            f"model.dtype is {config.model.dtype!r}; choose one of {list(DTYPES)}."
+    fields.check(config, TABLE, like="configs/pretrain_base.py")
+    fields.ask(
+        config,
+        (patches.grid_side, "model.image_size", "model.patch_size"),
+        (visible, "model.image_size", "model.patch_size", "mask.ratio"),
+        (patches.check_width, "model.dim"),
+        (patches.check_width, "model.decoder_dim"),
+        (layers.head_width, "model.dim", "model.num_heads"),
+        (views.check_crops, "view.crop_scale", "view.crop_ratio"),
+    )
+    if config.model.decoder_depth:
+        fields.ask(
+            config, (layers.head_width, "model.decoder_dim", "model.decoder_heads")
         )
-    if config.model.attention == "cudnn":
-        check_cudnn(config)
-    for name in ("view.crop_scale", "view.crop_ratio"):
-        value = field(config, name)
-        if len(value) != 2 or not all(isinstance(x, int | float) for x in value):
-            raise InputError(f"{name} is {value}; it must be two numbers.")
-    check_batch(config)
+    fields.check_rules(config, RULES)
+    data_fields.check(config.data, [config.data.eval_split])
 
 
-def check_cudnn(config) -> None:
-    """Refuses to ask cuDNN for what it cannot do."""
-    asked = {
-        "an NVIDIA GPU": jax.default_backend() == "gpu",
-        "model.dtype=bfloat16": config.model.dtype == "bfloat16",
-        "mask.drop_sensor=0": config.mask.drop_sensor == 0.0,
-    }
-    lacking = [name for name, given in asked.items() if not given]
-    if lacking:
+def check_data(config) -> None:
+    """Refuses what the dataset, by its card, does not have.
+
+    Raises:
+        InputError: there is no dataset, or it lacks a band, a class or labels.
+    """
+    description = sources.describe(config.data)
+    description.layout.fields(build.contract(config, description.sensors))
+    if config.data.classes:
+        subsets.find_classes(description, config.data.classes)
+    if config.judge.every:
+        check_judged(config.judge.labels, description)
+
+
+def check_judged(field: str, description: Description) -> None:
+    """Refuses to judge an encoder by labels that the data do not have."""
+    if field not in description.classes:
         raise InputError(
-            f"model.attention=cudnn needs {' and '.join(lacking)}; set it to auto."
+            f"judge.labels is {field!r}, but {description.name} has "
+            f"{list(description.classes)}; choose one, or set --config.judge.every=0."
         )
 
 
-def check_batch(config) -> None:
-    """Refuses a batch that does not divide over devices and parts."""
+def check_devices(config) -> None:
+    """Refuses a batch that does not divide over the devices, and cuDNN without a GPU.
+
+    Raises:
+        InputError: names the fields and their values.
+    """
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(
+            f"model.attention=cudnn needs an NVIDIA GPU, and this is a "
+            f"{jax.default_backend()}; set it to auto."
+        )
     devices, size = jax.device_count(), config.batch_size
     if size % (devices * config.accumulate):
         raise InputError(
@@ -85,11 +213,17 @@ def check_batch(config) -> None:
         )
 
 
+def check_checkpoint(directory: str) -> None:
+    """Refuses to judge a run that is not named."""
+    if not directory:
+        raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
+
+
 def count_steps(config, pairs: int) -> tuple[int, int]:
     """Steps of the whole run and of its warm-up, from epochs over `pairs`.
 
     Raises:
-        InputError: there is not one batch in them.
+        InputError: there is not one batch in them, or there are too many to count.
     """
     epochs, warmup = config.epochs, config.optim.warmup_epochs
     steps = epochs * pairs // config.batch_size
@@ -97,5 +231,10 @@ def count_steps(config, pairs: int) -> tuple[int, int]:
         raise InputError(
             f"{epochs} epochs of {pairs} pairs are less than one batch of "
             f"{config.batch_size}; lower batch_size or raise epochs."
+        )
+    if steps > fields.MOST:
+        raise InputError(
+            f"epochs={epochs} of {pairs} pairs are {steps} steps, more than "
+            f"{fields.MOST}; lower it."
         )
     return steps, warmup * pairs // config.batch_size

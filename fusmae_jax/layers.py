@@ -55,15 +55,25 @@ class Linear(nnx.Module):
         return (y + self.bias[...].astype(y.dtype)[None, None]).astype(self.dtype)
 
 
+def head_width(dim: int, num_heads: int) -> int:
+    """Channels of one of the heads that a width is divided into.
+
+    Raises:
+        InputError: it does not divide.
+    """
+    if dim <= 0 or num_heads <= 0 or dim % num_heads:
+        raise InputError(
+            f"Width {dim} does not divide into {num_heads} heads; choose a width that "
+            "is a multiple of the number of heads."
+        )
+    return dim // num_heads
+
+
 class Attention(nnx.Module):
     """Multi-head attention from `x` to `context`, which may be `x` itself."""
 
     def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
-        if dim <= 0 or num_heads <= 0 or dim % num_heads:
-            raise InputError(
-                f"Width {dim} does not divide into {num_heads} heads; choose a "
-                "width that is a multiple of the number of heads."
-            )
+        head_width(dim, num_heads)
         self.num_heads, self.implementation = num_heads, attention
         kw = dict(dtype=dtype, rngs=rngs)
         self.query = Linear(dim, dim, **kw)

@@ -40,6 +40,19 @@ def unpatchify(patches: jax.Array, p: int) -> jax.Array:
     return x.reshape(b, side * p, side * p, c)
 
 
+def check_width(dim: int) -> None:
+    """Refuses a width that cannot carry the code of positions.
+
+    Raises:
+        InputError: it does not divide into sines and cosines of rows and columns.
+    """
+    if dim % 4:
+        raise InputError(
+            f"Width {dim} cannot carry 2-D sine-cosine positions; choose a multiple "
+            "of 4."
+        )
+
+
 @functools.lru_cache
 def sincos_2d(side: int, dim: int) -> np.ndarray:
     """Fixed 2-D sine-cosine position code, [side * side, dim], as in MAE.
@@ -47,11 +60,7 @@ def sincos_2d(side: int, dim: int) -> np.ndarray:
     Half of the channels code the column, half the row. Built in NumPy: under `jit`
     it is a constant, never a parameter.
     """
-    if dim % 4:
-        raise InputError(
-            f"Width {dim} cannot carry 2-D sine-cosine positions; choose a multiple "
-            "of 4."
-        )
+    check_width(dim)
     omega = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4))
     y, x = np.mgrid[:side, :side]
     angles = [np.outer(pos.ravel(), omega) for pos in (x, y)]

@@ -249,6 +249,8 @@ def pretrain(config, workdir) -> train.TrainState:
             is written; later, a record is damaged or the loss not finite.
     """
     checks.check_config(config)
+    checks.check_data(config)
+    checks.check_devices(config)
     mesh = sharding.make_mesh(config.fsdp)
     source, objective, held_out, judge = open_run(config, mesh)
     pairs = damage.for_training(source, config.data.damaged)

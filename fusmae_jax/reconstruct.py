@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from data_pipeline import sources
-from data_pipeline.errors import InputError
+from data_pipeline import data_fields, fields, sources
+from data_pipeline.description import SPLITS
+from data_pipeline.fields import choice, text, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
 from fusmae_jax import sharding
 from fusmae_jax.heldout import HeldOut
@@ -19,6 +20,18 @@ from fusmae_jax.objective import Objective, Outcome
 log = logging.getLogger("fusmae_jax")
 
 MODEL = "Fus-MAE"
+
+# What the config may say.
+TABLE = {
+    "task": choice("reconstruct"),
+    "checkpoint": text(),
+    "step": whole(0),
+    **data_fields.rows(("source", "dir", "count", "size", "seed")),
+    "split": choice(*SPLITS),
+    "pairs": whole(1),
+    "draws": whole(1),
+    "shown": whole(1),
+}
 
 
 def compare(
@@ -114,6 +127,17 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     print(table(errors, title=title), flush=True)
 
 
+def check_config(config) -> None:
+    """Refuses what no run and no data could make work.
+
+    Raises:
+        InputError: names the fields and their values.
+    """
+    fields.check(config, TABLE, like="configs/reconstruct.py")
+    checks.check_checkpoint(config.checkpoint)
+    data_fields.check(config.data)
+
+
 def reconstruct(config, workdir) -> None:
     """Reports on a run's checkpoint, from its directory alone.
 
@@ -124,14 +148,11 @@ def reconstruct(config, workdir) -> None:
     Raises:
         InputError: there is no such run, checkpoint or data.
     """
-    checks.require(config, 1, ("pairs", "draws", "shown"))
-    checks.require(config, 0, ("step",))
-    if not config.checkpoint:
-        raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
+    check_config(config)
     trained, contract = run.load(config.checkpoint)
     description = sources.describe(config.data)
-    fields = build.check_data(contract, description)
-    source = sources.open_split(config.data, config.split, (*fields, "id"))
+    wanted = build.check_data(contract, description)
+    source = sources.open_split(config.data, config.split, (*wanted, "id"))
     objective = build.objective(trained, contract, description.layout)
     seen = run.trained_on(config.checkpoint, sources.place_codes(source))
     if seen:

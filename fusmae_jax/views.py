@@ -51,11 +51,7 @@ def draw_views(
         ratio: least and greatest width over height.
         turn: whether to draw flips and quarter turns.
     """
-    if not 0.0 < scale[0] <= scale[1] <= 1.0 or not 0.0 < ratio[0] <= ratio[1]:
-        raise InputError(
-            f"Crop scale {scale} must lie in (0, 1] and ratio {ratio} above 0, each "
-            "from least to greatest."
-        )
+    check_crops(scale, ratio)
     box_key, turn_key = jax.random.split(key)
     area, aspect, top, left = jax.random.uniform(box_key, (batch, 4)).T
     area = scale[0] + (scale[1] - scale[0]) * area
@@ -66,6 +62,21 @@ def draw_views(
     box = jnp.stack([top * (1 - height), left * (1 - width), height, width], axis=1)
     turns = jax.random.bernoulli(turn_key, 0.5, (batch, 3)) & turn
     return View(box, turns)
+
+
+def check_crops(
+    scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
+) -> None:
+    """Refuses limits of random-resized crops that there cannot be, see `draw_views`.
+
+    Raises:
+        InputError: they are out of range, or the wrong way round.
+    """
+    if not 0.0 < scale[0] <= scale[1] <= 1.0 or not 0.0 < ratio[0] <= ratio[1]:
+        raise InputError(
+            f"Crop scale {scale} must lie in (0, 1] and ratio {ratio} above 0, each "
+            "from least to greatest."
+        )
 
 
 def center_box(image_size: int, scene_size: int) -> tuple[float, ...]:

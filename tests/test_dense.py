@@ -460,9 +460,9 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path):
         ({"epochs": 0}, "dense.epochs is 0"),
         ({"batch_size": -4}, "dense.batch_size is -4"),
         ({"blocks": 0}, "dense.blocks is 0"),
-        ({"learning_rates": ()}, "learning rates are"),
-        ({"learning_rates": (0.1, 0.0)}, "learning rates are"),
-        ({"weight_decay": -1.0}, "weight decays are"),
+        ({"learning_rates": ()}, r"dense.learning_rates is \(\)"),
+        ({"learning_rates": (0.1, 0.0)}, r"dense.learning_rates is \(0.1, 0.0\)"),
+        ({"weight_decay": -1.0}, "dense.weight_decay is -1.0"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(changes, message):

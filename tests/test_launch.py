@@ -76,7 +76,7 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
         ([config("quickstart"), "extra"], "extra"),
         ([config("quickstart"), "--config.model.patch_size=9"], "64 .* 9"),
         ([config("quickstart"), "--config.batch_size=0"], "batch_size is 0"),
-        ([config("quickstart"), "--config.mask.ratio=1.0"], "ratio 1.0"),
+        ([config("quickstart"), "--config.mask.ratio=1.0"], "mask.ratio is 1.0"),
         ([config("quickstart"), "--config.mask.mode=grid"], "'grid'"),
         ([config("quickstart"), "--config.data.source=web"], "'web'"),
         ([config("quickstart"), "--config.data.split=all"], "'all'"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_pipeline import fields
 from data_pipeline.archives import offsets
 from data_pipeline.errors import InputError
 
@@ -10,7 +11,7 @@ TEXT = "PROCESSING_BASELINE=04.00"
 
 @pytest.mark.parametrize("choice, added", [("auto", 1000), ("0", 0), ("1000", 1000)])
 def test_a_number_goes_before_the_metadata(choice, added):
-    offsets.check(choice)
+    assert offsets.CHOICE.fits(choice)
     assert offsets.offset(choice, TEXT, "x", "tag") == added
 
 
@@ -22,5 +23,5 @@ def test_metadata_that_name_no_baseline_leave_the_choice_to_the_user():
 
 @pytest.mark.parametrize("choice", ["", "500", "AUTO", 0])
 def test_another_choice_is_refused(choice):
-    with pytest.raises(InputError, match="s2_offset is .*; use 'auto', '0' or '1000'"):
-        offsets.check(choice)
+    with pytest.raises(InputError, match="x is .*; choose one of .*'0', '1000'"):
+        fields.check_value("x", choice, offsets.CHOICE)

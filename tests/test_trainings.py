@@ -5,12 +5,13 @@ import pytest
 from configs import probe_bigearthnet
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics
-from fusmae_jax.evaluation import evaluate, report, trainings
+from fusmae_jax.evaluation import checks, evaluate, report, trainings
 from tests import judging
 
 
 def config(methods=("finetune", "dense"), baselines=("supervised",), **fields):
     c = probe_bigearthnet.get_config()
+    c.checkpoint, c.data.dir = "run", "DIR"
     c.methods, c.baselines = methods, baselines
     for name, value in fields.items():
         part, field = name.split("__")
@@ -21,9 +22,9 @@ def config(methods=("finetune", "dense"), baselines=("supervised",), **fields):
 @pytest.mark.parametrize(
     "fields, match",
     [
-        (dict(finetune__base_lr=()), "finetune.base_lr is empty"),
-        (dict(scratch__base_lr=()), "scratch.base_lr is empty"),
-        (dict(dense__heads=()), "dense.heads is empty"),
+        (dict(finetune__base_lr=()), r"finetune.base_lr is \(\)"),
+        (dict(scratch__base_lr=()), r"scratch.base_lr is \(\)"),
+        (dict(dense__heads=()), r"dense.heads is \(\)"),
         (dict(finetune__batch_size=6), "finetune.batch_size=6 does not .* 4 devices"),
         (dict(dense__batch_size=6), "dense.batch_size=6 does not .* 4 devices"),
         (dict(finetune__epochs=0), "finetune.epochs is 0"),
@@ -32,11 +33,13 @@ def config(methods=("finetune", "dense"), baselines=("supervised",), **fields):
 )
 def test_what_cannot_work_is_said_before_anything_is_opened(fields, match):
     with pytest.raises(InputError, match=match):
-        trainings.check_config(config(**fields))
+        c = config(**fields)
+        checks.check_config(c)
+        checks.check_devices(c)
 
 
 def test_a_recipe_of_a_task_that_is_not_wanted_is_not_looked_at():
-    trainings.check_config(config(("knn",), (), dense__batch_size=6))
+    checks.check_devices(config(("knn",), (), dense__batch_size=6))
 
 
 def test_more_blocks_than_there_are_is_said_before_anything_is_opened():

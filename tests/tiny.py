@@ -39,5 +39,6 @@ def config():
     c.optim.warmup_epochs = 0
     c.fsdp_min_size = 0
     c.log_every, c.eval_every, c.checkpoint_every = 1, 3, 3
+    c.keep_every = 0
     c.eval_pairs, c.eval_draws, c.figure_pairs = 3, 2, 2
     return c

@@ -17,8 +17,28 @@ from data_pipeline.archives import grids, names, offsets, pair_lists, rasters
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
+from data_pipeline.fields import Field, check_each, choice, several, text, whole
 
 LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
+
+
+def _is_name(value) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"[a-z]\w*", value, re.ASCII))
+
+
+# What `config.read` may say. Bands that files call otherwise are left out.
+SETTINGS = {
+    "name": Field("letters, digits and underscores, a small letter first", _is_name),
+    "licence": text(filled=True, lines=True),
+    "s1_bands": several(text(filled=True), twice=True),
+    "s2_bands": several(text(filled=True), twice=True),
+    "s1_unit": choice(*units.UNITS["s1"]),
+    "s2_unit": choice(*units.UNITS["s2"]),
+    "s2_level": choice(*LEVELS),
+    "s2_offset": offsets.CHOICE,
+    "size": whole(0),
+    "classes": several(text(filled=True)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +190,7 @@ class GeotiffPairs(archive.Archive):
 
 
 def _settings(read) -> Settings:
-    for name, unit in (("s1", read.s1_unit), ("s2", read.s2_unit)):
-        units.check_unit(name, unit)
-    offsets.check(read.s2_offset)
+    check_each("read", read, SETTINGS)
     return Settings(
         bands={
             "s1": tuple(map(sensors.canonical, read.s1_bands)),
@@ -185,13 +203,6 @@ def _settings(read) -> Settings:
 
 def _contract(read) -> dict[str, sensors.Sensor]:
     """All bands that files can have."""
-    if read.s2_level not in LEVELS:
-        raise InputError(f"read.s2_level is {read.s2_level!r}; use {list(LEVELS)}.")
-    if not re.fullmatch(r"[a-z]\w*", read.name, re.ASCII):
-        raise InputError(
-            f"read.name is {read.name!r}; use letters, digits and underscores, a small "
-            "letter first."
-        )
     return {"s1": sensors.S1, "s2": LEVELS[read.s2_level]}
 
 

@@ -1,21 +1,9 @@
 """What a processing baseline added to Sentinel-2, by its metadata or by the user."""
 
-from data_pipeline import units
+from data_pipeline import fields, units
 from data_pipeline.errors import InputError
 
-CHOICES = ("auto", "0", str(units.OFFSET))
-
-
-def check(choice: str) -> None:
-    """Refuses what `config.read.s2_offset` cannot be.
-
-    Raises:
-        InputError: naming what it can be.
-    """
-    if choice not in CHOICES:
-        raise InputError(
-            f"read.s2_offset is {choice!r}; use 'auto', '0' or '{units.OFFSET}'."
-        )
+CHOICE = fields.choice("auto", "0", str(units.OFFSET))  # what s2_offset may be
 
 
 def offset(choice: str, text: str, name: str, lacking: str) -> int:

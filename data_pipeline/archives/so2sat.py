@@ -17,6 +17,7 @@ from data_pipeline import archive, classes, layout, sensors, units
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
+from data_pipeline.fields import check_each, choice
 
 DATASET = "so2sat/all"
 SIZE = 32
@@ -26,7 +27,7 @@ S2_BANDS = "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split()  # in the order sto
 # a refined Lee filter, which removes speckle. The rest is the covariance of VH and VV.
 UNFILTERED = {"VH": (0, 1), "VV": (2, 3)}
 LEE_FILTERED = {"VH": 4, "VV": 5}
-SPECKLE = ("lee", "none")
+SETTINGS = {"speckle": choice("lee", "none")}  # what `config.read` may say
 
 LICENCE = """\
 The data in this folder is licensed under Creative Commons Attribution 4.0
@@ -74,10 +75,7 @@ def open_archive(config) -> "So2Sat":
     Raises:
         InputError: there is no such treatment of speckle.
     """
-    if config.read.speckle not in SPECKLE:
-        raise InputError(
-            f"read.speckle is {config.read.speckle!r}; choose one of {list(SPECKLE)}."
-        )
+    check_each("read", config.read, SETTINGS)
     return So2Sat(config.source, config.read.speckle)
 
 

@@ -21,6 +21,7 @@ from data_pipeline.archives import files, geotiff, names, offsets
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
+from data_pipeline.fields import check_each, choice, text
 
 SIZE = 264
 SEASONS = 4
@@ -31,6 +32,8 @@ METADATA = "metadata.json"  # of a product
 MOST_DAYS = 60
 FOLDERS = {"L2A": "s2a", "L1C": "s2c"}
 DTYPES = {"s1": "float32", "s2": "uint16"}
+# What `config.read` may say.
+SETTINGS = {"level": choice(*FOLDERS), "s2_offset": offsets.CHOICE, "void_ids": text()}
 
 LICENCE = """\
 The data in this folder is licensed under Creative Commons Attribution 4.0
@@ -102,11 +105,7 @@ def open_archive(config) -> "Ssl4eo":
             read.
     """
     read = config.read
-    if read.level not in FOLDERS:
-        raise InputError(
-            f"read.level is {read.level!r}; choose one of {list(FOLDERS)}."
-        )
-    offsets.check(read.s2_offset)
+    check_each("read", read, SETTINGS)
     void = _void_ids(read.void_ids)
     return Ssl4eo(config.source, read.level, void, read.s2_offset)
 

@@ -21,26 +21,7 @@ FOLDER = "_build"  # is there until the dataset is complete
 
 
 def options(config) -> dict:
-    """What a restarted build must have in common with the first one.
-
-    Raises:
-        InputError: an option is missing or cannot work.
-    """
-    if not config.source or not config.out:
-        raise InputError(
-            "Pass --config.source=DIR, where the archive is, and --config.out=DIR, the "
-            "folder to build in."
-        )
-    if config.pairs_per_shard < 1 or config.workers < 0:
-        raise InputError(
-            f"pairs_per_shard={config.pairs_per_shard} must be at least 1 and "
-            f"workers={config.workers} at least 0; change them."
-        )
-    if config.compression not in shards.COMPRESSION:
-        raise InputError(
-            f"compression is {config.compression!r}; choose one of "
-            f"{list(shards.COMPRESSION)}."
-        )
+    """What a restarted build must have in common with the first one."""
     return {
         "archive": config.archive,
         "source": os.path.abspath(config.source),

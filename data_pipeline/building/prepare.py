@@ -1,6 +1,5 @@
 """Builds a dataset of records from an archive, shard by shard, in parallel."""
 
-import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ from data_pipeline.archive import Archive, Pair
 from data_pipeline.building import (
     engines,
     finish,
+    options,
     plan,
     plausibility,
     splits,
@@ -18,10 +18,6 @@ from data_pipeline.building import (
 from data_pipeline.building.finish import Found
 from data_pipeline.errors import InputError
 
-ARCHIVES = (
-    *("bigearthnet_v1", "bigearthnet_v2", "sen12ms", "ssl4eo", "so2sat"),
-    "geotiff_pairs",
-)
 SAMPLED = 32  # pairs whose values are looked at before anything is written
 
 
@@ -29,14 +25,9 @@ def open_archive(config) -> Archive:
     """The archive that a `prepare` config describes.
 
     Raises:
-        InputError: there is no reader for it, or it is not where it should be.
+        InputError: it is not where it should be.
     """
-    if config.archive not in ARCHIVES:
-        raise InputError(
-            f"archive is {config.archive!r}; choose one of {list(ARCHIVES)}."
-        )
-    reader = importlib.import_module(f"data_pipeline.archives.{config.archive}")
-    return reader.open_archive(config)
+    return options.reader(config.archive).open_archive(config)
 
 
 def prepare(config) -> None:
@@ -46,9 +37,10 @@ def prepare(config) -> None:
         InputError: the options contradict each other or the source, `out` holds
             something else, or a pair is bad and `config.strict` is set.
     """
-    options, out = plan.options(config), pathlib.Path(config.out)
+    options.check_config(config)
+    begun, out = plan.options(config), pathlib.Path(config.out)
     splits.check(config)  # all this before an archive is searched, which takes minutes
-    plan.check_out(out, options)
+    plan.check_out(out, begun)
     try:
         archive = open_archive(config)
         chosen, found = _search(config, archive)
@@ -62,7 +54,7 @@ def prepare(config) -> None:
         plausibility.check(archive.description, sample, config.read)
     try:
         with plan.lock(out):
-            plan.begin(out, options, chosen)
+            plan.begin(out, begun, chosen)
             work = plan.units(config, archive, chosen)
             del chosen  # a gigabyte, in a large archive; now in files
             _build(config, archive, work, found)

@@ -4,12 +4,14 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline import lists
+from data_pipeline import fields, lists
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")
+
+SHARE = fields.number(least=0.0, below=1.0)
 
 
 def assign(
@@ -107,6 +109,21 @@ def check(config) -> None:
     Raises:
         InputError: they contradict each other, or a file is not there.
     """
+    check_ways(config)
+    for path in lists.files(config.splits, config.exclude):
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing; config.splits takes a file or a folder with "
+                f"{', '.join(lists.FILES.values())}, and config.exclude takes files."
+            )
+
+
+def check_ways(config) -> None:
+    """Refuses several ways to split at once, and shares that there are not.
+
+    Raises:
+        InputError: names the options.
+    """
     ways = {
         "splits": config.splits,
         "holdout_tiles": config.holdout_tiles,
@@ -117,16 +134,7 @@ def check(config) -> None:
         raise InputError(
             f"{' and '.join(chosen)} are {len(chosen)} ways to split; set one of them."
         )
-    if not 0 <= config.holdout_share < 1:
-        raise InputError(
-            f"holdout_share is {config.holdout_share}; choose a share from 0 to 1."
-        )
-    for path in lists.files(config.splits, config.exclude):
-        if not path.is_file():
-            raise InputError(
-                f"{path} is missing; config.splits takes a file or a folder with "
-                f"{', '.join(lists.FILES.values())}, and config.exclude takes files."
-            )
+    fields.check_value("holdout_share", config.holdout_share, SHARE)
 
 
 def _rows(config, pairs, unmatched) -> Mapping[str, lists.Listed]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from data_pipeline import sensors
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import build, checkpoint, run, sharding, views
+from fusmae_jax import build, checkpoint, checks, run, sharding, views
 from fusmae_jax.encoder import Encoded, Present
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.objective import Objective
@@ -24,6 +24,9 @@ log = logging.getLogger("fusmae_jax")
 
 # What a sample shows of itself, by name, in the order of masking.SENSORS.
 SENSOR_SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}
+
+# The parts of a scene that an encoder can be shown, see `boxes`.
+VIEWS = ("center", "whole", "tiles")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +118,7 @@ def boxes(how: str, image_size: int, scene_size: int) -> list[tuple[float, ...]]
     if how == "center" or scene_size <= image_size:
         return [views.center_box(image_size, scene_size)]
     if how != "tiles":
-        raise InputError(
-            f"features.view is {how!r}; choose one of {['center', 'whole', 'tiles']}."
-        )
+        raise InputError(f"features.view is {how!r}; choose one of {list(VIEWS)}.")
     # In whole pixels, so that pixel labels can be cut alike.
     count = -(-scene_size // image_size)
     starts = np.linspace(0, scene_size - image_size, count).round() / scene_size
@@ -185,8 +186,7 @@ def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
         InputError: there is no run, no checkpoint, or it is damaged or of another
             model.
     """
-    if not directory:
-        raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
+    checks.check_checkpoint(directory)
     config, contract = run.load(directory)
     directory = pathlib.Path(directory)
     try:

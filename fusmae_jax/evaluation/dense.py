@@ -13,12 +13,22 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
+from data_pipeline.fields import check_each, choice, number, whole
 from fusmae_jax import optim
 from fusmae_jax.evaluation import dense_heads, loop, probe, scores
 from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.evaluation.dense_task import Task
 
 WARMUP = 0.1  # share of the steps
+
+FIELDS = {
+    "head": choice(*dense_heads.HEADS),
+    "epochs": whole(1),
+    "batch_size": whole(1),
+    "learning_rates": probe.RATES,
+    "weight_decay": number(least=0.0),
+    "blocks": whole(1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +52,7 @@ class Recipe:
     blocks: int = 1
 
     def __post_init__(self):
-        dense_heads.check(self.head)
-        self.grid  # refuses rates and decays that cannot be
-        for name in ("epochs", "batch_size", "blocks"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"dense.{name} is {getattr(self, name)}; it must be at least 1."
-                )
+        check_each("dense", vars(self), FIELDS)
 
     @property
     def grid(self) -> probe.Grid:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipeline.errors import InputError
 from fusmae_jax import layers
 
 HEADS = ("linear", "upsample")
@@ -66,20 +65,10 @@ def make(
         classes: C.
         patch_size: side of the patch that a token stands for, in pixels.
         rngs: key of the initial parameters.
-
-    Raises:
-        InputError: there is no such head.
     """
-    check(head)
     if head == "linear":
         return Linear(dim, classes, rngs=rngs)
     return Upsample(dim, classes, patch_size, rngs=rngs)
-
-
-def check(head: str) -> None:
-    """Refuses a name that is not in HEADS."""
-    if head not in HEADS:
-        raise InputError(f"dense.head is {head!r}; choose one of {list(HEADS)}.")
 
 
 def resize(x: jax.Array, side: int) -> jax.Array:

@@ -5,8 +5,8 @@ import logging
 import jax
 
 from fusmae_jax import sharding
-from fusmae_jax.evaluation import backbone, report, rows, tasks, trainings
-from fusmae_jax.evaluation.session import Session, check_config
+from fusmae_jax.evaluation import backbone, checks, report, rows, tasks, trainings
+from fusmae_jax.evaluation.session import Session
 from fusmae_jax.evaluation.splits import open_labelled
 
 log = logging.getLogger("fusmae_jax")
@@ -26,8 +26,9 @@ def evaluate(config, workdir) -> list[rows.Row]:
         InputError: the run, the data and the config do not fit together; nothing has
             been written then.
     """
-    check_config(config)
-    trainings.check_config(config)
+    checks.check_config(config)
+    checks.check_data(config)
+    checks.check_devices(config)
     mesh = sharding.make_mesh(1)
     pretrained = backbone.restore(config.checkpoint, mesh, config.step)
     trainings.check_encoder(config, backbone.blocks(pretrained.config))

@@ -11,16 +11,20 @@ from jax.sharding import Mesh
 
 from data_pipeline import batches
 from data_pipeline.errors import InputError
+from data_pipeline.fields import check_each, choice, whole
 from fusmae_jax import run, sharding, views
 from fusmae_jax.encoder import Encoded, Present
 from fusmae_jax.evaluation import progress
-from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone, boxes, digest, present
+from fusmae_jax.evaluation.backbone import SENSOR_SETS, VIEWS, Backbone
+from fusmae_jax.evaluation.backbone import boxes, digest, present
 from fusmae_jax.masking import SENSORS
 
 POOLS = ("mean", "global", "sensors")
 PERCENTILES = (5, 25, 50, 75, 95)
 VERSION = 1  # of the code that takes them: raise it when the same input gives others
 AHEAD = 2  # batches dispatched before the first is waited for
+
+FIELDS = {"pool": choice(*POOLS), "blocks": whole(1), "view": choice(*VIEWS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +44,11 @@ class Recipe:
     view: str = "center"
 
     def __post_init__(self):
-        if self.pool not in POOLS:
-            raise InputError(
-                f"features.pool is {self.pool!r}; choose one of {list(POOLS)}."
-            )
-        boxes(self.view, 1, 2)
+        check_each("features", vars(self), FIELDS)
 
     def check(self, depth: int) -> None:
         """Refuses more blocks than an encoder of `depth` has."""
-        if not 1 <= self.blocks <= max(1, depth):
+        if self.blocks > max(1, depth):
             raise InputError(
                 f"features.blocks is {self.blocks}; this encoder has {depth} blocks."
             )

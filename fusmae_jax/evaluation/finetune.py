@@ -9,7 +9,6 @@ The last parameters are the result; no step is chosen by looking at any score.
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import jax
@@ -20,11 +19,29 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
+from data_pipeline.fields import check_each, flag, number, several, whole
 from fusmae_jax import layers, optim, sharding, views
 from fusmae_jax.evaluation import classifier, features, layer_decay, loop
 from fusmae_jax.evaluation.backbone import Backbone, present
 from fusmae_jax.evaluation.classifier import Classifier
 from fusmae_jax.train import TrainState
+
+FIELDS = {
+    "epochs": whole(1),
+    "batch_size": whole(1),
+    "base_lr": number(above=0.0),
+    "warmup_epochs": whole(0),
+    "layer_decay": number(above=0.0, most=1.0),
+    "drop_path": number(least=0.0, below=1.0),
+    "weight_decay": number(least=0.0),
+    "b1": number(least=0.0, below=1.0),
+    "b2": number(least=0.0, below=1.0),
+    "clip_norm": number(least=0.0),
+    "smoothing": number(least=0.0, below=1.0),
+    "mixup": number(least=0.0),
+    "crop_scale": several(number(), length=2, twice=True),
+    "turn": flag(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,29 +88,14 @@ class Recipe:
     view: str = "center"
 
     def __post_init__(self):
-        for name, fits, what in (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("base_lr", 0.0 < self.base_lr < math.inf, "above 0"),
-            (
-                "warmup_epochs",
-                0 <= self.warmup_epochs < self.epochs,
-                f"at least 0 and below epochs, {self.epochs}",
-            ),
-            ("layer_decay", 0.0 < self.layer_decay <= 1.0, "in (0, 1]"),
-            ("drop_path", 0.0 <= self.drop_path < 1.0, "in [0, 1)"),
-            ("weight_decay", 0.0 <= self.weight_decay < math.inf, "at least 0"),
-            ("b1", 0.0 <= self.b1 < 1.0, "in [0, 1)"),
-            ("b2", 0.0 <= self.b2 < 1.0, "in [0, 1)"),
-            ("clip_norm", 0.0 <= self.clip_norm < math.inf, "at least 0"),
-            ("smoothing", 0.0 <= self.smoothing < 1.0, "in [0, 1)"),
-            ("mixup", 0.0 <= self.mixup < math.inf, "at least 0"),
-        ):
-            if not fits:
-                value = getattr(self, name)
-                raise InputError(f"finetune.{name} is {value}; it must be {what}.")
+        check_each("finetune", vars(self), FIELDS)
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"finetune.warmup_epochs is {self.warmup_epochs}; it must be below "
+                f"epochs, {self.epochs}."
+            )
         features.Recipe(pool=self.pool, view=self.view)
-        jax.eval_shape(lambda: self.draw_views(jax.random.key(0), 1))
+        views.check_crops(self.crop_scale)
 
     def draw_views(self, key: jax.Array, batch: int) -> views.View:
         """Draws the views of a training batch, shared by the sensors."""

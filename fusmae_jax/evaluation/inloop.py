@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import subsets
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics
+from fusmae_jax import checks, metrics
 from fusmae_jax.evaluation import collapse, features, knn, linear, scores
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone
 
@@ -41,12 +41,7 @@ class Judge:
             return
         field = config.judge.labels
         for source in (train, held):
-            if field not in source.description.classes:
-                raise InputError(
-                    f"judge.labels is {field!r}, but {source.description.name} has "
-                    f"{list(source.description.classes)}; choose one, or set "
-                    "--config.judge.every=0."
-                )
+            checks.check_judged(field, source.description)
         if train.description.layout.size != held.description.layout.size:
             raise InputError(
                 f"Held-out scenes of {held.description.layout.size} px cannot be "

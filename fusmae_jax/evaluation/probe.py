@@ -13,7 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
+from data_pipeline.fields import number, several
 from fusmae_jax.evaluation import linear, scores
+
+RATES = several(number(above=0.0), least=1)
+DECAYS = several(number(least=0.0), least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +32,15 @@ class Grid:
 
     def __post_init__(self):
         rates, decays = self.learning_rates, self.weight_decays
-        if not rates or not all(0.0 < x < math.inf for x in rates):
+        if not RATES.fits(tuple(rates)):
             raise InputError(
                 f"The probe's learning rates are {list(rates)}; give at least one, "
-                "all above 0."
+                "all above 0 and none twice."
             )
-        if not decays or not all(0.0 <= x < math.inf for x in decays):
+        if not DECAYS.fits(tuple(decays)):
             raise InputError(
                 f"The probe's weight decays are {list(decays)}; give at least one, "
-                "none below 0."
+                "none below 0 and none twice."
             )
 
     def settings(self) -> list[tuple[float, float]]:

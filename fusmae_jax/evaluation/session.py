@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from data_pipeline import untrusted
 from data_pipeline.errors import InputError
-from fusmae_jax import checks, run
-from fusmae_jax.evaluation import cache, features, linear, probe, report, rows, scores
+from fusmae_jax import run
+from fusmae_jax.evaluation import cache, features, report, rows, scores
 from fusmae_jax.evaluation.backbone import Pretrained, digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
@@ -34,8 +34,6 @@ FREE = (
     "data.eval_dir",
     "data.allow_overlap",
 )
-AT_LEAST_ONE = ("batch_size", "knn.k", "probe.epochs", "probe.batch_size")
-NOT_NEGATIVE = ("seed", "step", "bootstrap", "score_per_batch")
 BASELINES = {"random": rows.ENCODERS[1], "statistics": rows.ENCODERS[2]}
 STATISTICS = "mean, deviation and 5 percentiles of every band"
 
@@ -57,13 +55,6 @@ class Session:
         self.backbone = pretrained.look_at(data.description, config.normalize)
         self.recipe = features.Recipe(**config.features)
         self.recipe.check(self.backbone.blocks)
-        features.check_sensor_sets(config.sensors)
-        if "retrieval" in config.methods and self.recipe.pool == "sensors":
-            raise InputError(
-                "features.pool='sensors' keeps the sensors' features apart, so that "
-                "retrieval across them compares nothing; choose 'mean' or 'global', or "
-                "leave retrieval out of methods."
-            )
         if "retrieval" in config.methods and max(config.retrieval.ks) >= len(data.test):
             raise InputError(
                 f"retrieval.ks is {config.retrieval.ks}, and there are "
@@ -252,50 +243,3 @@ class Session:
         """Deletes the checkpoints of a training that has been scored."""
         if jax.process_index() == 0:
             shutil.rmtree(self.training(name), ignore_errors=True)
-
-
-def check_config(config) -> None:
-    """Refuses options that contradict each other, before anything is opened.
-
-    Raises:
-        InputError: names the field and its value.
-    """
-    checks.require(config, 1, AT_LEAST_ONE)
-    checks.require(config, 0, NOT_NEGATIVE)
-    if not config.knn.temperature > 0.0:
-        raise InputError(
-            f"knn.temperature is {config.knn.temperature}; it must be above 0."
-        )
-    if not config.retrieval.ks or min(config.retrieval.ks) < 1:
-        raise InputError(
-            f"retrieval.ks is {config.retrieval.ks}; give some numbers, none below 1."
-        )
-    probe.Grid(config.probe.learning_rates, config.probe.weight_decays)
-    if config.probe.norm not in linear.NORMS:
-        raise InputError(
-            f"probe.norm is {config.probe.norm!r}; choose one of {list(linear.NORMS)}."
-        )
-    for field, known in (
-        ("methods", tuple(rows.TASKS)),
-        ("baselines", (*BASELINES, "supervised")),
-    ):
-        unknown = [name for name in config[field] if name not in known]
-        if unknown or (field == "methods" and not config.methods):
-            raise InputError(
-                f"{field} is {list(config[field])}; choose some of {list(known)}."
-            )
-    if config.normalize not in ("run", "data"):
-        raise InputError(f"normalize is {config.normalize!r}; choose 'run' or 'data'.")
-    fractions, repeats = tuple(config.fractions), tuple(config.repeats)
-    if len(fractions) != len(repeats) or not fractions or min(repeats, default=0) < 1:
-        raise InputError(
-            f"fractions {fractions} and repeats {repeats} must be as many, each "
-            "repeated once at least."
-        )
-    if any(f == 1.0 and n > 1 for f, n in zip(fractions, repeats)):
-        raise InputError(
-            f"repeats is {repeats} for fractions {fractions}; all labels can be drawn "
-            "in one way only."
-        )
-    if not all(0.0 < fraction <= 1.0 for fraction in fractions):
-        raise InputError(f"fractions is {fractions}; each must be in (0, 1].")

@@ -86,16 +86,12 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
             places.
     """
     description = sources.describe(config.data)
-    if config.labels not in description.classes:
-        raise InputError(
-            f"{description.name} has no labels {config.labels!r}; choose with "
-            f"--config.labels one of {list(description.classes)}."
-        )
+    check_description(description, config)
     fields = (*description.layout.fields(pretrained.contract), config.labels)
     if "dense" in config.methods:
         fields = (*fields, config.dense.field)
-        check_maps(description, config.dense.field)
     names = (config.data.split, config.data.val_split, config.data.test_split)
+    check_names(*names, allow=config.data.allow_overlap)
     named = ml_collections.ConfigDict({**config.data, "labels": config.labels})
     train, validation, test = (
         _open(named, name, fields, config.labels) for name in names
@@ -110,6 +106,36 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
     check_apart(data, pretrained, allow=config.data.allow_overlap)
     check_labels(data, config.labels, allow=config.allow_empty_classes)
     return data
+
+
+def check_description(description: Description, config) -> None:
+    """Refuses labels, classes of them and pixel labels that a dataset does not have.
+
+    Raises:
+        InputError: and what it has.
+    """
+    if config.labels not in description.classes:
+        raise InputError(
+            f"{description.name} has no labels {config.labels!r}; choose with "
+            f"--config.labels one of {list(description.classes)}."
+        )
+    if config.data.classes:
+        subsets.find_classes(description, config.data.classes, config.labels)
+    if "dense" in config.methods:
+        check_maps(description, config.dense.field)
+
+
+def check_names(train: str, validation: str, test: str, *, allow: bool) -> None:
+    """Refuses to test on a split that is learnt from, unless that is allowed.
+
+    Raises:
+        InputError: naming it.
+    """
+    if test in (train, validation) and not allow:
+        raise InputError(
+            f"Split {test!r} would be tested on and learnt from; name another "
+            "--config.data.test_split, or pass --config.data.allow_overlap=True."
+        )
 
 
 def check_maps(description: Description, field: str) -> None:
@@ -179,12 +205,6 @@ def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
     for other in (data.train, data.validation):
         if other.name == data.test.name:
             shared = len(data.test)
-            if not allow:
-                raise InputError(
-                    f"Split {other.name!r} would be tested on and learnt from; name "
-                    "another --config.data.test_split, or pass "
-                    "--config.data.allow_overlap=True."
-                )
         else:
             shared = sources.check_overlap(other.source, test, allow=allow)
         if shared:

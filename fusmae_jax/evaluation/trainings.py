@@ -3,12 +3,11 @@
 import logging
 import math
 
-import jax
 import numpy as np
 
 from data_pipeline import subsets
 from data_pipeline.errors import InputError
-from fusmae_jax import checks, metrics
+from fusmae_jax import metrics
 from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
 from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.evaluation.session import BASELINES, Session
@@ -18,31 +17,6 @@ log = logging.getLogger("fusmae_jax")
 
 SUPERVISED = rows.ENCODERS[3]
 PIXELS = "pixels of the patch"  # what a dense head sees without any encoder
-
-
-def check_config(config) -> None:
-    """Refuses recipes that cannot work, of the tasks that are wanted.
-
-    Raises:
-        InputError: names the field and its value.
-    """
-    for name in ("finetune.base_lr", "scratch.base_lr", "dense.heads"):
-        if not checks.field(config, name):
-            raise InputError(f"{name} is empty; give one at least.")
-    recipes = {"finetune": [], "dense": []}
-    if "finetune" in config.methods:
-        recipes["finetune"] += finetune_recipes(config, {})
-    if "supervised" in config.baselines:
-        recipes["finetune"] += finetune_recipes(config, config.scratch)
-    if "dense" in config.methods:
-        recipes["dense"] += dense_recipes(config)
-    for name, of_task in recipes.items():
-        for recipe in of_task:
-            if recipe.batch_size % jax.device_count():
-                raise InputError(
-                    f"{name}.batch_size={recipe.batch_size} does not divide over "
-                    f"{jax.device_count()} devices; choose a multiple of that."
-                )
 
 
 def check_encoder(config, blocks: int) -> None:

@@ -1,0 +1,82 @@
+"""What the config of a build may say; refused before an archive is searched."""
+
+import importlib
+import types
+
+from data_pipeline import fields, shards
+from data_pipeline.building import splits
+from data_pipeline.fields import choice, flag, group, several, text, whole
+
+ARCHIVES = (
+    *("bigearthnet_v1", "bigearthnet_v2", "sen12ms", "ssl4eo", "so2sat"),
+    "geotiff_pairs",
+)
+
+TABLE = {
+    "task": choice("prepare"),
+    "archive": choice(*ARCHIVES),
+    "source": text(),
+    "out": text(),
+    "splits": text(),
+    "holdout_tiles": several(text(filled=True)),
+    "holdout_share": splits.SHARE,
+    "exclude": several(text(filled=True)),
+    "pairs_per_shard": whole(1),
+    "workers": whole(0, 4096),
+    "strict": flag(),
+    "check_values": flag(),
+    "compression": choice(*shards.COMPRESSION),
+    "scratch": text(),
+    "runner": text(),
+    "runner_options": several(text(filled=True)),
+    "read": group(),  # SETTINGS of the archive's module
+}
+
+# What must hold between fields, and what is said where it does not.
+RULES = (
+    (
+        lambda c: c.source and c.out,
+        "Pass --config.source=DIR, where the archive is, and --config.out=DIR, the "
+        "folder to build in.",
+    ),
+    (
+        lambda c: c.out not in (c.source, c.scratch) and c.scratch != c.source,
+        "source={c.source}, out={c.out} and scratch={c.scratch} must be different "
+        "folders; the archive stays as it is, and scratch is emptied.",
+    ),
+    (
+        lambda c: "://" not in c.out + c.scratch,
+        "out={c.out} or scratch={c.scratch!r} is an object store, where nothing can be "
+        "built; pass folders, and copy the dataset when it is complete.",
+    ),
+    (
+        lambda c: c.runner or not c.runner_options,
+        "runner_options is {c.runner_options}, and there is no runner to take them; "
+        "set --config.runner too.",
+    ),
+    (
+        lambda c: all(option.startswith("--") for option in c.runner_options),
+        "runner_options is {c.runner_options}; each must begin with two dashes, as "
+        "'--flink_master=HOST:8081' does.",
+    ),
+)
+
+
+def reader(archive: str) -> types.ModuleType:
+    """The module that reads an archive."""
+    return importlib.import_module(f"data_pipeline.archives.{archive}")
+
+
+def check_config(config) -> None:
+    """Refuses what cannot work whatever the archive holds.
+
+    Raises:
+        InputError: names the fields and their values.
+    """
+    archive = config.get("archive")
+    fields.check_value("archive", archive, TABLE["archive"])
+    settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
+    table = TABLE | fields.within("read", settings)
+    fields.check(config, table, like=f"the config of configs/ that reads {archive}")
+    fields.check_rules(config, RULES)
+    splits.check_ways(config)

@@ -1,0 +1,211 @@
+"""Configs that cannot work, and what is said of each.
+
+A row is the name of a config, what is changed in it, and a part of the sentence that
+refuses it, as a pattern. GONE takes a field away, as from a user's copy.
+"""
+
+import functools
+import importlib
+import math
+
+import ml_collections
+
+GONE = object()
+
+# What has to be passed to a config of each task before it can work.
+PASSED = {
+    "pretrain": {"data.dir": "DIR"},
+    "reconstruct": {"checkpoint": "runs/quickstart"},
+    "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
+    "prepare": {"source": "DIR", "out": "OUT"},
+}
+
+
+def load(name: str, changes: dict):
+    """A config that would work, changed; types are as in a config file of one's own."""
+    config = shipped(name).to_dict()
+    passed = dict(PASSED[config["task"]])
+    if config.get("data", {}).get("source") != "records":
+        passed.pop("data.dir", None)
+    for field, value in (passed | changes).items():
+        *groups, key = field.split(".")
+        place = config
+        for group in groups:
+            place = place[group]
+        if value is GONE:
+            del place[key]
+        else:
+            place[key] = value
+    return ml_collections.ConfigDict(config, type_safe=False).lock()
+
+
+@functools.cache
+def shipped(name: str) -> ml_collections.ConfigDict:
+    """A config as it comes."""
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+PRETRAINING = [
+    # Fields that there are not.
+    ({"epoch": 100}, r"no use for epoch; did you mean epochs\?"),
+    ({"model.dims": 64}, r"no use for model.dims; did you mean model.dim\?"),
+    ({"dim": 64}, r"no use for dim; did you mean model.dim\?"),
+    ({"colour": "red"}, "no use for colour; take it out"),
+    ({"model.dim": GONE}, "no field model.dim; give it a whole .*pretrain_base.py"),
+    ({"judge": GONE}, "no field judge.every; give it"),
+    ({"model": 7}, "model is 7; it must be a group of the fields model.image_size"),
+    # Other types.
+    ({"epochs": "100"}, "epochs is '100'; it must be a whole number of at least 1"),
+    ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
+    ({"epochs": True}, "epochs is True; it must be a whole number"),
+    ({"seed": None}, "seed is None; it must be a whole number of at least 0"),
+    ({"view.turn": 1}, "view.turn is 1; it must be True or False"),
+    ({"optim.b1": "0.9"}, "optim.b1 is '0.9'; it must be a number"),
+    ({"optim.clip_norm": False}, "optim.clip_norm is False; it must be a number"),
+    ({"data.classes": ["a"]}, r"data.classes is \['a'\]; it must be a tuple"),
+    ({"data.classes": "a"}, r"data.classes is 'a'; .* such as \('a',\)"),
+    ({"bands.s1": "VV"}, r"bands.s1 is 'VV'; it must be a tuple of at least 1"),
+    ({"data.dir": 5}, "data.dir is 5; it must be a text"),
+    ({"data.dir": "a\0b"}, "data.dir is .*; it must be a text"),
+    # Out of range.
+    ({"batch_size": 0}, "batch_size is 0; .* at least 1"),
+    ({"batch_size": 2**40}, "batch_size is 1099511627776; it must be a whole number"),
+    ({"seed": -1}, "seed is -1"),
+    ({"seed": 2**32}, "seed is 4294967296; .* at most 4294967295"),
+    ({"optim.base_lr": math.nan}, "optim.base_lr is nan"),
+    ({"optim.weight_decay": math.inf}, "optim.weight_decay is inf"),
+    ({"optim.b2": 1.0}, "optim.b2 is 1.0; it must be a number of at least 0 and below"),
+    ({"mask.ratio": 1.0}, "mask.ratio is 1.0; .* above 0 and below 1"),
+    ({"mask.drop_sensor": 1.1}, "mask.drop_sensor is 1.1; .* of at most 1"),
+    ({"data.fraction": 0.0}, "data.fraction is 0.0; .* above 0 and of at most 1"),
+    ({"data.weights": (1.0, -1.0)}, "data.weights is .*; .* each a number above 0"),
+    ({"view.crop_scale": (0.5,)}, "view.crop_scale is .*; it must be a tuple of 2"),
+    ({"model.dtype": "bf16"}, r"model.dtype is 'bf16'; .*did you mean 'bfloat16'\?"),
+    ({"mask.mode": "Consistent"}, r"mask.mode is .*did you mean 'consistent'\?"),
+    ({"model.remat": "all"}, r"model.remat is 'all'; choose one of \['none', 'dots'"),
+    ({"model.attention": "flash"}, "model.attention is 'flash'; choose one of"),
+    ({"loss.normalize": True}, "loss.normalize is True; choose one of"),
+    ({"bands.s2": ("B02", "B8a", "B3")}, r"bands.s2 is .*did you mean 'B8A'\?"),
+    ({"bands.s2": ("B2",)}, r"bands.s2 is .*did you mean 'B02'\?"),
+    ({"bands.s2": ("B02", "B02")}, "bands.s2 is .*none of them twice"),
+    ({"bands.s1": ()}, r"bands.s1 is \(\); .* at least 1"),
+    # Contradictory.
+    ({"optim.warmup_epochs": 100}, "optim.warmup_epochs is 100; .* below epochs=100"),
+    ({"model.patch_size": 9}, "image_size=112, model.patch_size=9: .*not a whole"),
+    ({"model.image_size": 8, "mask.ratio": 0.9}, "mask.ratio=0.9: .*1 of 1 patches"),
+    ({"model.num_heads": 7}, "model.dim=768, model.num_heads=7: .* not divide"),
+    ({"model.dim": 30, "model.num_heads": 2}, "model.dim=30: .* multiple of 4"),
+    ({"model.decoder_heads": 7}, "model.decoder_dim=256, model.decoder_heads=7: "),
+    ({"model.decoder_dim": 6}, "model.decoder_dim=6: .* multiple of 4"),
+    ({"view.crop_scale": (1.0, 0.2)}, r"view.crop_scale=\(1.0, 0.2\).* least to great"),
+    ({"view.crop_ratio": (0.0, 1.0)}, r"view.crop_ratio=\(0.0, 1.0\).* above 0"),
+    ({"loss.weight_s1": 0.0, "loss.weight_s2": 0}, "are both 0.0, so that nothing"),
+    ({"accumulate": 3}, "batch_size=1024 does not divide into accumulate=3"),
+    ({"keep_every": 1_500}, "keep_every is 1500; .* checkpoint_every=1000"),
+    ({"data.dir": ""}, "name one: .*--config.data.dir=DIR"),
+    ({"data.dir": "A,B,A"}, "data.dir is 'A,B,A'; name each dataset once"),
+    ({"data.source": "sample"}, "data.dir is 'DIR', but data.source=sample reads no"),
+    ({"data.weights": (1.0, 2.0)}, r"data.weights \[1.0, 2.0\] must be 1 positive"),
+    ({"data.eval_split": "train"}, "data.eval_split is 'train', which is data.split"),
+    (
+        {"data.eval_split": "train", "data.allow_overlap": True, "data.eval_dir": "B"},
+        "data.eval_dir is 'B', but only split train is wanted",
+    ),
+    (
+        {"data.source": "synthetic", "data.dir": "", "data.size": 100},
+        "100 px at 10 m is not whole at 60 m",
+    ),
+    (
+        {"model.attention": "cudnn", "model.dtype": "float32"},
+        "model.attention=cudnn needs model.dtype=bfloat16, and that is float32",
+    ),
+    (
+        {"model.attention": "cudnn", "mask.drop_sensor": 0.5},
+        "model.attention=cudnn needs mask.drop_sensor=0, and that is 0.5",
+    ),
+    (
+        {"model.attention": "cudnn", "model.num_heads": 64},
+        "model.attention=cudnn takes heads of 8, .*model.num_heads=64",
+    ),
+]
+
+EVALUATION = [
+    ({"method": ("knn",)}, r"no use for method; did you mean methods\?"),
+    ({"methods": "knn"}, r"methods is 'knn'; .* such as \('knn',\)"),
+    ({"methods": ()}, r"methods is \(\); .* at least 1"),
+    ({"methods": ("knn", "prob")}, r"methods is .*did you mean 'probe'\?"),
+    ({"methods": ("knn", "knn")}, "methods is .*none of them twice"),
+    ({"baselines": ("statistic",)}, r"baselines is .*did you mean 'statistics'\?"),
+    ({"sensors": ("S1",)}, r"sensors is .*did you mean 's1'\?"),
+    ({"fractions": (0.0, 0.1, 1.0)}, "fractions is .* above 0 and of at most 1"),
+    ({"fractions": (0.1,)}, r"fractions \(0.1,\) and repeats \(5, 1, 1\) must be as"),
+    ({"repeats": (5, 0, 1)}, "repeats is .* at least 1"),
+    ({"repeats": (5, 1, 2)}, "can be drawn in one way only"),
+    ({"normalize": "dataset"}, r"normalize is 'dataset'; choose one of \['run', 'dat"),
+    ({"data.statistics": "computed"}, "data.statistics is 'computed', but normalize"),
+    ({"checkpoint": ""}, "--config.checkpoint="),
+    ({"cache": "gs://bucket"}, "cache is 'gs://bucket', an object store"),
+    ({"single_label": True, "score_per_batch": 64}, "score_per_batch is 64, but"),
+    ({"data.test_split": "train"}, "'train' would be tested on and learnt from"),
+    ({"data.val_split": "dev"}, r"data.val_split is 'dev'; choose one of"),
+    ({"data.fraction": 0.5}, r"no use for data.fraction; did you mean fractions\?"),
+    ({"features.pool": "cls"}, "features.pool is 'cls'; choose one of"),
+    ({"features.pool": "sensors"}, "retrieval across them compares nothing"),
+    ({"knn.temperature": 0.0}, "knn.temperature is 0.0; it must be a number above 0"),
+    ({"retrieval.ks": (1, 0)}, r"retrieval.ks is \(1, 0\); .* at least 1"),
+    ({"probe.learning_rates": (0.0,)}, "probe.learning_rates is .* above 0"),
+    ({"probe.weight_decays": ()}, "probe.weight_decays is .* at least 1"),
+    ({"finetune.warmup_epochs": 100}, "finetune.warmup_epochs is 100; .* below epochs"),
+    ({"finetune.crop_scale": (1.0, 0.5)}, r"Crop scale \(1.0, 0.5\)"),
+    ({"finetune.drop_path": 1.0}, "finetune.drop_path is 1.0"),
+    ({"scratch.epochs": 3}, "With what scratch says, finetune.warmup_epochs is 5"),
+    ({"scratch.rate": 3}, "no use for scratch.rate"),
+    ({"dense.heads": ("conv",)}, "dense.heads is .*'linear', 'upsample'"),
+    ({"dense.blocks": 0}, "dense.blocks is 0"),
+]
+
+PREPARATION = [
+    ("prepare_bigearthnet", {"source": ""}, "Pass --config.source=DIR"),
+    ("prepare_bigearthnet", {"out": "DIR"}, "must be different folders"),
+    ("prepare_bigearthnet", {"out": "gs://b"}, "out=gs://b .* is an object store"),
+    ("prepare_bigearthnet", {"archive": "so2sat"}, "no field read.speckle; give it"),
+    ("prepare_bigearthnet", {"archive": "so2satt"}, r"did you mean 'so2sat'\?"),
+    ("prepare_bigearthnet", {"holdout_share": 1.0}, "holdout_share is 1.0"),
+    ("prepare_bigearthnet", {"holdout_tiles": "33UUP"}, r"such as \('33UUP',\)"),
+    ("prepare_bigearthnet", {"compression": "zstd"}, r"did you mean 'zstd:3'\?"),
+    ("prepare_bigearthnet", {"pairs_per_shard": 0}, "pairs_per_shard is 0"),
+    ("prepare_bigearthnet", {"workers": -1}, "workers is -1"),
+    ("prepare_bigearthnet", {"strict": "yes"}, "strict is 'yes'; .* True or False"),
+    ("prepare_bigearthnet", {"runner_options": ("--a=1",)}, "there is no runner"),
+    ("prepare_bigearthnet", {"read.maps": True}, "no use for read.maps; take it out"),
+    ("prepare_bigearthnet_v2", {"read.maps": "no"}, "read.maps is 'no'"),
+    ("prepare_bigearthnet_v2", {"read": 3}, "read is 3; it must be a group of the"),
+    ("prepare_sen12ms", {"splits": "x"}, "splits=x and holdout_share=0.05 are 2 ways"),
+    ("prepare_so2sat", {"read.speckle": "Lee"}, r"did you mean 'lee'\?"),
+    ("prepare_ssl4eo", {"read.s2_offset": 0}, "read.s2_offset is 0; choose one of"),
+    ("prepare_ssl4eo", {"read.level": "L2a"}, r"did you mean 'L2A'\?"),
+    ("prepare_pairs", {"read.name": "My pairs"}, "read.name is 'My pairs'; .* letter"),
+    ("prepare_pairs", {"read.s1_unit": "db"}, r"did you mean 'dB'\?"),
+    ("prepare_pairs", {"read.size": -1}, "read.size is -1"),
+]
+
+OTHERS = [
+    ("quickstart", {"data.dir": "DIR"}, "data.source=sample reads no folder"),
+    ("quickstart", {"model.decoder_heads": 5}, "model.decoder_heads=5: Width 64"),
+    ("pretrain_synthetic", {"data.count": 0}, "data.count is 0"),
+    ("probe_synthetic", {"data.size": 47}, "47 px at 10 m is not whole"),
+    ("finetune_bigearthnet", {"finetune.turn": 0}, "finetune.turn is 0"),
+    ("dense_sen12ms", {"dense.field": ""}, "dense.field is ''; .* not empty"),
+    ("reconstruct", {"checkpoint": ""}, "--config.checkpoint=runs"),
+    ("reconstruct", {"split": "val"}, "split is 'val'; choose one of"),
+    ("reconstruct", {"shown": 0}, "shown is 0"),
+    ("reconstruct", {"step": -1}, "step is -1"),
+    ("reconstruct", {"data.threads": 2}, "no use for data.threads"),
+]
+
+ROWS = [
+    *(("pretrain_base", *row) for row in PRETRAINING),
+    *(("probe_bigearthnet", *row) for row in EVALUATION),
+    *PREPARATION,
+    *OTHERS,
+]
