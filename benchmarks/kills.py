@@ -37,7 +37,7 @@ STEPS, EVAL_EVERY = 36, 12
 NUMBERS = ("loss", "loss_s1", "loss_s2", "lr", "grad_norm")
 NUMBERS += ("eval_loss", "eval_loss_s1", "eval_loss_s2")
 LIMIT = 1e-5  # between layouts
-PATIENCE = 300.0  # seconds that a launch may take
+PATIENCE = 900.0  # seconds that a launch may take
 
 
 class Layout(NamedTuple):
