@@ -188,7 +188,7 @@ def wait_for(moment: Moment, launch: Launch, workdir: pathlib.Path) -> bool:
         if time.monotonic() > begun + PATIENCE:
             launch.kill()
             raise RuntimeError(f"{moment} has not come in {PATIENCE:.0f} s.")
-        time.sleep(0.002)
+        time.sleep(0.005)
     time.sleep(moment.seconds)
     return launch.running()
 
