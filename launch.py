@@ -3,7 +3,6 @@
 Each task imports what it needs when it starts: help and mistakes are told at once.
 """
 
-import errno
 import gc
 import logging
 import os
@@ -17,6 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from data_pipeline import files
 from data_pipeline.errors import InputError
 from fusmae_jax import host, startup
 
@@ -169,12 +169,9 @@ if __name__ == "__main__":
     except InputError as error:
         sys.exit(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in files.ADVICE:
             raise
-        sys.exit(
-            f"{error.filename or 'A file of this run'} cannot be written "
-            f"({error.strerror}); make room, or choose another --workdir."
-        )
+        sys.exit(files.explain(error))
     except KeyboardInterrupt:
         print(
             "Interrupted; the same command goes on from what was finished.",

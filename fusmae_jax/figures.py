@@ -9,6 +9,7 @@ import textwrap
 
 import numpy as np
 
+from data_pipeline import files
 from data_pipeline.looks import picture
 
 GREY = 0.82  # of hidden patches
@@ -86,12 +87,9 @@ def save(fig, path) -> np.ndarray:
     """Writes a PNG, replacing it whole, and returns its pixels [H, W, 3] uint8."""
     from matplotlib import image
 
-    path = pathlib.Path(path)
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=120, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(buffer.getvalue())
-    aside.replace(path)
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(path, buffer.getvalue())
     buffer.seek(0)
     return (image.imread(buffer)[..., :3] * 255).astype(np.uint8)

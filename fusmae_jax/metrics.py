@@ -13,9 +13,9 @@ import time
 import jax
 import tqdm
 
-from data_pipeline import untrusted
+from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
-from fusmae_jax import views
+from fusmae_jax import board, views
 
 log = logging.getLogger("fusmae_jax")
 
@@ -41,18 +41,14 @@ class MetricWriter:
             if self._path.exists():
                 rows = read_metrics(workdir)
                 kept = [row for row in rows if row["step"] <= first_step]
-                aside = self._path.with_name("metrics.jsonl.part")
-                aside.write_text("".join(json.dumps(r) + "\n" for r in kept))
-                aside.replace(self._path)
+                lines = "".join(json.dumps(row) + "\n" for row in kept)
+                files.write_whole(self._path, lines)
 
     @functools.cached_property
     def _board(self):
         """TensorBoard's file, opened for the first row: importing it is slow."""
-        import tensorboardX
-
-        return tensorboardX.SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=self._first_step + 1
-        )
+        folder = self._workdir / "tensorboard"
+        return board.Board(folder, first_step=self._first_step)
 
     def __enter__(self):
         return self
@@ -87,18 +83,17 @@ class MetricWriter:
         row = {"step": step} | {k: float(v) for k, v in metrics.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         if jax.process_index() == 0:
-            with self._path.open("a") as f:
+            with files.named(self._path), self._path.open("a") as f:
                 f.write(json.dumps(finite) + "\n")
-            for name, value in finite.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, step)
+            known = {k: v for k, v in finite.items() if v is not None and k != "step"}
+            self._board.add_scalars(step, known)
         check_finite(step, row.get("loss", 0.0))
         return row
 
     def add_figure(self, name: str, image, step: int) -> None:
         """Shows an RGB image [H, W, 3] uint8 in TensorBoard."""
         if jax.process_index() == 0:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.add_image(step, name, image)
 
 
 def check_finite(

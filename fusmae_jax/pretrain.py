@@ -107,13 +107,16 @@ def run_steps(config, state, train_step, stream, tools, steps, start):
         if step % config.eval_every == 0 or step == steps:
             scoring.start(step, state.params)
         scoring.collect()
-        if saves.due(step) or step == steps:
-            # Saving waits for the step anyway; a run must never resume from NaN.
-            metrics.check_finite(step, step_metrics["loss"])
-            saves.save(step, state)
         if judge.due(step, steps):
             judge.run(step, state.params, writer)
             clock.restart()
+        if saves.due(step) or step == steps:
+            # Once a step is saved, its rows would not be written again.
+            progress.show(writer.flush())
+            scoring.collect(wait=True)
+            # Saving waits for the step anyway; a run must never resume from NaN.
+            metrics.check_finite(step, step_metrics["loss"])
+            saves.save(step, state)
         progress.step()
     progress.show(writer.flush())
     scoring.collect(wait=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from data_pipeline import data_fields, fields, sources
+from data_pipeline import data_fields, fields, files, sources
 from data_pipeline.description import SPLITS
 from data_pipeline.fields import choice, text, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
@@ -117,7 +117,7 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         "normalize": objective.normalize,
         "mean_squared_error": errors,
     }
-    (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    files.write_whole(workdir / "scores.json", json.dumps(scores, indent=2) + "\n")
     space = {"none": "", "patch": " and patch", "group": ", patch and family of bands"}
     title = (
         f"Error on hidden patches of {pairs} held-out pairs, {draws} masks each\n"

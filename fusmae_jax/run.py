@@ -1,9 +1,12 @@
 """The run directory: what it says about itself, and whether it may be continued."""
 
+import contextlib
 import importlib.metadata
+import io
 import json
+import logging
 import pathlib
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 import jax
 import ml_collections
@@ -11,6 +14,9 @@ import numpy as np
 
 from data_pipeline import files, sensors, untrusted
 from data_pipeline.errors import InputError
+from fusmae_jax import cluster
+
+log = logging.getLogger("fusmae_jax")
 
 # These say how a run is carried out; all others say what its steps mean.
 FREE = (
@@ -39,6 +45,7 @@ FREE = (
     "data.damaged",  # means something only where a run would have stopped
     "data.stall_seconds",
 )
+LOCK = ".lock"
 PLACES = "places.npy"
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -77,7 +84,10 @@ def open_workdir(
     data: dict,
     free: Container[str] = FREE,
 ) -> None:
-    """Makes `workdir` this run's, or checks that it already is.
+    """Makes `workdir` this run's, or checks that it already is, and locks it.
+
+    Of several hosts the first writes and holds the lock, until its process ends. Where
+    one of them cannot go on none does, as the others would wait for it.
 
     Args:
         workdir: the run directory.
@@ -87,46 +97,96 @@ def open_workdir(
         free: fields of the config that may change when the run goes on.
 
     Raises:
-        InputError: it holds another run or something else; nothing is touched.
+        InputError: it holds another run or something else, is in use, or cannot be
+            written; nothing is touched. Or another host has raised this.
     """
+    description = {
+        "config": config.to_dict(),
+        "contract": describe(contract),
+        "data": data,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    with cluster.together(f"open {workdir}"), writing():
+        _check_place(workdir)
+        workdir = pathlib.Path(workdir)
+        _check(workdir, description, free)
+        if jax.process_index() == 0:
+            _claim(workdir)
+            if not _check(workdir, description, free):  # nobody else writes it now
+                text = json.dumps(description, indent=2) + "\n"
+                files.write_whole(workdir / "config.json", text)
+            for pattern in ("*.part", "figures/*.part"):  # of a run that was killed
+                for part in workdir.glob(pattern):
+                    part.unlink()
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Says in a sentence what cannot be written, and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(files.explain(error)) from error
+
+
+def _check_place(workdir) -> None:
+    """Refuses what can be no directory."""
     if "://" in str(workdir):
         raise InputError(
             f"{workdir} is an object store, to which metrics cannot be appended; mount "
             "it, or choose a --workdir on a file system."
         )
-    workdir = pathlib.Path(workdir)
-    path, aside = workdir / "config.json", workdir / "config.json.part"
+    if pathlib.Path(workdir).exists() and not pathlib.Path(workdir).is_dir():
+        raise InputError(f"{workdir} is a file; choose another --workdir.")
+
+
+def _check(workdir: pathlib.Path, now: dict, free: Container[str]) -> bool:
+    """Whether `workdir` holds the run that `now` describes already.
+
+    Raises:
+        InputError: it holds another run, or something else.
+    """
+    path, others = workdir / "config.json", []
+    if workdir.exists():  # looked at before config.json is: what comes after is a run's
+        # A run may have been killed before there was more; host 0 may be at it.
+        names = [entry.name for entry in workdir.iterdir()]
+        others = [x for x in names if x != LOCK and not x.startswith(path.name)]
     if path.exists():
         saved = _read(path)
-        fields = differences(saved["config"], config.to_dict(), free)
-        fields += differences({"dataset": saved["data"]}, {"dataset": data})
-        fields += differences(saved["contract"], describe(contract))
+        fields = differences(saved["config"], now["config"], free)
+        fields += differences({"dataset": saved["data"]}, {"dataset": now["data"]})
+        fields += differences(saved["contract"], now["contract"])
         if fields:
             raise InputError(
                 f"{workdir} holds another run, which differs in {', '.join(fields)}; "
                 "choose another --workdir, or launch with that run's values."
             )
-        return
-    # Host 0 may be writing, or may have been killed while it was.
-    if workdir.exists() and (
-        not workdir.is_dir() or set(workdir.iterdir()) - {path, aside}
-    ):
+    elif others:
         raise InputError(
             f"{workdir} is not empty and holds no run (no config.json); choose "
             "another --workdir."
         )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        description = {
-            "config": config.to_dict(),
-            "contract": describe(contract),
-            "data": data,
-            "device": jax.devices()[0].device_kind,
-            "devices": jax.device_count(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
-        aside.write_text(json.dumps(description, indent=2) + "\n")
-        aside.replace(path)
+    return path.exists()
+
+
+def _claim(workdir: pathlib.Path) -> None:
+    """Makes the directory if need be and locks it against other runs."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        locked = files.holds(workdir / LOCK) or files.lock(workdir / LOCK)
+    except files.Locked as holder:
+        raise InputError(
+            f"{workdir} is in use by {holder}; wait for it, stop it, or choose another "
+            "--workdir."
+        ) from None
+    if not locked:
+        log.warning(
+            "The file system of %s knows no locks; launch nothing else with this "
+            "--workdir meanwhile.",
+            workdir,
+        )
 
 
 def load(
@@ -172,10 +232,11 @@ def remember_places(workdir, codes: np.ndarray) -> None:
     data have gone.
     """
     path = pathlib.Path(workdir) / PLACES
-    if jax.process_index() == 0 and not path.exists():
-        with files.aside(path).open("wb") as file:
-            np.save(file, codes)
-        pathlib.Path(file.name).replace(path)
+    with cluster.together(f"write {path}"), writing():
+        if jax.process_index() == 0 and not path.exists():
+            content = io.BytesIO()
+            np.save(content, codes)
+            files.write_whole(path, content.getvalue())
 
 
 def keeps_places(workdir) -> bool:

@@ -116,20 +116,35 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
 def test_a_file_is_no_directory(tmp_path):
     path = tmp_path / "run"
     path.write_text("x")
-    with pytest.raises(InputError, match="not empty and holds no run"):
+    with pytest.raises(InputError, match="run is a file; choose another --workdir"):
         claim(path, tiny.config(), DATA)
     assert path.read_text() == "x"
+    with pytest.raises(InputError, match="run/one cannot be written .Not a directory"):
+        claim(path / "one", tiny.config(), DATA)
 
 
 def test_a_start_that_was_killed_while_writing_can_be_repeated(tmp_path):
-    (tmp_path / "config.json.part").write_text('{"config": {"se')
+    (tmp_path / "config.json.0123.part").write_text('{"config": {"se')
+    (tmp_path / run.LOCK).write_text("process 1")
     claim(tmp_path, tiny.config(), DATA)
     assert run.load(tmp_path)[0].seed == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", run.LOCK}
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    claim(tmp_path, tiny.config(), DATA)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "places.npy.0123.part").write_text("half")
+    (tmp_path / "figures" / "loss.png.0123.part").write_text("half")
+    (tmp_path / "figures" / "loss.png").write_text("whole")
+    claim(tmp_path, tiny.config(), DATA)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"config.json", run.LOCK, "figures/loss.png"}
 
 
 def test_another_host_may_look_while_host_0_writes(tmp_path, monkeypatch):
-    (tmp_path / "config.json.part").write_text('{"config": {"se')
+    (tmp_path / "config.json.0123.part").write_text('{"config": {"se')
+    (tmp_path / run.LOCK).write_text("process 1")
     before = content(tmp_path)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     claim(tmp_path, tiny.config(), DATA)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -115,15 +114,18 @@ def lock(out: pathlib.Path) -> Iterator[None]:
         InputError: another build is at work there.
     """
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
-    with (out / FOLDER / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another build is writing into {out}; wait for it, or pass another "
-                "--config.out=DIR."
-            ) from None
+    path = out / FOLDER / "lock"
+    try:
+        files.lock(path)
+    except files.Locked as holder:
+        raise InputError(
+            f"Another build is writing into {out}, {holder}; wait for it, or pass "
+            "another --config.out=DIR."
+        ) from None
+    try:
         yield
+    finally:
+        files.unlock(path)
 
 
 def begin(

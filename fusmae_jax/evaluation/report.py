@@ -191,9 +191,8 @@ def write_predictions(workdir, ids, classes, labels, scores: dict) -> None:
     }
     arrays |= {key: np.asarray(x, np.float32) for key, x in scores.items()}
     part = files.aside(path)
-    with part.open("wb") as file:
+    with files.whole(path, part), part.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    part.replace(path)
 
 
 def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """One evaluation: what is judged, on what, and what is known already."""
 
 import functools
+import io
 import logging
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline import untrusted
+from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax import run
 from fusmae_jax.evaluation import cache, features, report, rows, scores
@@ -196,7 +197,9 @@ class Session:
             if predicted is not None:
                 self._pieces.mkdir(exist_ok=True)
                 name = report.prediction_key(row).replace("/", ",")
-                np.save(self._pieces / f"{name}.npy", predicted.astype(np.float32))
+                content = io.BytesIO()
+                np.save(content, predicted.astype(np.float32))
+                files.write_whole(self._pieces / f"{name}.npy", content.getvalue())
             self.write()
         name, score = next(iter(found.overall.items()))
         log.info(

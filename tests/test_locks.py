@@ -1,0 +1,153 @@
+"""A run directory in use is refused to everybody else, and let go of by a kill."""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from data_pipeline import files
+from data_pipeline.errors import InputError
+from fusmae_jax import build, cluster, run
+from tests import tiny
+
+# Processes that open one directory at the same moment, again and again.
+RACE = """
+import multiprocessing, os, pathlib, sys
+from data_pipeline.errors import InputError
+from fusmae_jax import build, run
+from tests import tiny
+
+def rival(root, rounds, gate, results):
+    config = tiny.config()
+    contract = build.contract(config)
+    for i in range(rounds):
+        gate.wait(60)
+        try:
+            run.open_workdir(root / str(i) / "run", config, contract, {})
+            results.put((i, os.getpid(), ""))
+        except InputError as error:
+            results.put((i, os.getpid(), str(error)))
+    gate.wait(60)  # who won holds on until all have lost
+
+root, rivals, rounds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+fork = multiprocessing.get_context("fork")  # jax is imported once, and not started
+gate, results = fork.Barrier(rivals), fork.Queue()
+arguments = root, rounds, gate, results
+started = [fork.Process(target=rival, args=arguments) for _ in range(rivals)]
+for process in started:
+    process.start()
+for _ in range(rivals * rounds):
+    print(*results.get(timeout=60), sep="|")
+for process in started:
+    process.join()
+"""
+
+# A run reduced to its lock; ends with its input.
+HOLDER = """
+import sys
+from data_pipeline import files
+print(files.lock(sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_of_runs_that_start_at_once_exactly_one_has_the_directory(tmp_path):
+    rivals, rounds = 5, 20
+    raced = subprocess.run(
+        [sys.executable, "-c", RACE, str(tmp_path), str(rivals), str(rounds)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert raced.returncode == 0, raced.stderr
+    found = collections.defaultdict(list)
+    for line in raced.stdout.splitlines():
+        number, pid, said = line.split("|")
+        found[number].append((pid, said))
+    assert len(found) == rounds
+    for number, outcomes in found.items():
+        workdir = tmp_path / number / "run"
+        (winner,) = [pid for pid, said in outcomes if not said]
+        refused = [said for _, said in outcomes if said]
+        assert len(refused) == rivals - 1
+        assert all(f"{workdir} is in use by " in said for said in refused), refused
+        assert json.loads((workdir / "config.json").read_text())["devices"]
+        assert (workdir / run.LOCK).read_text().startswith(f"process {winner} of ")
+        assert {p.name for p in workdir.iterdir()} == {"config.json", run.LOCK}
+
+
+@pytest.fixture
+def live(tmp_path):
+    """A directory that another process holds, and that process."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(workdir / run.LOCK)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == "True\n"
+        yield workdir, holder
+        holder.stdin.close()
+
+
+def claim(workdir):
+    config = tiny.config()
+    run.open_workdir(workdir, config, build.contract(config), {})
+
+
+def test_a_run_says_who_has_its_directory_and_a_kill_lets_go_of_it(live):
+    workdir, holder = live
+    before = (workdir / run.LOCK).read_bytes()
+    who = f"process {holder.pid} of {os.uname().nodename}, since 20"
+    with pytest.raises(InputError, match=f"{workdir} is in use by {who}.*--workdir"):
+        claim(workdir)
+    assert [p.name for p in workdir.iterdir()] == [run.LOCK]
+    assert (workdir / run.LOCK).read_bytes() == before
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    claim(workdir)
+    assert files.holds(workdir / run.LOCK) and (workdir / "config.json").exists()
+
+
+def test_other_hosts_of_the_job_are_not_refused(live, monkeypatch):
+    monkeypatch.setattr(run.jax, "process_index", lambda: 1)
+    claim(live[0])
+    assert [p.name for p in live[0].iterdir()] == [run.LOCK]
+
+
+def test_a_process_may_open_its_own_run_again_and_one_that_was_made_anew(tmp_path):
+    claim(tmp_path / "run")
+    claim(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "old")
+    claim(tmp_path / "run")
+    assert files.holds(tmp_path / "run" / run.LOCK)
+    with pytest.raises(files.Locked, match=f"process {os.getpid()} of"):
+        files.lock(tmp_path / "run" / run.LOCK)
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, lines):
+    def unknown(file, how):
+        raise OSError(files.errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    claim(tmp_path)
+    assert "knows no locks" in lines[0] and (tmp_path / "config.json").exists()
+
+
+def test_a_host_ends_when_another_cannot_go_on(monkeypatch):
+    monkeypatch.setattr(cluster.jax, "process_count", lambda: 3)
+    gather = lambda mine: cluster.np.array([False, True, mine])  # noqa: E731
+    monkeypatch.setattr(cluster.multihost_utils, "process_allgather", gather)
+    with pytest.raises(InputError, match="Host 1 of this job cannot open x; do as it"):
+        with cluster.together("open x"):
+            pass
+    with pytest.raises(InputError, match="mine"):
+        with cluster.together("open x"):
+            raise InputError("mine")
