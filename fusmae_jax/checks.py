@@ -9,7 +9,7 @@ from data_pipeline.errors import InputError
 AT_LEAST_ONE = (
     *("epochs", "batch_size", "accumulate", "fsdp"),
     *("log_every", "eval_every", "eval_pairs", "eval_draws", "figure_pairs"),
-    *("checkpoint_every", "keep_checkpoints"),
+    *("checkpoint_every", "keep_checkpoints", "bad_steps"),
     *("judge.train_pairs", "judge.eval_pairs"),
 )
 NOT_NEGATIVE = (
