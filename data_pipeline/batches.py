@@ -6,6 +6,7 @@ worker processes, so resuming is starting at a step and needs no saved iterator.
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -69,9 +70,15 @@ def train_batches(
     stream = steps.to_iter_dataset(options)
     if workers:
         stream = stream.mp_prefetch(
-            grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+            grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
+            worker_init_fn=_outlast_sigterm,
         )
     return iter(stream)
+
+
+def _outlast_sigterm(*worker: int) -> None:
+    """Leaves it to the run, which may want a few more batches, to end its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def eval_batches(

@@ -169,7 +169,8 @@ class Evaluation:
 
     def _draw(self, step: int, drawn):
         drawn = jax.device_get(drawn)
-        fig = self._held_out.figure(self._seen, drawn, f"step {step}")
+        with jax.transfer_guard("disallow"):  # computing something would be an error
+            fig = self._held_out.figure(self._seen, drawn, f"step {step}")
         name = f"reconstruction_{step:07d}.png"
         return figures.save(fig, self._workdir / "figures" / name)
 

@@ -57,12 +57,9 @@ def _leave() -> None:
     """Ends the process and its workers; what is half-done is done again some day."""
     begin = "\n" if os.isatty(2) else ""  # below a progress bar
     os.write(2, f"{begin}Stopped by SIGTERM; {GOES_ON}\n".encode())
-    while children := multiprocessing.active_children():
-        for child in children:
-            child.kill()
-        for child in children:
-            child.join()
-    os._exit(0)
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(0)  # before the main thread can complain of dead workers
 
 
 class Notice:
