@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from data_pipeline import files
 from data_pipeline.errors import InputError
-from fusmae_jax import host, startup
+from fusmae_jax import host, preemption, startup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run to launch.")
 _WORKDIR = flags.DEFINE_string(
@@ -157,6 +157,8 @@ def main(argv: list[str]) -> None:
         import jax
 
         jax.distributed.initialize(_COORDINATOR.value, _HOSTS.value, _HOST.value)
+        if config.task != "pretrain":  # which asks JAX's own listener
+            preemption.listen()
     if config.task != "prepare":
         startup.enable_compile_cache()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -164,8 +166,11 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    preemption.listen()
     try:
         app.run(main, flags_parser=parse)
+    except preemption.Stopped as stopped:
+        print(stopped, file=sys.stderr)  # and that is a success
     except InputError as error:
         sys.exit(str(error))
     except OSError as error:

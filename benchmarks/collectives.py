@@ -81,9 +81,7 @@ def lower(config, mesh: Mesh, batch_size: int):
     rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
     tx = build.optimizer(config, rate)
     graphdef, params = build.abstract_model(config)
-    state = jax.eval_shape(
-        lambda p: train.TrainState(jnp.zeros((), jnp.int32), p, tx.init(p)), params
-    )
+    state = jax.eval_shape(lambda p: train.fresh_state(p, tx), params)
     layout = sharding.layout(state, mesh, config.fsdp_min_size)
     step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
     size = config.data.size

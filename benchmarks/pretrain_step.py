@@ -35,6 +35,7 @@ from fusmae_jax import (  # noqa: E402
     build,
     flops,
     host,
+    loop,
     masking,
     optim,
     pretrain,
@@ -134,7 +135,7 @@ class Run:
         seconds, spread = time_calls(self.step, _PROFILE.value)
         work, batch = flops.per_image(self.config), self.config.batch_size
         rate = batch * work / seconds / jax.device_count()
-        peak = pretrain.device_peak(self.config)
+        peak = loop.device_peak(self.config)
         return {
             "GFLOP": work / 1e9,
             "compile s": self.compile_seconds,

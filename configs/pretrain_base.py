@@ -114,3 +114,4 @@ def keep_books(c: ml_collections.ConfigDict) -> None:
     c.checkpoint_every = 1_000
     c.keep_checkpoints = 3  # the last ones,
     c.keep_every = 10_000  # and every 10,000th for good
+    c.bad_steps = 10  # in a row, of loss or gradient not finite, that end the run

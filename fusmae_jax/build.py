@@ -116,6 +116,7 @@ def train_step(config, graphdef, objective, tx, rate, layout, mesh: Mesh):
         mesh,
         seed=config.seed,
         accumulate=config.accumulate,
+        bad_steps=config.bad_steps,
     )
 
 

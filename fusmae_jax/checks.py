@@ -80,7 +80,7 @@ TABLE = {
     "checkpoint_every": whole(1),
     "keep_checkpoints": whole(1),
     "keep_every": whole(0),
-    **fields.optional({"bad_steps": whole(1)}),
+    "bad_steps": whole(1),
 }
 
 # What must hold between fields, and what is said where it does not.

@@ -2,7 +2,9 @@
 
 import collections
 import concurrent.futures
+import functools
 import logging
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,11 @@ class HeldOut:
         self._step = train.make_eval_step(
             graphdef, objective, mesh, seed=seed, scene_size=size
         )
+        compiled = functools.partial(
+            jax.jit, static_argnames="rows", out_shardings=sharding.whole(mesh)
+        )
+        self._scenes = compiled(functools.partial(scenes, objective, size))
+        self._pictures = compiled(functools.partial(pictures, objective))
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -82,62 +89,106 @@ class HeldOut:
         first = index * self._at_once
         return self._step(params, fields, weight, first, draw, rows=rows)
 
-    def figure(self, outcome: Outcome, note: str):
-        """Draws the pairs of the first batch's `outcome`."""
-        outcome = jax.tree.map(np.asarray, outcome)
-        pairs = [self.source[i] for i in range(len(outcome.hidden["s1"]))]
-        drawn, size = {}, self.source.description.layout.size
-        for s in SENSORS:
-            scene = scenes(pairs, s, self.objective, size)
-            drawn[s] = pictures(outcome, s, self.objective) | {"scene": scene}
-        box = views.center_box(self.objective.image_size, size)
+    def scenes(self, rows: int) -> "Scenes":
+        """The first `rows` pairs as a figure shows them; all hosts must call."""
+        fields, _ = self._parts[0]
+        names = [self.source[i]["id"] for i in range(rows)]
+        return Scenes(names, jax.device_get(self._scenes(fields, rows=rows)))
+
+    def pictures(self, outcome: Outcome, rows: int):
+        """Starts on pictures of the first `rows` pairs of `outcome`, see `pictures`.
+
+        All hosts must call.
+        """
+        return self._pictures(outcome, rows=rows)
+
+    def figure(self, seen: "Scenes", drawn, note: str):
+        """Draws pairs of the first batch; computes nothing with JAX.
+
+        Args:
+            seen: from `scenes`.
+            drawn: from `pictures`, as many pairs, fetched from the devices.
+            note: a line under the figure.
+        """
+        box = views.center_box(
+            self.objective.image_size, self.source.description.layout.size
+        )
         samples = [
-            {"name": pair["id"], "box": box}
-            | {s: {k: v[i] for k, v in drawn[s].items()} for s in SENSORS}
-            for i, pair in enumerate(pairs)
+            {"name": name, "box": box}
+            | {
+                s: {k: v[i] for k, v in drawn[s].items()} | {"scene": seen.images[s][i]}
+                for s in SENSORS
+            }
+            for i, name in enumerate(seen.names)
         ]
         return figures.reconstruction_figure(
             samples, self.objective.contract, note=note
         )
 
 
+class Scenes(NamedTuple):
+    """What a figure shows of pairs, whatever the model makes of them.
+
+    Attributes:
+        names: the pairs' ids.
+        images: their whole scenes in native units, {sensor: [B, H, W, C]}.
+    """
+
+    names: list[str]
+    images: dict[str, np.ndarray]
+
+
 class Evaluation:
-    """Scores held-out pairs beside training, and draws them in the background."""
+    """Scores held-out pairs beside training, and draws them in the background.
+
+    The background only fetches and draws. Whatever JAX has to compute is started in
+    `start`, by all hosts alike: computations of one host alone, in a thread of its
+    own, could wait for ever for devices that wait for the other hosts.
+    """
 
     def __init__(self, held_out: HeldOut, writer, workdir, shown: int):
         self._held_out, self._writer, self._workdir = held_out, writer, workdir
-        self._shown = min(shown, held_out.first)
+        self._seen = held_out.scenes(min(shown, held_out.first))
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._jobs = collections.deque()
+        self._losses, self._images = collections.deque(), collections.deque()
 
     def start(self, step: int, params) -> None:
         """Queues scoring of `params` behind the steps dispatched so far."""
-        if len(self._jobs) >= JOBS:  # or results would pile up on the devices
-            self._write(*self._jobs.popleft())
+        shown = len(self._seen.names)
         results = [
-            self._held_out.score(params, index=i, rows=0 if i else self._shown)
+            self._held_out.score(params, index=i, rows=0 if i else shown)
             for i in range(len(self._held_out))
         ]
-        self._jobs.append((step, self._thread.submit(self._finish, step, results)))
-
-    def _finish(self, step: int, results):
-        row = average_losses([metrics for metrics, _ in results])
+        drawn = self._held_out.pictures(results[0][1], shown)
         if jax.process_index() != 0:
-            return row, None
-        fig = self._held_out.figure(results[0][1], f"step {step}")
-        name = f"reconstruction_{step:07d}.png"
-        return row, figures.save(fig, self._workdir / "figures" / name)
+            return
+        while len(self._images) >= JOBS:  # or results would pile up on the devices
+            self._show(*self._images.popleft())
+        self._losses.append((step, [metrics for metrics, _ in results]))
+        self._images.append((step, self._thread.submit(self._draw, step, drawn)))
 
-    def _write(self, step: int, job) -> None:
-        row, image = job.result()
-        self._writer.write_now(step, row)
-        if image is not None:
-            self._writer.add_figure("reconstruction", image, step)
+    def _draw(self, step: int, drawn):
+        drawn = jax.device_get(drawn)
+        with jax.transfer_guard("disallow"):  # computing something would be an error
+            fig = self._held_out.figure(self._seen, drawn, f"step {step}")
+        name = f"reconstruction_{step:07d}.png"
+        return figures.save(fig, self._workdir / "figures" / name)
+
+    def _show(self, step: int, image) -> None:
+        image = image.result()
+        self.write_losses(step)
+        self._writer.add_figure("reconstruction", image, step)
+
+    def write_losses(self, last: int) -> None:
+        """Waits for the losses of all steps up to `last` and writes them."""
+        while self._losses and self._losses[0][0] <= last:
+            step, metrics = self._losses.popleft()
+            self._writer.write_now(step, average_losses(metrics))
 
     def collect(self, wait: bool = False) -> None:
         """Writes what is finished; with `wait`, everything."""
-        while self._jobs and (wait or self._jobs[0][1].done()):
-            self._write(*self._jobs.popleft())
+        while self._images and (wait or self._images[0][1].done()):
+            self._show(*self._images.popleft())
 
 
 def average_losses(rows) -> dict[str, float]:
@@ -150,41 +201,49 @@ def average_losses(rows) -> dict[str, float]:
     }
 
 
-def scenes(pairs, s: str, objective: Objective, size: int) -> np.ndarray:
-    """One sensor's whole scenes in native units on the 10 m grid, [B, H, W, C]."""
-    fields = {
-        field: np.stack([pair[field] for pair in pairs])
-        for field in pairs[0]
-        if field.startswith(f"{s}_")
+def scenes(objective: Objective, size: int, fields, *, rows: int):
+    """Whole scenes in native units on the 10 m grid, {sensor: [B, H, W, C]}.
+
+    Args:
+        objective: how it sees the data.
+        size: side of the scenes in pixels.
+        fields: stored pixels by field name.
+        rows: how many scenes B, the first ones.
+    """
+    fields = {name: x[:rows] for name, x in fields.items()}
+    whole = views.fixed_view(rows, (0.0, 0.0, 1.0, 1.0))
+    return {
+        s: views.native_units(
+            objective.see(fields, whole, s, size), objective.contract[s]
+        )
+        for s in SENSORS
     }
-    whole = views.fixed_view(len(pairs), (0.0, 0.0, 1.0, 1.0))
-    images = objective.see(fields, whole, s, size)
-    return np.asarray(views.native_units(images, objective.contract[s]))
 
 
-def pictures(outcome: Outcome, s: str, objective: Objective) -> dict[str, np.ndarray]:
-    """One sensor's target and prediction as images in native units.
+def pictures(objective: Objective, outcome: Outcome, *, rows: int):
+    """Targets and predictions as images in native units.
 
     A prediction of normalised targets is given each patch's own mean and deviation
     back; patches that were visible are shown as they are.
 
     Returns:
-        `target` and `prediction` [B, H, W, C], and `hidden` [B, H, W] bool.
+        For each sensor `target` and `prediction` [B, H, W, C], and `hidden` [B, H, W]
+        bool, of the first B = `rows` pairs.
     """
-    sensor, p = objective.contract[s], objective.patch_size
-    seen, hidden = outcome.patches[s], outcome.hidden[s]
-    _, mean, std = losses.normalize_patches(
-        seen, objective.normalize, sensor.families
-    )
-    predicted = losses.restore_patches(outcome.predicted[s], mean, std)
-    predicted = jnp.where(hidden[..., None] == 1.0, predicted, seen)
-
-    def image(x):
-        return views.native_units(patches.unpatchify(x, p), sensor)
-
-    covered = jnp.broadcast_to(hidden[..., None], (*hidden.shape, p * p))
-    return {
-        "target": np.asarray(image(seen)),
-        "prediction": np.asarray(image(predicted)),
-        "hidden": np.asarray(patches.unpatchify(covered, p)[..., 0] == 1.0),
-    }
+    outcome, p = jax.tree.map(lambda x: x[:rows], outcome), objective.patch_size
+    drawn = {}
+    for s in SENSORS:
+        sensor, seen = objective.contract[s], outcome.patches[s]
+        hidden = outcome.hidden[s][..., None]
+        _, mean, std = losses.normalize_patches(
+            seen, objective.normalize, sensor.families
+        )
+        predicted = losses.restore_patches(outcome.predicted[s], mean, std)
+        predicted = jnp.where(hidden == 1.0, predicted, seen)
+        covered = jnp.broadcast_to(hidden, (*hidden.shape[:2], p * p))
+        drawn[s] = {
+            "target": views.native_units(patches.unpatchify(seen, p), sensor),
+            "prediction": views.native_units(patches.unpatchify(predicted, p), sensor),
+            "hidden": patches.unpatchify(covered, p)[..., 0] == 1.0,
+        }
+    return drawn

@@ -68,18 +68,18 @@ class MetricWriter:
         return row
 
     def flush(self) -> dict | None:
-        """Waits for what `write` took last and writes it; returns the row.
-
-        Raises:
-            InputError: the loss is not finite; the row is written first.
-        """
+        """Waits for what `write` took last and writes it; returns the row."""
         if self._pending is None:
             return None
         (step, metrics), self._pending = self._pending, None
         return self.write_now(step, jax.device_get(metrics))
 
     def write_now(self, step: int, metrics: dict) -> dict:
-        """Writes metrics that are known already; returns the row."""
+        """Writes metrics that are known already, null where JSON has no number.
+
+        Returns:
+            The row, in which what is not finite is not.
+        """
         row = {"step": step} | {k: float(v) for k, v in metrics.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         if jax.process_index() == 0:
@@ -87,7 +87,6 @@ class MetricWriter:
                 f.write(json.dumps(finite) + "\n")
             known = {k: v for k, v in finite.items() if v is not None and k != "step"}
             self._board.add_scalars(step, known)
-        check_finite(step, row.get("loss", 0.0))
         return row
 
     def add_figure(self, name: str, image, step: int) -> None:
@@ -96,9 +95,7 @@ class MetricWriter:
             self._board.add_image(step, name, image)
 
 
-def check_finite(
-    step: int, loss, advice: str = "a lower optim.base_lr or with optim.clip_norm=1.0"
-) -> None:
+def check_finite(step: int, loss, advice: str) -> None:
     """Waits for the loss of a step.
 
     Args:

@@ -15,22 +15,20 @@ from fusmae_jax import (
     checks,
     figures,
     flops,
+    guard,
     heldout,
+    loop,
     metrics,
     optim,
+    preemption,
     reconstruct,
     run,
     sharding,
-    startup,
     train,
 )
 from fusmae_jax.evaluation import backbone, inloop
 
 log = logging.getLogger("fusmae_jax")
-
-# Steps under way at a time. While they run, the next batch is read and on its way to
-# the devices; more would only pile up batches in their memory.
-AHEAD = 2
 
 DAMAGE_ADVICE = (
     "Or go on with --config.data.damaged=skip, which trains on another pair instead."
@@ -60,68 +58,17 @@ def load_batches(config, source, mesh, first: int):
         stream.close()  # worker processes would leave shared memory behind
 
 
-def device_peak(config) -> float | None:
-    """Peak of one device in FLOP/s for the config's products, None if not known."""
-    return flops.peak(jax.devices()[0].device_kind, config.model.dtype)
-
-
 def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
     """What is about to happen, in a few words."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    work, peak = flops.per_image(config), device_peak(config)
+    work, peak = flops.per_image(config), loop.device_peak(config)
     most = f", at most {jax.device_count() * peak / work:,.0f} images/s" if peak else ""
     return (
         f"{count / 1e6:.1f} M parameters on {devices}; {pairs} pairs, {held_out} held "
         f"out; {steps} steps of {config.batch_size} pairs ({config.epochs} epochs); "
         f"{work / 1e9:.3g} GFLOP an image forward and backward{most}"
     )
-
-
-def run_steps(config, state, train_step, stream, tools, steps, start):
-    """Advances `state` to step `steps`, writing what a run leaves behind.
-
-    The first row logged takes up `start`, what is known of the start of the run.
-    """
-    writer, scoring, judge, saves = tools
-    first = int(state.step)
-    progress = metrics.Progress(first, steps)
-    work, peak = flops.per_image(config), device_peak(config)
-    clock = metrics.Clock(config.batch_size, work, peak, ahead=AHEAD)
-    for step in range(first + 1, steps + 1):
-        asked = time.monotonic()
-        fields = next(stream)
-        came = time.monotonic()
-        state, step_metrics = train_step(state, fields)
-        clock.step(asked, came, step_metrics["loss"])
-        if step == first + 1:
-            clock.restart()  # the first step fills the pipeline
-            start |= {"start_seconds": startup.seconds_since_launch()}
-            log.info(
-                "First step after %.1f s (compiled in %.1f s).",
-                *(start["start_seconds"], start["compile_seconds"]),
-            )
-        if step % config.log_every == 0 or step == steps:
-            progress.show(writer.write(step, step_metrics | clock.rates() | start))
-            start = {}
-        if step % config.eval_every == 0 or step == steps:
-            scoring.start(step, state.params)
-        scoring.collect()
-        if judge.due(step, steps):
-            judge.run(step, state.params, writer)
-            clock.restart()
-        if saves.due(step) or step == steps:
-            # Once a step is saved, its rows would not be written again.
-            progress.show(writer.flush())
-            scoring.collect(wait=True)
-            # Saving waits for the step anyway; a run must never resume from NaN.
-            metrics.check_finite(step, step_metrics["loss"])
-            saves.save(step, state)
-        progress.step()
-    progress.show(writer.flush())
-    scoring.collect(wait=True)
-    progress.close()
-    return state
 
 
 def compile_step(config, objective, mesh, rate):
@@ -237,7 +184,58 @@ def open_run(config, mesh):
     return source, objective, held_out, judge
 
 
-def pretrain(config, workdir) -> train.TrainState:
+def open_checkpoints(config, workdir: pathlib.Path) -> checkpoint.Checkpoints:
+    """The checkpoints of a run."""
+    return checkpoint.Checkpoints(
+        workdir / "checkpoints",
+        every=config.checkpoint_every,
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_every,
+    )
+
+
+def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, notice):
+    """Takes the steps that are left, from the last checkpoint if there is one.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        workdir: the run directory.
+        mesh: the devices.
+        opened: from `open_run`.
+        rate: learning rate by step.
+        steps: of the whole run.
+        notice: whether to stop before.
+
+    Returns:
+        The state, when it is on disk.
+    """
+    source, objective, held_out, judge = opened
+    pairs = damage.for_training(source, config.data.damaged)
+    state, layout, train_step = compile_step(config, objective, mesh, rate)
+    log.info(describe(config, state, len(source), held_out.count, steps))
+    with open_checkpoints(config, workdir) as saves:
+        if saves.latest is not None:
+            log.info("Resuming from step %d.", saves.latest)
+            state = saves.restore(state, layout)
+        first, start = int(state.step), {}
+        watch = guard.Guard(config, source, workdir, state, first or None)
+        with (
+            contextlib.closing(load_batches(config, pairs, mesh, first)) as stream,
+            metrics.MetricWriter(workdir, first_step=first) as writer,
+        ):
+            if first < steps:
+                train_step, start = compile_ahead(
+                    train_step, state, pairs, config.batch_size, mesh
+                )
+            scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
+            tools = loop.Tools(writer, scoring, judge, saves, watch, notice)
+            notice.hold()
+            return loop.run_steps(
+                config, state, train_step, stream, tools, steps, start
+            )
+
+
+def pretrain(config, workdir) -> train.PretrainState:
     """Trains `config.epochs` epochs, from the last checkpoint in `workdir` if any.
 
     Args:
@@ -249,45 +247,28 @@ def pretrain(config, workdir) -> train.TrainState:
 
     Raises:
         InputError: the config, the data or the directory cannot work, before anything
-            is written; later, a record is damaged or the loss not finite.
+            is written; later, a record is damaged, or too many steps in a row have a
+            loss or gradient that is not finite.
+        Stopped: the machine asked the run to stop, and it did, saved.
     """
     checks.check_config(config)
     checks.check_data(config)
     checks.check_devices(config)
     mesh = sharding.make_mesh(config.fsdp)
-    source, objective, held_out, judge = open_run(config, mesh)
-    pairs = damage.for_training(source, config.data.damaged)
+    source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     run.open_workdir(workdir, config, objective.contract, source.fingerprint())
     run.remember_places(workdir, sources.place_codes(source))
     workdir = pathlib.Path(workdir)
 
-    with explain_memory(config):
-        state, layout, train_step = compile_step(config, objective, mesh, rate)
-    log.info(describe(config, state, len(source), held_out.count, steps))
-    with checkpoint.Checkpoints(
-        workdir / "checkpoints",
-        every=config.checkpoint_every,
-        keep=config.keep_checkpoints,
-        keep_every=config.keep_every,
-    ) as saves:
-        if saves.latest is not None:
-            log.info("Resuming from step %d.", saves.latest)
-            state = saves.restore(state, layout)
-        first, start = int(state.step), {}
-        with (
-            explain_memory(config),
-            contextlib.closing(load_batches(config, pairs, mesh, first)) as stream,
-            metrics.MetricWriter(workdir, first_step=first) as writer,
-        ):
-            if first < steps:
-                train_step, start = compile_ahead(
-                    train_step, state, pairs, config.batch_size, mesh
-                )
-            scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
-            tools = writer, scoring, judge, saves
-            state = run_steps(config, state, train_step, stream, tools, steps, start)
+    with explain_memory(config), preemption.Notice() as notice:
+        state = take_steps(config, workdir, mesh, opened, rate, steps, notice)
+        if int(state.step) < steps:
+            raise preemption.Stopped(
+                f"Stopped after step {int(state.step)} of {steps}, which is saved, as "
+                f"this machine is wanted; {preemption.GOES_ON}"
+            )
     if jax.process_index() == 0:
         fig = figures.loss_figure(metrics.read_metrics(workdir))
         figures.save(fig, workdir / "figures" / "loss.png")

@@ -97,6 +97,8 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     """
     objective, pairs = held_out.objective, held_out.first
     outcomes = [held_out.score(params, draw=i, rows=pairs)[1] for i in range(draws)]
+    shown = min(shown, pairs)
+    seen, drawn = held_out.scenes(shown), held_out.pictures(outcomes[0], shown)
     if jax.process_index() != 0:
         return
     log.info("Comparing with simple predictors: %d pairs, %d masks.", pairs, draws)
@@ -104,11 +106,9 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     note = f"step {step}; hidden patches are grey, {objective.mask_mode} masks"
     if objective.normalize != "none":
         note += "; predictions carry the true mean and contrast of each patch"
-    first = jax.tree.map(lambda x: x[:shown], outcomes[0])
     workdir = pathlib.Path(workdir)
-    figures.save(
-        held_out.figure(first, note), workdir / "figures" / "reconstruction.png"
-    )
+    fig = held_out.figure(seen, jax.device_get(drawn), note)
+    figures.save(fig, workdir / "figures" / "reconstruction.png")
     scores = {
         "task": "reconstruct",
         "step": step,

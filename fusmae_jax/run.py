@@ -37,6 +37,7 @@ FREE = (
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
+    "bad_steps",  # no state that is saved depends on it
     "accumulate",
     "data.dir",
     "data.allow_overlap",

@@ -19,7 +19,7 @@ BATCH = P(("data", "fsdp"))
 RULES: tuple[tuple[str, str | P], ...] = (
     (r"/kernel$", "fsdp"),
     (r"/(scale|bias|mask_token|global_token|absent/s[12])$", P()),
-    (r"(^|/)(step|count)$", P()),
+    (r"(^|/)(step|count|skipped|skipped_in_a_row)$", P()),
 )
 
 

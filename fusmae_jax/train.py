@@ -25,6 +25,26 @@ class TrainState:
     opt_state: optax.OptState
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PretrainState(TrainState):
+    """The same, and how many steps were taken without being applied.
+
+    Attributes:
+        skipped: how many, since the run began.
+        skipped_in_a_row: how many of them up to now with no other in between.
+    """
+
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def fresh_state(params: nnx.State, tx: optax.GradientTransformation) -> PretrainState:
+    """The state before the first step."""
+    step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return PretrainState(step, params, tx.init(params), skipped, in_a_row)
+
+
 class Keys:
     """The keys of `nnx.Rngs(key)`, many drawn at a time: traced and compiled sooner."""
 
@@ -49,7 +69,7 @@ def create_state(
     mesh: Mesh,
     seed: int,
     min_size: int = 2**18,
-) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+) -> tuple[nnx.GraphDef, PretrainState, PretrainState]:
     """Initialises every parameter straight into its shards.
 
     Args:
@@ -65,8 +85,7 @@ def create_state(
 
     def init(key):
         graphdef, params = nnx.split(make_model(rngs=Keys(key)))
-        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-        return graphdef, state
+        return graphdef, fresh_state(params, tx)
 
     key = jax.random.key(seed)
     graphdef, shapes = jax.eval_shape(init, key)  # traced once, here
@@ -80,17 +99,22 @@ def make_train_step(
     objective: Objective,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
-    layout: TrainState,
+    layout: PretrainState,
     mesh: Mesh,
     *,
     seed: int,
     accumulate: int = 1,
+    bad_steps: int = 10,
 ):
     """Returns the compiled `step(state, fields) -> (state, metrics)`.
 
     All randomness derives from (seed, step) and is drawn for the whole batch at
     once, so neither a restart, nor the devices, nor `accumulate` change it. The
     gradient of `accumulate` parts of the batch is averaged before one update.
+
+    A step whose loss or gradient is not finite is counted and changes nothing else.
+    After `bad_steps` of them in a row no step is applied any more: the state stays the
+    last good one until the host, which does not wait for steps, takes notice.
     """
 
     def part_gradients(params, part):
@@ -127,14 +151,36 @@ def make_train_step(
         grads, metrics = gradients(state.params, fields, draw)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        good &= state.skipped_in_a_row < bad_steps
+        skipped = state.skipped + ~good
+        in_a_row = jnp.where(good, 0, state.skipped_in_a_row + 1)
         metrics["lr"] = rate(state.step)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = norm
         metrics["invalid_pixels"] = views.invalid_pixels(fields)
         if damage.FIELD in fields:
             metrics["replaced_pairs"] = fields[damage.FIELD].sum()
-        return TrainState(state.step + 1, params, opt_state), metrics
+        metrics["skipped_steps"] = skipped
+        metrics["skipped_in_a_row"] = in_a_row
+        params = choose(good, params, state.params)
+        opt_state = choose(good, opt_state, state.opt_state)
+        state = PretrainState(state.step + 1, params, opt_state, skipped, in_a_row)
+        return state, metrics
 
     return train_step
+
+
+def choose(good: jax.Array, new, old):
+    """The tree `new` if `good`, else `old`; but the learning rate's step goes on."""
+
+    def one(new, old):
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(good, new, old)
+
+    rate = lambda x: isinstance(x, optax.ScaleByScheduleState)
+    return jax.tree.map(one, new, old, is_leaf=rate)
 
 
 def make_eval_step(

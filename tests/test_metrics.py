@@ -97,15 +97,20 @@ def test_a_line_cut_short_is_left_out_and_does_not_spoil_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_ends_the_run_after_it_is_written(tmp_path, loss):
+def test_a_loss_that_is_not_finite_is_written_as_null(tmp_path, loss):
     writer = metrics.MetricWriter(tmp_path)
     writer.write(7, {"loss": jnp.float32(loss), "grad_norm": 3.0})
-    with pytest.raises(InputError, match=f"{loss} at step 7.*base_lr"):
-        writer.flush()
-    writer.flush()
+    row = writer.flush()
+    np.testing.assert_equal(row, {"step": 7, "loss": loss, "grad_norm": 3.0})
     writer.close()
     (row,) = metrics.read_metrics(tmp_path)
     assert row == {"step": 7, "loss": None, "grad_norm": 3.0}  # JSON knows no NaN
+
+
+def test_a_training_that_must_not_go_on_from_nan_is_told_what_to_do():
+    metrics.check_finite(7, 0.5, "lower learning rates")
+    with pytest.raises(metrics.Diverged, match="nan at step 7.* lower learning rates"):
+        metrics.check_finite(7, np.nan, "lower learning rates")
 
 
 def test_figures_reach_tensorboard(tmp_path):

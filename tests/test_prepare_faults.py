@@ -10,7 +10,8 @@ import pytest
 
 from data_pipeline import metadata
 from data_pipeline.building import plan
-from tests import shared_data
+from fusmae_jax import preemption
+from tests import processes, shared_data
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAIRS = 40
@@ -51,6 +52,16 @@ def finish(build):
     return out + err, build.returncode == 0
 
 
+def finished(out):
+    """The shards that have their result, and which files they are."""
+    found = {}
+    for result in (out / plan.FOLDER).glob("*-result.json"):
+        split, number, _ = result.name.split("-")
+        (path,) = out.glob(f"*-{split}.array_record-{number}-of-*")
+        found[path] = path.stat().st_ino
+    return found
+
+
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -67,17 +78,27 @@ def whole(source, tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_build_goes_on_to_the_same_bytes(source, whole, tmp_path, workers):
     out = tmp_path / "out"
-    for shards in (1, 6):  # killed twice, each time with this many shards finished
+    # Killed twice, each time with this many shards finished.
+    for shards, kill in ((1, signal.SIGKILL), (6, signal.SIGTERM)):
         build = launch(source, out, workers)
         while len(list((out / plan.FOLDER).glob("*-result.json"))) < shards:
             assert build.poll() is None, finish(build)
             time.sleep(0.002)
-        build.send_signal(signal.SIGKILL)
-        build.communicate()
+        started = processes.children(build)
+        assert len(started) >= workers
+        build.send_signal(kill)
+        said, fine = finish(build)
+        assert fine == (kill == signal.SIGTERM), said
+        assert processes.all_end(started)
         assert not (out / metadata.CARD_FILE).exists()
+    assert said.endswith("Stopped by SIGTERM; " + preemption.GOES_ON + "\n")
+    assert "Traceback" not in said
+    before = finished(out)
+    assert len(before) >= 6
     said, fine = finish(launch(source, out, workers))
     assert fine, said
     assert content(out) == whole
+    assert before == {path: path.stat().st_ino for path in before}  # not written anew
 
 
 def test_full_disk_ends_the_build_in_a_sentence_and_room_lets_it_go_on(

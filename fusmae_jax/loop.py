@@ -1,0 +1,118 @@
+"""The pretraining loop: the steps, and what goes on beside them."""
+
+import logging
+import time
+from typing import NamedTuple
+
+import jax
+
+from fusmae_jax import checkpoint, flops, guard, heldout, metrics, preemption, startup
+from fusmae_jax.evaluation import inloop
+
+log = logging.getLogger("fusmae_jax")
+
+# Steps under way at a time. While they run, the next batch is read and on its way to
+# the devices; more would only pile up batches in their memory.
+AHEAD = 2
+
+
+class Tools(NamedTuple):
+    """What a loop writes to and asks.
+
+    Attributes:
+        writer: of the metrics.
+        scoring: of held-out pairs.
+        judge: of the encoder.
+        saves: the checkpoints.
+        guard: of the numbers.
+        notice: whether to stop.
+    """
+
+    writer: metrics.MetricWriter
+    scoring: heldout.Evaluation
+    judge: inloop.Judge
+    saves: checkpoint.Checkpoints
+    guard: guard.Guard
+    notice: preemption.Notice
+
+
+def device_peak(config) -> float | None:
+    """Peak of one device in FLOP/s for the config's products, None if not known."""
+    return flops.peak(jax.devices()[0].device_kind, config.model.dtype)
+
+
+def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start: dict):
+    """Advances `state` to step `steps`, writing what a run leaves behind.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        state: where to begin.
+        train_step: compiled `step(state, fields) -> (state, metrics)`.
+        stream: batches, from the first one that is wanted on.
+        tools: what goes on beside the steps.
+        steps: where to end.
+        start: what is known of the start of the run, for the first row logged.
+
+    Returns:
+        The state, of an earlier step if the run was asked to stop. It is saved.
+
+    Raises:
+        Diverged: too many steps in a row could not be applied.
+    """
+    writer, scoring, judge, saves, watch, notice = tools
+    first, owed = int(state.step), False
+    progress = metrics.Progress(first, steps)
+    clock = metrics.Clock(
+        config.batch_size, flops.per_image(config), device_peak(config), ahead=AHEAD
+    )
+
+    def show(row):
+        if row is not None:
+            progress.show(row)
+            watch.look(row)
+
+    for step in range(first + 1, steps + 1):
+        asked = time.monotonic()
+        fields = next(stream)
+        came = time.monotonic()
+        state, step_metrics = train_step(state, fields)
+        clock.step(asked, came, step_metrics["loss"])
+        if step == first + 1:
+            clock.restart()  # the first step fills the pipeline
+            start |= tell_start(start)
+        if step % config.log_every == 0 or step == steps:
+            show(writer.write(step, step_metrics | clock.rates() | start))
+            start = {}
+        if step % config.eval_every == 0 or step == steps:
+            scoring.start(step, state.params)
+        scoring.collect()
+        if judge.due(step, steps):
+            judge.run(step, state.params, writer)
+            clock.restart()
+        owed = owed or saves.due(step)
+        last = notice.reached(step) or step == steps
+        if owed or last:
+            # Once a step is saved its rows would not be written again.
+            show(writer.flush())
+            scoring.write_losses(step)
+            # A state from which no step could be applied must not push out others.
+            if watch.sound(step, state) or last:
+                saves.save(step, state)
+                watch.saved, owed = step, False
+        progress.step()
+        if last:
+            break
+    show(writer.flush())
+    scoring.collect(wait=True)
+    progress.close()
+    return state
+
+
+def tell_start(start: dict) -> dict:
+    """Logs how long the first step took to come, and returns it for a row."""
+    seconds = startup.seconds_since_launch()
+    log.info(
+        "First step after %.1f s (compiled in %.1f s).",
+        *(seconds, start["compile_seconds"]),
+    )
+    return {"start_seconds": seconds}
