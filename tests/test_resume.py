@@ -97,7 +97,7 @@ def test_a_checkpoint_is_reported_on_from_its_directory_alone(whole, tmp_path, c
 
     config = reconstruct_config.get_config()
     config.checkpoint = str(whole[0])
-    config.data = tiny.config().data
+    config.data.update(source="synthetic", count=24, size=24)
     config.draws, config.shown = 2, 2
     reconstruct.reconstruct(config, tmp_path / "report")
     assert "inverse distance" in capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_a_report_does_not_overwrite_the_run_it_reports_on(whole):
 
     config = reconstruct_config.get_config()
     config.checkpoint = str(whole[0])
-    config.data = tiny.config().data
+    config.data.update(source="synthetic", count=24, size=24)
     before = (whole[0] / "scores.json").read_bytes()
     with pytest.raises(InputError, match="holds another run"):
         reconstruct.reconstruct(config, whole[0])
