@@ -137,6 +137,14 @@ def test_no_module_is_imported_because_features_name_it(tmp_path, how, monkeypat
     assert "evil_features" not in sys.modules
 
 
+def test_shards_that_cannot_be_named_are_an_error(tmp_path):
+    stored = datasets.write(tmp_path) / "dataset_info.json"
+    assert "{FILEFORMAT}" in stored.read_text()
+    stored.write_text(stored.read_text().replace("{FILEFORMAT}", "{FILE}"))
+    with pytest.raises(InputError, match="metadata of .* cannot be read"):
+        records.Records(tmp_path, "train")
+
+
 @pytest.mark.parametrize(
     "index", [dict(id=["a"]), dict(id=[1], place=["a"]), dict(id="a", place="b")]
 )
