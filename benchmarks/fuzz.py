@@ -3,8 +3,9 @@ r"""Damages files that strangers may send, and has every reader read them.
     python benchmarks/fuzz.py --inputs=200000 --seed=0
 
 The same seed makes the same inputs. Each may be read, or refused with an InputError;
-anything else is a bug: another exception, more CPU time than --seconds, more than --memory MB,
-or the death of the process. Bugs are listed with their input, left in --keep=DIR.
+anything else is a bug: another exception, more than --seconds of CPU time, more than
+--memory MB, or the death of the process. Bugs are listed with their input, which is
+left in --keep=DIR.
 
 --targets chooses some readers of `fuzz_targets`, by name.
 """
@@ -75,7 +76,8 @@ def fuzz(name: str, target, inputs: int, seed: int, folder: pathlib.Path) -> dic
             counts["other"] += 1
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{pathlib.Path(frame.filename).name}:{frame.lineno}"
-            bugs.setdefault(f"{type(error).__name__} at {where}", (i, f"{error!s:.150}"))
+            name_of_bug = f"{type(error).__name__} at {where}"
+            bugs.setdefault(name_of_bug, (i, f"{error!s:.150}"))
             keep(name, i, data)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -157,7 +159,8 @@ def rows() -> Iterator[tuple[str, dict]]:
                 keep(begun["name"], -1, data)
                 code = process.returncode
                 row = dict.fromkeys(WIDTHS, 0) | {"inputs": begun["inputs"], "other": 1}
-                yield begun["name"], row | {"bugs": {"death": (-1, f"exit status {code}")}}
+                row["bugs"] = {"death": (-1, f"exit status {code}")}
+                yield begun["name"], row
                 done += 1
 
 

@@ -3,40 +3,21 @@
 A target makes sound files first, from the sample dataset and the tests' own writers.
 """
 
-import dataclasses
 import functools
-import io
 import json
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks import fuzz_targets_of_runs as of_runs
 from benchmarks import mutations
+from benchmarks.fuzz_target import Target, by_path
 from data_pipeline import lists, metadata, records, sources
 from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, geotiff
 from data_pipeline.archives import bigearthnet_v2_stores as stores
 from data_pipeline.archives import pair_lists, rasters, tars
-from fusmae_jax import metrics, run
-from fusmae_jax.evaluation import report
 from tests import datasets, geotiffs, packing, reben, shared_data
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A reader and sound files for it.
-
-    Attributes:
-        seeds: content of sound files.
-        read: takes a damaged one; may raise an InputError.
-        mutate: ways to do damage; each input draws one.
-        weight: its share of the inputs.
-    """
-
-    seeds: list[bytes]
-    read: Callable[[bytes], object]
-    mutate: tuple[mutations.Mutation, ...] = (mutations.blind,)
-    weight: float = 1.0
 
 
 def record(folder: pathlib.Path) -> Target:
@@ -65,7 +46,7 @@ def shard(folder: pathlib.Path) -> Target:
         opened._source = opened._open()
         [opened[i] for i in range(len(opened))]
 
-    return Target([path.read_bytes()], _by_path(path, read), weight=0.5)
+    return Target([path.read_bytes()], by_path(path, read), weight=0.5)
 
 
 def tiff(folder: pathlib.Path) -> Target:
@@ -83,7 +64,7 @@ def raster(folder: pathlib.Path) -> Target:
     image = np.repeat(np.arange(120, dtype=np.uint16), 120).reshape(120, 120)
     reben.write_map(folder, "S2A_1_2", image)
     paths = [*(folder / "pairs").rglob("*.tif"), *folder.rglob("*reference_map.tif")]
-    read = _by_path(folder / "x.tif", rasters.read)
+    read = by_path(folder / "x.tif", rasters.read)
     seeds = [path.read_bytes() for path in paths] + _bands(folder)
     return Target(seeds, read, (mutations.tiff, mutations.blind), weight=0.5)
 
@@ -97,7 +78,7 @@ def card(folder: pathlib.Path) -> Target:
             described.layout.shapes, described.layout.dtypes
 
     seed = (sources.SAMPLE / metadata.CARD_FILE).read_bytes()
-    read = _by_path(folder / metadata.CARD_FILE, read)
+    read = by_path(folder / metadata.CARD_FILE, read)
     return Target([seed], read, (mutations.plain_json, mutations.blind), weight=0.5)
 
 
@@ -112,7 +93,7 @@ def _of_tfds(folder: pathlib.Path, name: str) -> Target:
 
     seed = (folder / name).read_bytes()
     ways = (mutations.plain_json, mutations.blind)
-    return Target([seed], _by_path(folder / name, read), ways, weight=0.1)
+    return Target([seed], by_path(folder / name, read), ways, weight=0.1)
 
 
 def index(folder: pathlib.Path) -> Target:
@@ -123,7 +104,7 @@ def index(folder: pathlib.Path) -> Target:
         found = metadata.read_index(folder, "x")
         found["id"].tolist(), found["place"].tolist()
 
-    read = _by_path(folder / metadata.index_name("x"), read)
+    read = by_path(folder / metadata.index_name("x"), read)
     return Target(seeds, read, (mutations.npz, mutations.blind))
 
 
@@ -153,7 +134,7 @@ def parquet(folder: pathlib.Path) -> Target:
         for _, row in bigearthnet_v2_metadata.rows(path):
             row.fault, row.flag
 
-    return Target([path.read_bytes()], _by_path(path, read), weight=0.5)
+    return Target([path.read_bytes()], by_path(path, read), weight=0.5)
 
 
 def database(folder: pathlib.Path) -> Target:
@@ -174,7 +155,7 @@ def database(folder: pathlib.Path) -> Target:
             store.bands(name)
 
     ways = (mutations.pages, mutations.blind)
-    return Target([seed], _by_path(path, read), ways, weight=0.5)
+    return Target([seed], by_path(path, read), ways, weight=0.5)
 
 
 def safetensors(folder: pathlib.Path) -> Target:
@@ -204,78 +185,20 @@ def _packed(folder: pathlib.Path, suffix: str) -> Target:
                 left.unlink()
 
     ways = (mutations.blind,) if suffix else (mutations.tar, mutations.blind)
-    return Target([path.read_bytes()], _by_path(path, read), ways, weight=0.3)
+    return Target([path.read_bytes()], by_path(path, read), ways, weight=0.3)
 
 
 def pairs(folder: pathlib.Path) -> Target:
     """The CSV of somebody's own pairs."""
     seed = "s1,s2,id,split,labels\na.tif,b.tif,x,train,water;forest\nc.tif,é.tif,,,\n"
-    return Target([seed.encode()], _by_path(folder / "x.csv", pair_lists.rows))
+    return Target([seed.encode()], by_path(folder / "x.csv", pair_lists.rows))
 
 
 def splits(folder: pathlib.Path) -> Target:
     """A list of who is in which split."""
-    seeds = [b"s2_name,s1_name,split\na,b,train\nc,d,val\n", b"patch_id,split\na,test\n"]
-    read = _by_path(folder / "x.csv", lambda path: lists.listed(path, {"a"}))
+    seeds = [b"s2_name,s1_name,split\na,b,train\nc,d,val\n", b"patch_id,split\na,test"]
+    read = by_path(folder / "x.csv", lambda path: lists.listed(path, {"a"}))
     return Target(seeds, read)
-
-
-def config(folder: pathlib.Path) -> Target:
-    """What a run says of itself."""
-    described = metadata.read_description(sources.SAMPLE)
-    content = {
-        "config": {"seed": 0, "model": {"dim": 32}, "bands": {"s1": ["VV"]}},
-        "contract": {name: s.describe() for name, s in described.sensors.items()},
-        "data": {"name": "x"},
-    }
-    read = _by_path(folder / "config.json", lambda path: run.load(folder))
-    ways = (mutations.plain_json, mutations.blind)
-    return Target([json.dumps(content).encode()], read, ways, weight=0.5)
-
-
-def places(folder: pathlib.Path) -> Target:
-    """Where a run was trained."""
-    codes = np.arange(9, dtype=np.uint64)
-    written = io.BytesIO()
-    np.save(written, codes)
-    read = _by_path(folder / run.PLACES, lambda path: run.trained_on(folder, codes))
-    return Target([written.getvalue()], read, (mutations.npy, mutations.blind))
-
-
-def logged(folder: pathlib.Path) -> Target:
-    """What a run logged."""
-    row = {"step": 3, "loss": 0.5, "lr": None}
-    seed = "".join(json.dumps(row | {"step": i}) + "\n" for i in range(5)).encode()
-
-    def read(path: str) -> None:
-        [row["step"] + 1 for row in metrics.read_metrics(folder)]
-
-    read = _by_path(folder / "metrics.jsonl", read)
-    return Target([seed], read, (mutations.lines_of_json, mutations.blind))
-
-
-def scores(folder: pathlib.Path) -> Target:
-    """What an evaluation found."""
-    row = dict(task="probe", encoder="x", sensors="s1", fraction=1.0, subset_seed=0)
-    row |= dict(train_pairs=4, test_pairs=2, features="mean", feature_dim=8, chosen={})
-    score = {"value": 0.5, "low": None, "high": 0.75}
-    row |= {"overall": {"oa": score}, "per_class": {"ap": [score]}, "confusion": [[1]]}
-    content = {"meta": {}, "classes": ["a"], "rows": [row]}
-
-    def read(path: str) -> None:
-        report.read(folder), report.read_shared(folder)
-
-    ways = (mutations.plain_json, mutations.blind)
-    read = _by_path(folder / "scores.json", read)
-    return Target([json.dumps(content).encode()], read, ways)
-
-
-def predictions(folder: pathlib.Path) -> Target:
-    """What an evaluation said of each pair."""
-    written = io.BytesIO()
-    np.savez_compressed(written, **{"ids": ["a"], "probe/both/0.1/0": np.ones((1, 3))})
-    read = _by_path(folder / "predictions.npz", lambda p: report.read_predictions(folder))
-    return Target([written.getvalue()], read, (mutations.npz, mutations.blind))
 
 
 def _bands(folder: pathlib.Path) -> list[bytes]:
@@ -288,16 +211,6 @@ def _bands(folder: pathlib.Path) -> list[bytes]:
         shared_data.write_band(inside, "B02", image, rowsperstrip=7)
         made.append((inside / f"bands{i}_B02.tif").read_bytes())
     return made
-
-
-def _by_path(path: pathlib.Path, read: Callable[[str], object]):
-    """Reads data by way of a file."""
-
-    def written(data: bytes) -> object:
-        path.write_bytes(data)
-        return read(str(path))
-
-    return written
 
 
 TARGETS: dict[str, Callable[[pathlib.Path], Target]] = {
@@ -318,9 +231,9 @@ TARGETS: dict[str, Callable[[pathlib.Path], Target]] = {
     "tar.zst": functools.partial(_packed, suffix=".zst"),
     "pairs.csv": pairs,
     "splits.csv": splits,
-    "config": config,
-    "places": places,
-    "metrics": logged,
-    "scores": scores,
-    "predictions": predictions,
+    "config": of_runs.config,
+    "places": of_runs.places,
+    "metrics": of_runs.logged,
+    "scores": of_runs.scores,
+    "predictions": of_runs.predictions,
 }

@@ -104,8 +104,8 @@ def read_description(
         computed = {k: sensors.restore(v.describe()) for k, v in computed.items()}
     except (InputError, KeyError, TypeError) as error:
         raise InputError(
-            f"{CARD_FILE} in {directory} lacks computed statistics ({error!r:.99}); set "
-            "--config.data.statistics=published, or build the dataset again."
+            f"{CARD_FILE} in {directory} lacks computed statistics ({error!r:.99}); "
+            "set --config.data.statistics=published, or build the dataset again."
         ) from error
     return dataclasses.replace(description, sensors=computed)
 

@@ -1,4 +1,4 @@
-"""Files of strangers: nothing runs, nothing hangs, and no memory is given on their word.
+"""Files of strangers: nothing runs or hangs, and no memory is given on their word.
 
 JSON and NumPy arrays are parsed without pickle. How much is read goes by how large a
 file is, never by how large it says that its content is.
@@ -99,7 +99,7 @@ def read_arrays(
                     for name, info in named.items()
                     if wanted(name)
                 }
-        except Exception as error:  # whatever the parsers inside zipfile and NumPy raise
+        except Exception as error:  # whatever zipfile and NumPy raise
             raise _as_value_error(error) from error
 
 
@@ -109,7 +109,7 @@ def read_array(path: str | os.PathLike) -> np.ndarray:
         size = os.fstat(file.fileno()).st_size
         try:
             return _parse(file, size)
-        except Exception as error:  # whatever the parser inside NumPy raises
+        except Exception as error:  # whatever NumPy raises
             raise _as_value_error(error) from error
 
 

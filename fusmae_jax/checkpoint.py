@@ -152,6 +152,7 @@ def _check_chunks(stored) -> None:
     for key, leaf in jax.tree_util.tree_leaves_with_path(stored):
         storage = leaf.storage_metadata
         chunks = storage.chunk_shape if storage else None
-        if chunks and any(part > max(whole, 1) for part, whole in zip(chunks, leaf.shape)):
+        sizes = zip(chunks or (), leaf.shape)
+        if any(part > max(whole, 1) for part, whole in sizes):
             name = sharding.leaf_path(key)
             raise ValueError(f"{name}, {leaf.shape}, is in chunks of {chunks}")

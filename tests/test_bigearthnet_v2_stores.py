@@ -56,7 +56,7 @@ def test_lmdb_that_is_cut_short_is_an_error_and_no_crash(one):
     source = reben.to_lmdb(archive, archive / "lmdb")
     path = source / "data.mdb"
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match="data.mdb is no .* .cut short, .* of at least"):
+    with pytest.raises(InputError, match="data.mdb is no .*cut short, .* of at least"):
         reben.open_archive(source)
 
 
@@ -70,7 +70,7 @@ def test_lmdb_with_damaged_pages_or_none_is_an_error(one):
         if content[page * size + 10] & 2:  # a leaf, where the keys are
             content[page * size : (page + 1) * size] = b"\xa5" * size
     path.write_bytes(content)
-    with pytest.raises(InputError, match="data.mdb is damaged .page .* none of the tree"):
+    with pytest.raises(InputError, match="data.mdb is damaged .* none of the tree"):
         reben.open_archive(source)
     other = archive / "other"
     other.mkdir()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from benchmarks import mutations
 from data_pipeline import description as descriptions
 from data_pipeline import lists, metadata, parquet, records, sensors
 from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, files
@@ -23,7 +24,8 @@ tables = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
 
 def field(name: bytes, feature: bytes) -> bytes:
     """An entry of a tf.train.Example, of less than 128 bytes."""
-    entry = b"\n" + bytes([len(name)]) + name + b"\x12" + bytes([len(feature)]) + feature
+    entry = b"\n" + bytes([len(name)]) + name
+    entry += b"\x12" + bytes([len(feature)]) + feature
     return b"\n" + bytes([len(entry)]) + entry
 
 
@@ -35,7 +37,7 @@ def decoded(tmp_path, feature: bytes, name: str = "labels"):
 
 
 def labels(*values: int) -> bytes:
-    packed = b"".join(records._varint(value % (1 << 64)) for value in values)
+    packed = b"".join(mutations.varint(value % (1 << 64)) for value in values)
     packed = b"\n" + bytes([len(packed)]) + packed
     return b"\x1a" + bytes([len(packed)]) + packed
 
@@ -45,13 +47,18 @@ def test_labels_of_classes_that_there_are_come_back(tmp_path):
     assert decoded(tmp_path / "none", b"").tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("feature", [labels(-1), labels(0, 2), labels(1 << 63), b"\n\0"])
+STRANGE = [labels(-1), labels(0, 2), labels(1 << 62), b"\n\0"]
+
+
+@pytest.mark.parametrize("feature", STRANGE)
 def test_labels_of_classes_that_there_are_not_are_an_error(tmp_path, feature):
     with pytest.raises(InputError, match="Record 0 of split train .*labels"):
         decoded(tmp_path, feature)
 
 
-@pytest.mark.parametrize("feature", [b"\n\0", labels(1), b"\n\4\n\0\n\0", b"\n\3\n\1\xff"])
+@pytest.mark.parametrize(
+    "feature", [b"\n\0", labels(1), b"\n\4\n\0\n\0", b"\n\3\n\1\xff"]
+)
 def test_text_that_is_none_or_several_is_an_error(tmp_path, feature):
     with pytest.raises(InputError, match="Record 0 of split train"):
         decoded(tmp_path, feature, "tile")
@@ -86,7 +93,7 @@ def test_length_without_an_end_is_refused_at_once(tmp_path):
         ("sensors s1 bands VV gsd", 0),
         ("sensors s1 bands VV name", "VH"),
         ("sensors s1 unit", 3),
-        ("classes labels", "forest"),
+        ("classes labels", "hall"),
         ("classes labels", [1, 2]),
         ("classes labels", ["a", "a"]),
         ("classes s1_10m", ["a"]),
@@ -101,15 +108,11 @@ def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
         part = part[int(key) if isinstance(part, list) else key]
     part[last] = value
     (tmp_path / metadata.CARD_FILE).write_text(json.dumps(card))
-    if path == "classes labels" and value == "forest":
-        (tmp_path / metadata.CARD_FILE).write_text(json.dumps(card))
-        pytest.raises(InputError, records.Records, tmp_path, "train")
-        return
     with pytest.raises(InputError, match="This is no description of a|lacks computed"):
         metadata.read_description(tmp_path)
 
 
-@pytest.mark.parametrize("content", [{"splits": {"a": 3}}, {"splits": {}, "files": [1]}])
+@pytest.mark.parametrize("content", [{"splits": {"a": 3}}, {"splits": {}, "files": 1}])
 def test_card_with_other_parts_is_none(tmp_path, content):
     (tmp_path / metadata.CARD_FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match="is no card of a dataset"):
@@ -132,6 +135,14 @@ def test_no_module_is_imported_because_features_name_it(tmp_path, how, monkeypat
     with pytest.raises(InputError, match="metadata of .* cannot be read"):
         records.Records(tmp_path / "data", "train")
     assert "evil_features" not in sys.modules
+
+
+def test_shards_that_cannot_be_named_are_an_error(tmp_path):
+    stored = datasets.write(tmp_path) / "dataset_info.json"
+    assert "{FILEFORMAT}" in stored.read_text()
+    stored.write_text(stored.read_text().replace("{FILEFORMAT}", "{FILE}"))
+    with pytest.raises(InputError, match="metadata of .* cannot be read"):
+        records.Records(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +183,8 @@ def test_strips_that_share_their_bytes_do_not_make_an_image_of_a_small_file():
 
 
 def test_many_tags_that_each_take_the_whole_file_cost_nothing():
-    count = 5000
-    data = tiff([(273 + i % 2, 1, 4_000_000, 8) for i in range(count)], bytes(4_000_000))
+    size = 4_000_000
+    data = tiff([(273 + i % 2, 1, size, 8) for i in range(5000)], bytes(size))
     with pytest.raises(InputError, match="has no TIFF tag"):
         geotiff.read(data, "x.tif")
 
@@ -265,7 +276,9 @@ def test_config_that_is_nested_too_deeply_is_an_error(tmp_path):
         run.load(tmp_path)
 
 
-@pytest.mark.parametrize("line", [b"\xff", b"[" * 100_000, b"3", b'{"loss": 1}', b"1" * 5000])
+@pytest.mark.parametrize(
+    "line", [b"\xff", b"[" * 100_000, b"3", b'{"loss": 1}', b"1" * 5000]
+)
 def test_metrics_that_are_none_are_an_error(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(line + b'\n{"step": 1}\n')
     with pytest.raises(InputError, match="Line 1 of .*metrics.jsonl"):

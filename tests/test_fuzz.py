@@ -16,6 +16,7 @@ import tifffile
 from hypothesis import strategies as st
 
 from benchmarks import fuzz, fuzz_targets, mutations
+from benchmarks.fuzz_target import Target
 from data_pipeline import records, shards
 from data_pipeline.archives import geotiff
 from data_pipeline.errors import InputError
@@ -63,7 +64,7 @@ def test_errors_that_are_not_ours_and_hangs_are_bugs(tmp_path, monkeypatch, alar
             pass
 
     take = lambda rng, data, others: data
-    target = fuzz_targets.Target([b"e", b"i", b"h", b"r"], read, (take,))
+    target = Target([b"e", b"i", b"h", b"r"], read, (take,))
     monkeypatch.setattr(fuzz, "_SECONDS", type("Flag", (), {"value": 0.05}))
     row = fuzz.fuzz("x", target, 40, 0, tmp_path)
     drawn = [random.Random(f"0 x {i}") for i in range(40)]

@@ -106,7 +106,8 @@ class Database:
             seen.add(number)
             page = self._page(number)
             if page.is_leaf:
-                yield from (k for i in range(len(page.nodes)) if (k := page.key(i)) >= start)
+                found = (page.key(i) for i in range(len(page.nodes)))
+                yield from (key for key in found if key >= start)
             else:
                 first = self._place(page, start)
                 children = range(len(page.nodes) - 1, first - 1, -1)

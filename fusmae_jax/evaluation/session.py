@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline import files, untrusted
+from data_pipeline import files
 from data_pipeline.errors import InputError
+from data_pipeline.untrusted import read_array
 from fusmae_jax import run
 from fusmae_jax.evaluation import cache, features, report, rows, scores
 from fusmae_jax.evaluation.backbone import Pretrained, digest
@@ -225,8 +226,7 @@ class Session:
         """What was said of each test pair, [N, C] by `report.prediction_key`."""
         packed = report.read_predictions(self.workdir)
         pieces = sorted(self._pieces.glob("*.npy"))
-        arrays = {p.stem.replace(",", "/"): untrusted.read_array(p) for p in pieces}
-        return packed | arrays
+        return packed | {p.stem.replace(",", "/"): read_array(p) for p in pieces}
 
     def pack_predictions(self) -> None:
         """Gathers the pieces written so far into `predictions.npz`."""

@@ -1,0 +1,72 @@
+"""Targets of `fuzz.py`: what a run directory of a stranger holds."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+
+from benchmarks import mutations
+from benchmarks.fuzz_target import Target, by_path
+from data_pipeline import metadata, sources
+from fusmae_jax import metrics, run
+from fusmae_jax.evaluation import report
+
+
+def config(folder: pathlib.Path) -> Target:
+    """What a run says of itself."""
+    described = metadata.read_description(sources.SAMPLE)
+    content = {
+        "config": {"seed": 0, "model": {"dim": 32}, "bands": {"s1": ["VV"]}},
+        "contract": {name: s.describe() for name, s in described.sensors.items()},
+        "data": {"name": "x"},
+    }
+    read = by_path(folder / "config.json", lambda path: run.load(folder))
+    ways = (mutations.plain_json, mutations.blind)
+    return Target([json.dumps(content).encode()], read, ways, weight=0.5)
+
+
+def places(folder: pathlib.Path) -> Target:
+    """Where a run was trained."""
+    codes = np.arange(9, dtype=np.uint64)
+    written = io.BytesIO()
+    np.save(written, codes)
+    read = by_path(folder / run.PLACES, lambda path: run.trained_on(folder, codes))
+    return Target([written.getvalue()], read, (mutations.npy, mutations.blind))
+
+
+def logged(folder: pathlib.Path) -> Target:
+    """What a run logged."""
+    row = {"step": 3, "loss": 0.5, "lr": None}
+    seed = "".join(json.dumps(row | {"step": i}) + "\n" for i in range(5)).encode()
+
+    def read(path: str) -> None:
+        [row["step"] + 1 for row in metrics.read_metrics(folder)]
+
+    read = by_path(folder / "metrics.jsonl", read)
+    return Target([seed], read, (mutations.lines_of_json, mutations.blind))
+
+
+def scores(folder: pathlib.Path) -> Target:
+    """What an evaluation found."""
+    row = dict(task="probe", encoder="x", sensors="s1", fraction=1.0, subset_seed=0)
+    row |= dict(train_pairs=4, test_pairs=2, features="mean", feature_dim=8, chosen={})
+    score = {"value": 0.5, "low": None, "high": 0.75}
+    row |= {"overall": {"oa": score}, "per_class": {"ap": [score]}, "confusion": [[1]]}
+    content = {"meta": {}, "classes": ["a"], "rows": [row]}
+
+    def read(path: str) -> None:
+        report.read(folder), report.read_shared(folder)
+
+    ways = (mutations.plain_json, mutations.blind)
+    read = by_path(folder / "scores.json", read)
+    return Target([json.dumps(content).encode()], read, ways)
+
+
+def predictions(folder: pathlib.Path) -> Target:
+    """What an evaluation said of each pair."""
+    written = io.BytesIO()
+    np.savez_compressed(written, **{"ids": ["a"], "probe/both/0.1/0": np.ones((1, 3))})
+    path = folder / "predictions.npz"
+    read = by_path(path, lambda path: report.read_predictions(folder))
+    return Target([written.getvalue()], read, (mutations.npz, mutations.blind))
