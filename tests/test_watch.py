@@ -162,8 +162,7 @@ def test_a_worker_that_waits_says_so_and_is_ended_by_force(
     got = stream(Piped(pipe, 1), threads=1, workers=1, stall_seconds=0.4)
     next(got)
     (worker,) = multiprocessing.active_children()
-    timer = threading.Timer(2.5, lambda: pipe.open("w").write("go\n"))
-    timer.start()
+    threading.Timer(2.5, pipe.write_text, ("go\n",)).start()
     next(got)
     want = f"its source; alive and reading are the worker processes {worker.pid}."
     assert "step 2 from " + want in lines[-2] and "goes on" in lines[-1]
@@ -223,14 +222,13 @@ if __name__ == "__main__":
     time.sleep(600)
 """
     (tmp_path / "read.py").write_text(script)
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(tmp_path / "read.py")],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         text=True,
-    )
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(alive, pids))
-    parent.kill()
-    parent.wait()
+    ) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 and all(map(alive, pids))
+        parent.kill()
     until(lambda: not any(map(alive, pids)), seconds=10)
