@@ -196,7 +196,8 @@ def test_a_worker_that_dies_while_it_is_waited_for_ends_the_wait(pipe):
     assert time.monotonic() - begun < 30
 
 
-def test_signals_to_the_whole_group_leave_workers_to_their_parent():
+def test_signals_to_the_whole_group_leave_workers_to_their_parent(monkeypatch):
+    monkeypatch.setattr(watch, "CLOSE_SECONDS", 100)  # however slow the machine
     got = stream(Numbers(), threads=1, workers=1)
     next(got)
     (worker,) = multiprocessing.active_children()
