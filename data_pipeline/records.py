@@ -89,6 +89,8 @@ class Records:
             raise IndexError(f"Record {index} of {len(self)}.")
         try:
             record = self._source[index]
+            if not record:  # ArrayRecord is silent about a shard that was cut since
+                raise ValueError("its shard ends before it")
             found = {name: span for name, *span in _features(record)}
             return {
                 name: decode(record, *found[name.encode()])

@@ -17,7 +17,7 @@ log = logging.getLogger("fusmae_jax")
 
 STALL_SECONDS = 60  # until a wait is worth a line, unless the config says otherwise
 LOOK_SECONDS = 0.5  # between looks at the worker processes while waiting
-CLOSE_SECONDS = 5.0  # given to worker processes to end by themselves
+CLOSE_SECONDS = 10.0  # given to worker processes to end by themselves
 GRACE_SECONDS = 30  # that a worker process outlives SIGTERM
 
 # What the threads of this process read: {thread: (source, index, since when)}.

@@ -129,7 +129,7 @@ def test_a_shard_that_goes_in_mid_run_stops_it_in_a_sentence(sample, way, harm):
     else:
         source[8], source[9]
         os.truncate(path, 70_000)
-        reason = "Truncated|end of|past the end|Skipped|corrupted|Corrupted"
+        reason = "Truncated|Corrupted|its shard ends before it"
     with pytest.raises(DamagedRecord, match=f"Record .*(?:{reason}).* {path.name}"):
         read(source, **way)
 
@@ -209,18 +209,18 @@ def tiny_source(folder, count, prefix=""):
 
 def test_a_pair_of_a_mixture_is_replaced_by_one_of_the_same_dataset(tmp_path):
     parts = [
-        Broken(tiny_source(tmp_path / "a", 4, "a "), [1]),
-        Broken(tiny_source(tmp_path / "b", 6, "b "), [0, 5]),
+        Broken(tiny_source(tmp_path / "a", 4, "a "), [0, 1, 2]),
+        Broken(tiny_source(tmp_path / "b", 6, "b "), [0, 1, 3, 4]),
     ]
     both = damage.Replacing(mixtures.Mixture(parts))
     pairs = [both[i] for i in range(len(both))]
     assert [p["place"][0] for p in pairs] == list("aaaabbbbbb")
-    assert [int(p["replaced"]) for p in pairs] == [0, 1, 0, 0, 1, 0, 0, 0, 0, 1]
+    assert [int(p["replaced"]) for p in pairs] == [1, 1, 1, 0, 1, 1, 0, 1, 1, 0]
 
 
 def test_if_nothing_can_be_read_replacing_ends_in_a_sentence(tmp_path):
     source = damage.Replacing(Broken(tiny_source(tmp_path, 5), range(5)))
-    with pytest.raises(InputError, match="Record . is damaged. 32 pairs more .* skip"):
+    with pytest.raises(InputError, match="Record . is damaged. 32 pairs more .*=skip"):
         read(source, steps=1)
 
 
@@ -307,7 +307,8 @@ def test_a_run_counts_what_it_skips_and_ends_in_a_sentence_with_its_worker(
     finally:
         launched.kill()
     assert launched.returncode == 1 and "Traceback" not in said, said
-    assert f"{worker} (exit code -9) ended unexpectedly" in said.splitlines()[-1]
+    # Python may warn after it of the shared memory that the worker had.
+    assert f"\nOf the processes that read data, {worker} (exit code -9) ended" in said
     assert not any(command(pid) for pid in children)
     source = records.Records(hurt, "train", ["id"])
     order, bad = batches.Order(source, 0).pairs(0, 4 * 8), damaged(source)

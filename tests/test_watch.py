@@ -95,13 +95,13 @@ def test_a_stalled_read_is_said_with_all_that_is_known_of_it(blocked, lines, ski
     got.close()
     first, *_, last = lines
     folders = ", ".join(mixture.directories)
-    want = (
-        f"Host 0 has waited 0 s for the batch of step 4 from {folders}; a thread has "
-        f"read {where} for "
+    said = (
+        rf"Host 0 has waited \d s for the batch of step 4 from {folders}; a thread has "
+        rf"read {re.escape(where)} for \d s\."
     )
-    assert first.startswith(want) and re.search("tiny-train.*-of-00002", where)
-    assert re.fullmatch("Host 0 goes on after [1-9] s.", last)
-    assert 3 <= len(lines) <= 4  # after 0.2 and 0.4 s, and 0.8 s
+    assert re.fullmatch(said, first) and re.search("tiny-train.*-of-00002", where)
+    assert re.fullmatch(r"Host 0 goes on after \d+ s\.", last)
+    assert 2 <= len(lines) <= 4  # after 0.2, 0.4 and 0.8 s, if the machine has time
 
 
 def test_batches_to_judge_by_are_watched_too(blocked, lines):
@@ -136,7 +136,7 @@ def test_while_it_waits_signals_are_heeded(blocked):
             next(stream(blocked[0], start_step=3, threads=1))
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_a_stream_that_is_left_alone_leaves_no_thread():
@@ -162,8 +162,7 @@ def test_a_worker_that_waits_says_so_and_is_ended_by_force(
     got = stream(Piped(pipe, 1), threads=1, workers=1, stall_seconds=0.4)
     next(got)
     (worker,) = multiprocessing.active_children()
-    timer = threading.Timer(2.5, lambda: pipe.open("w").write("go\n"))
-    timer.start()
+    threading.Timer(2.5, pipe.write_text, ("go\n",)).start()
     next(got)
     want = f"its source; alive and reading are the worker processes {worker.pid}."
     assert "step 2 from " + want in lines[-2] and "goes on" in lines[-1]
@@ -171,7 +170,7 @@ def test_a_worker_that_waits_says_so_and_is_ended_by_force(
     assert said in capfd.readouterr().err
     begun = time.monotonic()
     got.close()
-    assert time.monotonic() - begun < 10 and not alive(worker.pid)
+    assert time.monotonic() - begun < 20 and not alive(worker.pid)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -194,10 +193,11 @@ def test_a_worker_that_dies_while_it_is_waited_for_ends_the_wait(pipe):
     begun = time.monotonic()
     with pytest.raises(InputError, match=r"\(exit code -9\) .* data.workers"):
         next(got)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
 
 
-def test_signals_to_the_whole_group_leave_workers_to_their_parent():
+def test_signals_to_the_whole_group_leave_workers_to_their_parent(monkeypatch):
+    monkeypatch.setattr(watch, "CLOSE_SECONDS", 100)  # however slow the machine
     got = stream(Numbers(), threads=1, workers=1)
     next(got)
     (worker,) = multiprocessing.active_children()
@@ -223,14 +223,13 @@ if __name__ == "__main__":
     time.sleep(600)
 """
     (tmp_path / "read.py").write_text(script)
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(tmp_path / "read.py")],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         text=True,
-    )
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(alive, pids))
-    parent.kill()
-    parent.wait()
-    until(lambda: not any(map(alive, pids)), seconds=10)
+    ) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 and all(map(alive, pids))
+        parent.kill()
+    until(lambda: not any(map(alive, pids)))
