@@ -117,6 +117,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
+        task = getattr(config, "task", None)  # raises where no file could be loaded
     except (AttributeError, KeyError, TypeError, flags.Error) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if any(frame.name == "get_config" for frame in frames):
@@ -135,7 +136,7 @@ def parse(argv: list[str]) -> list[str]:
             f"get_config() returns {config!r:.50}; let it return a ConfigDict, as in "
             "configs/quickstart.py."
         )
-    if config.get("task") not in tuple(TASKS):
+    if task not in tuple(TASKS):
         raise InputError(f"The config's task must be one of {list(TASKS)}.")
     check(config)
     return rest

@@ -156,7 +156,7 @@ def check(config, table: Mapping[str, Field], like: str) -> None:
     groups |= {name for name, row in table.items() if row.fits is _is_group}
     _check_names(config, table, groups, "")
     for name, row in table.items():
-        found, value = _find(config, name)
+        found, value = find(config, name)
         if found:
             check_value(name, value, row)
         elif not row.optional:
@@ -195,42 +195,6 @@ def check_each(name: str, values: Mapping, rows: Mapping[str, Field]) -> None:
     """
     for key, row in rows.items():
         check_value(f"{name}.{key}", values[key], row)
-
-
-def check_rules(config, rules: Iterable[tuple[Callable[[Any], bool], str]]) -> None:
-    """Refuses fields that contradict each other.
-
-    Args:
-        config: of which each field alone fits its row.
-        rules: what must hold of it, and what is said where it does not; the sentence
-            names fields as {c.model.dim}.
-
-    Raises:
-        InputError: the sentence of the first rule that does not hold.
-    """
-    for holds, sentence in rules:
-        if not holds(config):
-            raise InputError(sentence.format(c=config))
-
-
-def ask(config, *calls: tuple) -> None:
-    """Lets those judge that will be given the values.
-
-    Args:
-        config: of which each field alone fits its row.
-        *calls: each a function that may raise an InputError, and the names of the
-            fields that it is called with.
-
-    Raises:
-        InputError: what the function said, behind the fields and their values.
-    """
-    for function, *names in calls:
-        values = [_find(config, name)[1] for name in names]
-        try:
-            function(*values)
-        except InputError as error:
-            said = ", ".join(f"{n}={show(v)}" for n, v in zip(names, values))
-            raise InputError(f"{said}: {error}") from error
 
 
 def nearest(
@@ -292,8 +256,8 @@ def _hint(name: str, table: Mapping[str, Field]) -> str:
     return "take it out."
 
 
-def _find(config, name: str) -> tuple[bool, Any]:
-    """Whether there is a field, and its value."""
+def find(config, name: str) -> tuple[bool, Any]:
+    """Whether a config has the field `name`, and its value."""
     for part in name.split("."):
         if part not in config:
             return False, None

@@ -6,7 +6,7 @@ and only `check_devices` at the devices.
 
 import jax
 
-from data_pipeline import data_fields, fields, sensors, sources, subsets
+from data_pipeline import data_fields, fields, rules, sensors, sources, subsets
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, choice, flag, number, several, text, whole
@@ -153,7 +153,7 @@ def check_config(config) -> None:
         InputError: names the fields and their values.
     """
     fields.check(config, TABLE, like="configs/pretrain_base.py")
-    fields.ask(
+    rules.ask(
         config,
         (patches.grid_side, "model.image_size", "model.patch_size"),
         (visible, "model.image_size", "model.patch_size", "mask.ratio"),
@@ -163,10 +163,10 @@ def check_config(config) -> None:
         (views.check_crops, "view.crop_scale", "view.crop_ratio"),
     )
     if config.model.decoder_depth:
-        fields.ask(
+        rules.ask(
             config, (layers.head_width, "model.decoder_dim", "model.decoder_heads")
         )
-    fields.check_rules(config, RULES)
+    rules.check(config, RULES)
     data_fields.check(config.data, [config.data.eval_split])
 
 

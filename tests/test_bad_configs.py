@@ -209,6 +209,16 @@ def test_a_command_line_that_can_work_passes(parse):
     assert rest == ["launch.py", "extra"]
 
 
+def test_a_config_file_that_is_not_there_is_refused_by_its_name(parse):
+    with pytest.raises(InputError, match="nothing.py cannot be loaded"):
+        parse("--config=configs/nothing.py")
+
+
+def test_a_command_line_without_a_config_is_told_how_to_name_one(parse):
+    with pytest.raises(InputError, match="--config=configs/quickstart.py"):
+        parse()
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -13,11 +13,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def launch(*arguments, cwd=ROOT):
+def launch(*arguments, cwd=ROOT, platforms="cpu"):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": platforms,
     }
     return subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), *arguments],
@@ -74,29 +74,27 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
         ([config("quickstart"), "--config.stepz=1"], "stepz"),
         ([config("quickstart"), "--config.epochs=many"], "epochs"),
         ([config("quickstart"), "extra"], "extra"),
-        ([config("quickstart"), "--config.model.patch_size=9"], "64 .* 9"),
-        ([config("quickstart"), "--config.batch_size=0"], "batch_size is 0"),
-        ([config("quickstart"), "--config.mask.ratio=1.0"], "mask.ratio is 1.0"),
-        ([config("quickstart"), "--config.mask.mode=grid"], "'grid'"),
-        ([config("quickstart"), "--config.data.source=web"], "'web'"),
-        ([config("quickstart"), "--config.data.split=all"], "'all'"),
-        ([config("quickstart"), "--config.task=fly"], "task must be one of"),
-        (
-            [
-                config("quickstart"),
-                "--config.data.source=synthetic",
-                "--config.data.split=all",
-            ],
-            "'all'",
-        ),
-        ([config("reconstruct")], "--config.checkpoint=runs"),
-        ([config("reconstruct"), "--config.shown=0"], "shown is 0"),
         ([config("pretrain_small"), "--config.data.dir=/nowhere"], "/nowhere"),
         ([config("reconstruct"), "--config.checkpoint=/nowhere"], "/nowhere"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_sentence(tmp_path, arguments, message):
     said = one_sentence(launch(*arguments, cwd=tmp_path))
+    assert re.search(message, said), said
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([config("quickstart"), "--config.model.patch_size=9"], "64 .* 9"),
+        ([config("reconstruct")], "--config.checkpoint=runs"),
+        ([config("probe_sample"), "--config.checkpoint=x", "--config.step=-1"], "-1"),
+    ],
+)
+def test_a_config_is_checked_before_jax_looks_for_devices(tmp_path, arguments, message):
+    # Others are in test_bad_configs, without a process each.
+    said = one_sentence(launch(*arguments, cwd=tmp_path, platforms="nowhere"))
     assert re.search(message, said), said
     assert not any(tmp_path.iterdir())
 

@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from data_pipeline import fields, shards
+from data_pipeline import fields, rules, shards
 from data_pipeline.building import splits
 from data_pipeline.fields import choice, flag, group, several, text, whole
 
@@ -78,5 +78,5 @@ def check_config(config) -> None:
     settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
     table = TABLE | fields.within("read", settings)
     fields.check(config, table, like=f"the config of configs/ that reads {archive}")
-    fields.check_rules(config, RULES)
+    rules.check(config, RULES)
     splits.check_ways(config)

@@ -2,7 +2,7 @@
 
 import jax
 
-from data_pipeline import data_fields, fields, sources
+from data_pipeline import data_fields, fields, rules, sources
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, choice, flag, group, number, several, text, whole
 from fusmae_jax import checks
@@ -110,7 +110,7 @@ def check_config(config) -> None:
     """
     fields.check(config, TABLE, like="configs/probe_bigearthnet.py")
     checks.check_checkpoint(config.checkpoint)
-    fields.check_rules(config, RULES)
+    rules.check(config, RULES)
     trainings.finetune_recipes(config, {})
     try:
         trainings.finetune_recipes(config, config.scratch)
