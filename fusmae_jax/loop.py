@@ -92,13 +92,8 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
         owed = owed or saves.due(step)
         last = notice.reached(step) or step == steps
         if owed or last:
-            # Once a step is saved its rows would not be written again.
             show(writer.flush())
-            scoring.write_losses(step)
-            # A state from which no step could be applied must not push out others.
-            if watch.sound(step, state) or last:
-                saves.save(step, state)
-                watch.saved, owed = step, False
+            owed = not save(step, state, tools, last=last)
         progress.step()
         if last:
             break
@@ -106,6 +101,30 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
     scoring.collect(wait=True)
     progress.close()
     return state
+
+
+def save(step: int, state, tools: Tools, *, last: bool) -> bool:
+    """Starts saving a state, with the rows of its step, which no later run writes.
+
+    Args:
+        step: that it follows.
+        state: to be saved.
+        tools: of the loop; the row of the step is written already.
+        last: whether no step comes after.
+
+    Returns:
+        Whether it does. Not while steps are left out, unless it is the last: a state
+        that no step may ever follow must not push out the checkpoints before.
+
+    Raises:
+        Diverged: too many steps in a row could not be applied.
+    """
+    tools.scoring.write_losses(step)
+    if not (tools.guard.sound(step, state) or last):
+        return False
+    tools.saves.save(step, state)
+    tools.guard.saved = step
+    return True
 
 
 def tell_start(start: dict) -> dict:

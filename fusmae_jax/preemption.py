@@ -33,7 +33,8 @@ def listen() -> None:
     To be called by the main thread; again, where another handler took this one's place.
     """
     global _wires
-    # Python tells the wire of every signal that it handles, from any thread's code.
+    # Signals that Python handles reach the wire at once, the handler only when the main
+    # thread is back from whatever library it is in.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if _wires is None:
         _wires = socket.socketpair()

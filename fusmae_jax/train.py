@@ -128,7 +128,8 @@ def make_train_step(
     def gradients(params, fields, draw):
         if accumulate == 1:
             return part_gradients(params, (fields, draw))
-        parts = jax.tree.map(split_rows, (fields, draw))
+        split = functools.partial(split_rows, parts=accumulate)
+        parts = jax.tree.map(split, (fields, draw))
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, part_gradients(params, part)), None
@@ -139,36 +140,47 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    def split_rows(x):
-        # Strided, so that every device finds rows of its own in every part.
-        x = x.reshape(len(x) // accumulate, accumulate, *x.shape[1:])
-        return x.swapaxes(0, 1)
-
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
     def train_step(state, fields):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
         grads, metrics = gradients(state.params, fields, draw)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norm = optax.tree.norm(grads)
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        good &= state.skipped_in_a_row < bad_steps
-        skipped = state.skipped + ~good
-        in_a_row = jnp.where(good, 0, state.skipped_in_a_row + 1)
         metrics["lr"] = rate(state.step)
-        metrics["grad_norm"] = norm
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["invalid_pixels"] = views.invalid_pixels(fields)
         if damage.FIELD in fields:
             metrics["replaced_pairs"] = fields[damage.FIELD].sum()
-        metrics["skipped_steps"] = skipped
-        metrics["skipped_in_a_row"] = in_a_row
-        params = choose(good, params, state.params)
-        opt_state = choose(good, opt_state, state.opt_state)
-        state = PretrainState(state.step + 1, params, opt_state, skipped, in_a_row)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        good &= state.skipped_in_a_row < bad_steps
+        state = advance(state, grads, tx, good)
+        metrics["skipped_steps"] = state.skipped
+        metrics["skipped_in_a_row"] = state.skipped_in_a_row
         return state, metrics
 
     return train_step
+
+
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """Cuts rows [B, ...] into [parts, B / parts, ...].
+
+    Strided, so that every device finds rows of its own in every part.
+    """
+    return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def advance(
+    state: PretrainState, grads, tx: optax.GradientTransformation, good: jax.Array
+) -> PretrainState:
+    """The state after a step, which is applied if `good` and else only counted."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return PretrainState(
+        step=state.step + 1,
+        params=choose(good, params, state.params),
+        opt_state=choose(good, opt_state, state.opt_state),
+        skipped=state.skipped + ~good,
+        skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+    )
 
 
 def choose(good: jax.Array, new, old):

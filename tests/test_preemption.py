@@ -70,7 +70,7 @@ def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
     run.send_signal(signal.SIGTERM)
     said = processes.finish(run, DEADLINE)
     assert "Stopped by SIGTERM; the same command goes on" in said
-    assert time.monotonic() - begun < DEADLINE / 6
+    assert time.monotonic() - begun < DEADLINE / 4
     assert "First step" not in said and "Traceback" not in said
 
 
@@ -143,7 +143,7 @@ def test_a_signal_ends_an_evaluation_and_what_was_judged_is_not_judged_again(
     begun = time.monotonic()
     os.killpg(first.pid, signal.SIGTERM)
     said = processes.finish(first, DEADLINE)
-    assert time.monotonic() - begun < DEADLINE / 6
+    assert time.monotonic() - begun < DEADLINE / 4
     assert "Stopped by SIGTERM; the same command goes on" in said
     assert "Traceback" not in said
     judged = len(json.loads(scores.read_text())["rows"])
