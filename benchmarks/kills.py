@@ -218,15 +218,13 @@ def last_step(workdir: pathlib.Path) -> int:
 def compare(rows: list[dict], wanted: list[dict]) -> float:
     """The largest relative difference of any number from that of the same step."""
     want = {(row["step"], name): row[name] for row in wanted for name in row}
-    return max(
-        (
-            abs(row[name] / want[row["step"], name] - 1.0) if row[name] else 0.0
-            for row in rows
-            for name in NUMBERS
-            if name in row
-        ),
-        default=0.0,
-    )
+    pairs = [
+        (row[name], want[row["step"], name])
+        for row in rows
+        for name in NUMBERS
+        if name in row
+    ]
+    return max((abs(a - b) / (abs(b) or 1.0) for a, b in pairs), default=0.0)
 
 
 def check_whole(rows: list[dict]) -> None:
