@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks import kills
+from benchmarks import killed_run, kills, launches
 from fusmae_jax import run
 from tests import disks
 from tests.conftest import CACHE
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        kills.finish(kills.Launch(folder / "whole", kills.LAYOUTS["one"]))
+        launches.finish(launches.Launch(folder / "whole", launches.LAYOUTS["one"]))
         yield folder
 
 
@@ -34,7 +34,7 @@ def campaign(folder, seed, layouts):
 
 
 def test_killed_on_one_layout_a_run_equals_the_whole_one_bit_for_bit(folder):
-    threads = kills.LAYOUTS["one"]
+    threads = launches.LAYOUTS["one"]
     worker = threads._replace(threads=0, workers=1)
     found = campaign(folder, 21, [threads, worker])
     assert {layout for _, _, layout, _ in found.kills} == {threads, worker}
@@ -42,7 +42,7 @@ def test_killed_on_one_layout_a_run_equals_the_whole_one_bit_for_bit(folder):
 
 
 def test_killed_on_one_layout_and_resumed_on_others_a_run_has_the_same_losses(folder):
-    layouts = [kills.LAYOUTS[name] for name in ("one", "split", "hosts")]
+    layouts = [launches.LAYOUTS[name] for name in ("one", "split", "hosts")]
     found = campaign(folder, 297, layouts)
     assert {layout for _, _, layout, _ in found.kills} == set(layouts[1:])
     assert found.rows <= kills.LIMIT and found.ends <= kills.LIMIT
@@ -64,18 +64,18 @@ def test_of_two_launches_one_runs_until_the_disk_is_full_and_goes_on_with_room(
     folder, tmp_path
 ):
     with disks.mounted(tmp_path / "disk") as disk:
-        workdir, layout = disk.path / "run", kills.LAYOUTS["one"]
-        rivals = [kills.Launch(workdir, layout) for _ in range(2)]
+        workdir, layout = disk.path / "run", launches.LAYOUTS["one"]
+        rivals = [launches.Launch(workdir, layout) for _ in range(2)]
         try:
             live, said = await_one_end(rivals)
             assert "failed with [1]" in said and "Traceback" not in said, said
             assert f"{workdir} is in use by process " in said
-            while not kills.last_step(workdir):
+            while not launches.last_step(workdir):
                 assert live.running()
                 time.sleep(0.01)
             disk.fill()
             with pytest.raises(RuntimeError, match=r"failed with \[1\]") as failed:
-                kills.finish(live)
+                launches.finish(live)
         finally:
             for launch in rivals:
                 launch.kill()
@@ -83,8 +83,8 @@ def test_of_two_launches_one_runs_until_the_disk_is_full_and_goes_on_with_room(
         assert "Traceback" not in said, said
         assert f"{workdir}/" in said and "(No space left on device); make room" in said
         disk.make_room()
-        kills.finish(kills.Launch(workdir, layout))
-        rows, wanted = (kills.read_rows(x) for x in (workdir, folder / "whole"))
+        launches.finish(launches.Launch(workdir, layout))
+        rows, wanted = (launches.read_rows(x) for x in (workdir, folder / "whole"))
         kills.check_whole(rows)
         assert kills.compare(rows, wanted) == 0.0
         assert kills.compare_ends(workdir, folder / "whole") == 0.0
@@ -101,9 +101,9 @@ def test_what_differs_is_seen():
 
 @pytest.mark.parametrize("spoil", [lambda x: x[1:], lambda x: [x[0], *x], reversed])
 def test_gaps_and_duplicates_are_seen(spoil):
-    steps = range(1, kills.STEPS + 1)
-    rows = [{"step": step, "loss": 1.0} for step in steps]
-    judged = [{"step": s, "eval_loss": 1.0} for s in steps if not s % kills.EVAL_EVERY]
+    every, last = killed_run.EVAL_EVERY, killed_run.STEPS
+    rows = [{"step": step, "loss": 1.0} for step in range(1, last + 1)]
+    judged = [{"step": s, "eval_loss": 1.0} for s in range(every, last + 1, every)]
     kills.check_whole(rows + judged)
     with pytest.raises(RuntimeError, match="hold the steps"):
         kills.check_whole([*spoil(rows), *judged])
