@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees all of one or nothing, and one writer at a time."""
+"""Files of which a reader sees all or nothing, and which have one writer at a time."""
 
 import contextlib
 import errno

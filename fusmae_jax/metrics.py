@@ -57,9 +57,8 @@ class MetricWriter:
         self.close()
 
     def close(self) -> None:
-        """Closes TensorBoard's file; what was not flushed is lost."""
-        if "_board" in vars(self):
-            self._board.close()
+        """Ends the metrics; what was not flushed is lost."""
+        self._pending = None
 
     def write(self, step: int, metrics: dict) -> dict | None:
         """Takes metrics of a step that may still run; returns the row before it."""

@@ -13,6 +13,7 @@ from fusmae_jax import (
     build,
     checkpoint,
     checks,
+    cluster,
     figures,
     flops,
     guard,
@@ -171,7 +172,8 @@ def open_run(config, mesh):
         The training pairs, the objective, and what scores and judges the model.
     """
     graphdef, _ = build.abstract_model(config)  # refuses sizes that do not divide
-    source, held = open_data(config)
+    with cluster.together("open its data"):
+        source, held = open_data(config)
     description = source.description
     objective = build.objective(config, description.sensors, description.layout)
     held_out = heldout.HeldOut(
