@@ -14,6 +14,7 @@ from fusmae_jax.checksums import checksums
 log = logging.getLogger("fusmae_jax")
 
 STATE = "state"  # Orbax's name for what it is given to save
+UNREADABLE = "cannot be read, as if half-written (what it holds is not described)"
 
 
 class Checkpoints:
@@ -267,9 +268,9 @@ def _open(directory: pathlib.Path, **options) -> ocp.training.Checkpointer:
         if not damaged:
             raise
         if damaged == steps:
-            raise damage.none_is_whole(directory, "it has no description") from error
+            raise damage.none_is_whole(directory, UNREADABLE) from error
         for step in damaged:
-            damage.move_aside(directory, step, "has lost its description")
+            damage.move_aside(directory, step, UNREADABLE)
         return ocp.training.Checkpointer(directory, **options)
 
 
@@ -277,5 +278,5 @@ def _describe(path: pathlib.Path) -> ocp.CheckpointMetadata:
     """Shapes, dtypes and checksums of a checkpoint."""
     about = ocp.metadata(path, STATE)
     if about.commit_timestamp_nsecs is None or not about.metadata:
-        raise damage.Damaged("has lost its description")
+        raise damage.Damaged(UNREADABLE)
     return about

@@ -146,20 +146,20 @@ def test_no_run_no_checkpoint_and_no_name_are_told_apart(copy, tmp_path, mesh):
 # Orbax leaves coroutines behind that nobody waits for.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    "pattern, match",
+    "pattern",
     [
-        ("_CHECKPOINT_METADATA", "has lost its description"),
-        ("state/_METADATA", "cannot be read, as if half-written"),
-        ("state/manifest.ocdbt", "cannot be read, as if half-written"),
-        ("state/d/*", "cannot be read, as if half-written"),
-        ("state/ocdbt.process_0/d/*", "cannot be read, as if half-written"),
+        "_CHECKPOINT_METADATA",
+        "state/_METADATA",
+        "state/manifest.ocdbt",
+        "state/d/*",
+        "state/ocdbt.process_0/d/*",
     ],
 )
-def test_a_half_written_file_is_one_sentence(copy, mesh, pattern, match):
+def test_a_half_written_file_is_one_sentence(copy, mesh, pattern):
     step = copy / "checkpoints" / str(judging.STEPS[-1])
     for path in step.glob(pattern):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused(copy, mesh, f"{step} {match}")
+    refused(copy, mesh, f"{step} cannot be read, as if half-written")
 
 
 def test_a_checkpoint_without_its_arrays_is_one_sentence(copy, mesh):

@@ -134,7 +134,7 @@ def test_if_all_are_damaged_nothing_is_moved(copy):
     for step in (1, 2, 3):
         (copy / str(step) / "state" / "manifest.ocdbt").unlink()
     before = sorted(copy.rglob("*"))
-    with pytest.raises(InputError, match="No checkpoint in .* the last has lost"):
+    with pytest.raises(InputError, match="No checkpoint in .* the last cannot be read"):
         restored(copy)
     assert sorted(copy.rglob("*")) == before
 
