@@ -1,13 +1,20 @@
 """Saving and restoring with Orbax. The only file that knows Orbax."""
 
+import logging
 import pathlib
-import textwrap
+from collections.abc import Callable
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
+from fusmae_jax import damage, sharding
+from fusmae_jax.checksums import checksums
+
+log = logging.getLogger("fusmae_jax")
+
+STATE = "state"  # Orbax's name for what it is given to save
+UNREADABLE = "cannot be read, as if half-written (what it holds is not described)"
 
 
 class Checkpoints:
@@ -30,8 +37,10 @@ class Checkpoints:
         if keep_every:
             preserve.append(policies.EveryNSteps(keep_every))
         every = ocp.training.save_decision_policies.FixedIntervalPolicy(every)
-        self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(directory).absolute(),  # Orbax refuses relative paths
+        self._directory = pathlib.Path(directory).absolute()  # Orbax wants it so
+        self._saving = None
+        self._checkpointer = _open(
+            self._directory,
             save_decision_policy=every,
             preservation_policy=policies.AnyPreservationPolicy(preserve),
             # A run killed while saving leaves a half-written folder behind.
@@ -41,8 +50,15 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
-        self._checkpointer.close()
+    def __exit__(self, kind, error, trace):
+        try:
+            self._finish_saving()
+        except (InputError, OSError) as unsaved:
+            if error is None:
+                raise
+            log.error("%s", unsaved)  # and what came before it goes on
+        finally:
+            self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
@@ -55,12 +71,59 @@ class Checkpoints:
         return step != self.latest and self._checkpointer.should_save(step)
 
     def save(self, step: int, state) -> None:
-        """Starts saving `state`, which may be donated as soon as this returns."""
-        self._checkpointer.save_async(step, state, force=True)
+        """Starts saving `state`, which may be donated as soon as this returns.
+
+        Raises:
+            OSError: this state, or the one before, could not be written, as the disk
+                is full or may not be written to.
+            InputError: it could not for another reason.
+        """
+        self._finish_saving()
+        sums = checksums(_named(state))
+        with damage.explain_unsaved(self._directory / str(step)):
+            self._checkpointer.save_async(
+                step, state, force=True, custom_metadata={"checksums": sums}
+            )
+        self._saving = step
+
+    def _finish_saving(self) -> None:
+        """Waits for the state being saved; errors of the background show here."""
+        with damage.explain_unsaved(self._directory / str(self._saving)):
+            self._checkpointer.wait()
 
     def restore(self, state, layout):
-        """The last saved state, laid out as `layout`."""
-        return self._checkpointer.load(abstract_state=abstract(state, layout))
+        """The last saved state that is whole.
+
+        Later ones, being damaged, are moved aside as soon as it has been found.
+
+        Args:
+            state: a fresh one. What is new in it, and not in the checkpoint, stays.
+            layout: of the state on the devices.
+
+        Raises:
+            InputError: all are damaged, or of another model or of a newer version.
+        """
+        wanted = _named(abstract(state, layout))
+        steps, damaged = saved_steps(self._directory), {}
+        for step in reversed(steps):
+            try:
+                found = _read(self._directory / str(step), wanted, damage.check_state)
+                break
+            except damage.Damaged as error:
+                damaged[step] = str(error)
+        else:
+            raise damage.none_is_whole(self._directory, damaged.get(steps[-1]))
+        for spoilt, why in damaged.items():
+            why = f"{why}; going on from step {step}"
+            damage.move_aside(self._directory, spoilt, why)
+        if damaged:
+            self._checkpointer.reload()
+        fresh = sorted(wanted.keys() - found.keys())
+        if fresh:
+            log.info("New since step %d was saved: %s.", step, ", ".join(fresh))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: found.get(sharding.leaf_path(path), x), state
+        )
 
 
 def abstract(tree, layout):
@@ -72,12 +135,18 @@ def abstract(tree, layout):
     return jax.tree.map(leaf, tree, layout)
 
 
+def saved_steps(directory: pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints, damaged ones included, in ascending order."""
+    # Orbax gives a folder this name when everything is in it.
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
+
+
 def restore_params(directory, abstract_params, step: int | None = None):
     """Loads parameters alone, leaving the optimiser's state on disk.
 
     Args:
         directory: a run's `checkpoints` folder.
-        abstract_params: as `abstract` gives them.
+        abstract_params: as `abstract` gives them; of any dtype.
         step: which checkpoint; None for the latest.
 
     Returns:
@@ -88,60 +157,89 @@ def restore_params(directory, abstract_params, step: int | None = None):
             parameters.
     """
     directory = pathlib.Path(directory).absolute()
-    context = ocp.Context()
-    context.pytree_options.loading.partial_load = True
     if not directory.is_dir():
         raise InputError(
             f"{directory} does not exist; name the directory of a run that has saved "
             "a checkpoint."
         )
-    with context, ocp.training.Checkpointer(directory) as checkpoints:
-        steps = [int(c.step) for c in checkpoints.checkpoints]
-        if not steps:
-            raise InputError(
-                f"{directory} holds no checkpoint; wait until that run has saved one, "
-                "or name another run."
-            )
-        wanted = max(steps) if step is None else step
-        if wanted not in steps:
-            raise InputError(
-                f"{directory} holds no checkpoint of step {wanted}; it holds {steps}."
-            )
-        path = directory / str(wanted)
-        try:
-            stored = checkpoints.metadata(wanted).metadata or {}
-            _check_shapes(path, stored["params"], abstract_params)
-            _check_chunks(stored["params"])
-            state = checkpoints.load(wanted, {"params": abstract_params})
-        except InputError:
-            raise
-        except Exception as error:  # whatever the parsers inside Orbax raise
-            why = textwrap.shorten(repr(error.__cause__ or error), 120)
-            raise InputError(
-                f"The checkpoint {path} cannot be read, as if half-written ({why}); "
-                f"copy it again, or choose another step than {wanted} of {steps}."
-            ) from error
-    return wanted, state["params"]
-
-
-def _check_shapes(path: pathlib.Path, stored, abstract_params) -> None:
-    """Refuses a checkpoint of another model."""
-    there, here = (
-        {
-            sharding.leaf_path(key): list(leaf.shape)
-            for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (stored, abstract_params)
-    )
-    differing = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
-    if differing:
-        name = differing[0]
+    steps = saved_steps(directory)
+    if not steps:
         raise InputError(
-            f"The checkpoint {path} does not hold the model of its config.json: "
-            f"{len(differing)} parameters differ, such as {name}, {there.get(name)} "
-            f"there and {here.get(name)} by the config; put the config.json of that "
-            "run back."
+            f"{directory} holds no checkpoint; wait until that run has saved one, or "
+            "name another run."
         )
+    wanted = max(steps) if step is None else step
+    if wanted not in steps:
+        raise InputError(
+            f"{directory} holds no checkpoint of step {wanted}; it holds {steps}."
+        )
+    path, tree = directory / str(wanted), {"params": abstract_params}
+    try:
+        found = _read(path, _named(tree), damage.check_params)
+    except damage.OtherModel as error:
+        raise InputError(
+            f"The checkpoint {path} {error}; put the config.json of that run back."
+        ) from error
+    except damage.Damaged as error:
+        # Another step would be judged than was asked for: that is not ours to choose.
+        raise InputError(
+            f"The checkpoint {path} {error}; copy it again, or choose another step "
+            f"than {wanted} of {steps}."
+        ) from error
+    params = jax.tree_util.tree_map_with_path(
+        lambda key, _: found[sharding.leaf_path(key)], tree
+    )["params"]
+    return wanted, params
+
+
+def _named(tree) -> dict:
+    """Leaves by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {sharding.leaf_path(path): leaf for path, leaf in leaves}
+
+
+def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Array]:
+    """Loads those leaves of a checkpoint that are wanted, and makes sure of them.
+
+    Args:
+        path: of the checkpoint.
+        wanted: shapes, dtypes and shardings by name.
+        check: takes the path, what is stored and what is wanted, and may refuse.
+
+    Raises:
+        damage.Damaged: some are not what was saved, or some host cannot read its part.
+        InputError: by `check`.
+    """
+
+    def describe():
+        about = _describe(path)
+        check(path, _named(about.metadata), wanted)
+        _check_chunks(about.metadata)
+        return about
+
+    def ask(key, there):
+        # As it was saved: what is cast on its way cannot be compared.
+        want = wanted.get(sharding.leaf_path(key))
+        if want is None:
+            return ocp.PLACEHOLDER
+        return jax.ShapeDtypeStruct(there.shape, there.dtype, sharding=want.sharding)
+
+    with _alone():
+        about = damage.everywhere(describe)
+        asked = jax.tree_util.tree_map_with_path(ask, about.metadata)
+        tree = damage.everywhere(lambda: ocp.load(path, asked))
+    found = {name: x for name, x in _named(tree).items() if name in wanted}
+    sums = about.custom_metadata.get("checksums")
+    if sums is None:
+        log.info("The checkpoint %s has no checksums and was not verified.", path)
+    else:
+        changed = [k for k, s in checksums(found).items() if sums.get(k) != s]
+        if changed:
+            raise damage.Damaged(
+                f"does not hold what was saved: {len(changed)} arrays differ, such as "
+                f"{changed[0]}"
+            )
+    return {name: x.astype(wanted[name].dtype) for name, x in found.items()}
 
 
 def _check_chunks(stored) -> None:
@@ -156,3 +254,44 @@ def _check_chunks(stored) -> None:
         if any(part > max(whole, 1) for part, whole in sizes):
             name = sharding.leaf_path(key)
             raise ValueError(f"{name}, {leaf.shape}, is in chunks of {chunks}")
+
+
+def _alone() -> ocp.Context:
+    """Orbax's options for a host that reads without waiting for others.
+
+    One of them that failed would let the others wait for good.
+    """
+    context, host = ocp.Context(), ocp.multihost.process_index()
+    context.multiprocessing_options.primary_host = host
+    context.multiprocessing_options.active_processes = {host}
+    context.multiprocessing_options.barrier_sync_key_prefix = f"host{host}"
+    return context
+
+
+def _open(directory: pathlib.Path, **options) -> ocp.training.Checkpointer:
+    """Orbax's checkpointer, whatever became of the descriptions that it lists."""
+    try:
+        return ocp.training.Checkpointer(directory, **options)
+    except (TypeError, ValueError) as error:
+        steps = saved_steps(directory)
+        damaged = []
+        for step in steps:
+            try:
+                _describe(directory / str(step))
+            except Exception:
+                damaged.append(step)
+        if not damaged:
+            raise
+        if damaged == steps:
+            raise damage.none_is_whole(directory, UNREADABLE) from error
+        for step in damaged:
+            damage.move_aside(directory, step, UNREADABLE)
+        return ocp.training.Checkpointer(directory, **options)
+
+
+def _describe(path: pathlib.Path) -> ocp.CheckpointMetadata:
+    """Shapes, dtypes and checksums of a checkpoint."""
+    about = ocp.metadata(path, STATE)
+    if about.commit_timestamp_nsecs is None or not about.metadata:
+        raise damage.Damaged(UNREADABLE)
+    return about

@@ -48,6 +48,8 @@ FREE = (
 )
 LOCK = ".lock"
 PLACES = "places.npy"
+# Of run directories; more when this version could not read them any more.
+FORMAT = 1
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -102,6 +104,7 @@ def open_workdir(
             written; nothing is touched. Or another host has raised this.
     """
     description = {
+        "format": FORMAT,
         "config": config.to_dict(),
         "contract": describe(contract),
         "data": data,
@@ -222,6 +225,12 @@ def _read(path: pathlib.Path) -> dict:
         raise InputError(
             f"{path} does not describe a run, as it lacks some of {list(parts)}; copy "
             "it again."
+        )
+    there = saved.get("format", FORMAT)  # the first runs did not say
+    if there != FORMAT:
+        raise InputError(
+            f"{path} has format {there!r} and this version knows {FORMAT} alone; update "
+            "fusmae_jax."
         )
     return saved
 

@@ -146,26 +146,20 @@ def test_no_run_no_checkpoint_and_no_name_are_told_apart(copy, tmp_path, mesh):
 # Orbax leaves coroutines behind that nobody waits for.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    "pattern, whole",
+    "pattern",
     [
-        ("_CHECKPOINT_METADATA", True),  # times, which nobody asks for here
-        ("state/_METADATA", False),
-        ("state/manifest.ocdbt", False),
-        ("state/d/*", False),
-        ("state/ocdbt.process_0/d/*", False),
+        "_CHECKPOINT_METADATA",
+        "state/_METADATA",
+        "state/manifest.ocdbt",
+        "state/d/*",
+        "state/ocdbt.process_0/d/*",
     ],
 )
-def test_a_half_written_file_is_one_sentence_and_never_wrong(
-    copy, mesh, trained, pattern, whole
-):
+def test_a_half_written_file_is_one_sentence(copy, mesh, pattern):
     step = copy / "checkpoints" / str(judging.STEPS[-1])
     for path in step.glob(pattern):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if whole:
-        want = backbone.digest(backbone.restore(trained, mesh).params)
-        assert backbone.digest(backbone.restore(copy, mesh).params) == want
-    else:
-        refused(copy, mesh, f"{step} cannot be read, as if half-written")
+    refused(copy, mesh, f"{step} cannot be read, as if half-written")
 
 
 def test_a_checkpoint_without_its_arrays_is_one_sentence(copy, mesh):
