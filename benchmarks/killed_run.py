@@ -5,7 +5,7 @@
 
 from configs import pretrain_base
 
-STEPS, EVAL_EVERY = 36, 12
+STEPS, EVAL_EVERY = 24, 12
 
 
 def get_config():
