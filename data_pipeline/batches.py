@@ -29,6 +29,7 @@ def train_batches(
     threads: int = 0,
     workers: int = 0,
     stall_seconds: float = watch.STALL_SECONDS,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's rows of every global batch from `start_step` on, for ever.
 
@@ -48,6 +49,7 @@ def train_batches(
             there are cores help only where reading waits for a network.
         workers: processes that the threads are spread over, if any.
         stall_seconds: after which the log says what is waited for; 0 for never.
+        stop: whether to end rather than to wait for a batch any longer.
 
     Raises:
         InputError: the batch does not divide over the hosts; later, a record is damaged
@@ -85,7 +87,8 @@ def train_batches(
         step = start_step + number + 1
         return f"the batch of step {step} from {watch.directories(source)}"
 
-    return watch.watched(iter(stream), stall_seconds, host, what, damages.tell)
+    stream = iter(stream)
+    return watch.watched(stream, stall_seconds, host, what, damages.tell, stop)
 
 
 def eval_batches(

@@ -61,6 +61,7 @@ def watched(
     host: int,
     what: Callable[[int], str],
     then: Callable = lambda element: element,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator:
     """Yields what `stream` yields; waiting for it is never silent, nor for nothing.
 
@@ -73,6 +74,7 @@ def watched(
         host: which one waits.
         what: names the element that comes after so many.
         then: what is done with each element before it is yielded.
+        stop: whether to end rather than to wait on, asked while waiting.
 
     Raises:
         InputError: an element is one, or a worker process ended.
@@ -82,7 +84,7 @@ def watched(
     try:
         for number in itertools.count():
             asked.put(None)
-            answer = _wait(came, workers, seconds, host, lambda: what(number))
+            answer = _wait(came, workers, seconds, host, lambda: what(number), stop)
             if isinstance(answer[0], StopIteration):
                 return
             if answer[0] is not None:
@@ -114,8 +116,12 @@ def _wait(
     seconds: float,
     host: int,
     what: Callable[[], str],
+    stop: Callable[[], bool],
 ) -> list:
-    """The next answer; looks at the workers and writes lines until it is there."""
+    """The next answer; looks at the workers and writes lines until it is there.
+
+    Or, once `stop` says so, what an iterator answers at its end.
+    """
     start, due, said = time.monotonic(), seconds or float("inf"), False
     while True:
         left = due - (time.monotonic() - start)
@@ -124,6 +130,8 @@ def _wait(
             break
         except queue.Empty:
             workers.look()
+        if stop():
+            return [StopIteration()]
         waited = time.monotonic() - start
         if waited >= due:
             line = "Host %d has waited %.0f s for %s; %s."

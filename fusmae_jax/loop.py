@@ -48,7 +48,7 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
         config: see `configs/pretrain_base.py`.
         state: where to begin.
         train_step: compiled `step(state, fields) -> (state, metrics)`.
-        stream: batches, from the first one that is wanted on.
+        stream: batches, from the first one that is wanted on; to stop, it ends.
         tools: what goes on beside the steps.
         steps: where to end.
         start: what is known of the start of the run, for the first row logged.
@@ -59,12 +59,11 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
     Raises:
         Diverged: too many steps in a row could not be applied.
     """
-    writer, scoring, judge, saves, watch, notice = tools
+    writer, scoring, _, saves, watch, notice = tools
     first, owed = int(state.step), False
     progress = metrics.Progress(first, steps)
-    clock = metrics.Clock(
-        config.batch_size, flops.per_image(config), device_peak(config), ahead=AHEAD
-    )
+    work, peak = flops.per_image(config), device_peak(config)
+    clock = metrics.Clock(config.batch_size, work, peak, ahead=AHEAD)
 
     def show(row):
         if row is not None:
@@ -73,7 +72,12 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
 
     for step in range(first + 1, steps + 1):
         asked = time.monotonic()
-        fields = next(stream)
+        fields = next(stream, None)
+        if fields is None:  # asked to stop while no batch came
+            show(writer.flush())
+            if step - 1 != watch.saved:
+                save(step - 1, state, tools, last=True)
+            break
         came = time.monotonic()
         state, step_metrics = train_step(state, fields)
         clock.step(asked, came, step_metrics["loss"])
@@ -83,12 +87,7 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
         if step % config.log_every == 0 or step == steps:
             show(writer.write(step, step_metrics | clock.rates() | start))
             start = {}
-        if step % config.eval_every == 0 or step == steps:
-            scoring.start(step, state.params)
-        scoring.collect()
-        if judge.due(step, steps):
-            judge.run(step, state.params, writer)
-            clock.restart()
+        judge_and_draw(config, step, steps, state, tools, clock)
         owed = owed or saves.due(step)
         last = notice.reached(step) or step == steps
         if owed or last:
@@ -101,6 +100,16 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
     scoring.collect(wait=True)
     progress.close()
     return state
+
+
+def judge_and_draw(config, step: int, steps: int, state, tools: Tools, clock) -> None:
+    """Does what is due after a step to see how well the model does."""
+    if step % config.eval_every == 0 or step == steps:
+        tools.scoring.start(step, state.params)
+    tools.scoring.collect()
+    if tools.judge.due(step, steps):
+        tools.judge.run(step, state.params, tools.writer)
+        clock.restart()
 
 
 def save(step: int, state, tools: Tools, *, last: bool) -> bool:

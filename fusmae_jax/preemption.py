@@ -88,6 +88,12 @@ class Notice:
             return multihost_utils.reached_preemption_sync_point(step)
         return _asked.is_set()
 
+    def asked(self) -> bool:
+        """Whether this host, being alone, may stop where it is."""
+        import jax
+
+        return jax.process_count() == 1 and _asked.is_set()
+
     def __exit__(self, kind, *error) -> None:
         global _holding
         with _lock:

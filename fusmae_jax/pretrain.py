@@ -37,8 +37,8 @@ DAMAGE_ADVICE = (
 MEMORY_ADVICE = "lower batch_size, raise accumulate, or set model.remat."
 
 
-def load_batches(config, source, mesh, first: int):
-    """Yields batches on their way to the devices."""
+def load_batches(config, source, mesh, first: int, stop=lambda: False):
+    """Yields batches on their way to the devices; ends where it waits after `stop`."""
     stream = batches.train_batches(
         source,
         batch_size=config.batch_size,
@@ -49,10 +49,11 @@ def load_batches(config, source, mesh, first: int):
         threads=config.data.threads,
         workers=config.data.workers,
         stall_seconds=config.data.stall_seconds,
+        stop=stop,
     )
     try:
-        while True:
-            yield sharding.to_devices(next(stream), mesh)
+        for batch in stream:
+            yield sharding.to_devices(batch, mesh)
     except DamagedRecord as error:
         raise InputError(f"{error} {DAMAGE_ADVICE}") from error
     finally:
@@ -222,7 +223,9 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
         first, start = int(state.step), {}
         watch = guard.Guard(config, source, workdir, state, first or None)
         with (
-            contextlib.closing(load_batches(config, pairs, mesh, first)) as stream,
+            contextlib.closing(
+                load_batches(config, pairs, mesh, first, notice.asked)
+            ) as stream,
             metrics.MetricWriter(workdir, first_step=first) as writer,
         ):
             if first < steps:

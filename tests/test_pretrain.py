@@ -59,8 +59,9 @@ def test_the_stream_is_closed_when_training_ends(monkeypatch):
     closed = []
 
     class Stream:
-        def __next__(self):
-            return {"x": np.zeros((8, 1))}
+        def __iter__(self):
+            while True:
+                yield {"x": np.zeros((8, 1))}
 
         def close(self):
             closed.append(1)

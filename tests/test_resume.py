@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, metrics, pretrain, reconstruct, run
+from fusmae_jax import build, metrics, preemption, pretrain, reconstruct, run
 from tests import tiny
 
 
@@ -158,3 +158,22 @@ def test_missing_radar_and_constant_sea_train_with_a_warning(
     assert np.isfinite(list(losses(tmp_path / "run").values())).all()
     said = [line for line in lines if "are not finite" in line]
     assert len(said) == 2 and "held-out" in said[0] and "Step 1" in said[1]
+
+
+def test_a_run_asked_to_stop_while_no_batch_comes_saves_what_it_has(
+    whole, tmp_path, monkeypatch
+):
+    batches = pretrain.load_batches
+
+    def two(*args):
+        stream = batches(*args)
+        yield next(stream)
+        yield next(stream)
+        stream.close()
+
+    monkeypatch.setattr(pretrain, "load_batches", two)
+    with pytest.raises(preemption.Stopped, match="after step 2 of 6, which is saved"):
+        pretrain.pretrain(tiny.config(), tmp_path / "run")
+    monkeypatch.undo()
+    pretrain.pretrain(tiny.config(), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(whole[0])

@@ -139,6 +139,16 @@ def test_while_it_waits_signals_are_heeded(blocked):
     assert time.monotonic() - begun < 30
 
 
+def test_a_wait_ends_when_asked_to_stop(blocked):
+    asked = threading.Event()
+    got = stream(blocked[0], start_step=2, threads=1, stop=asked.is_set)
+    assert next(got, None) is not None
+    asked.set()
+    begun = time.monotonic()
+    assert next(got, None) is None
+    assert time.monotonic() - begun < 30
+
+
 def test_a_stream_that_is_left_alone_leaves_no_thread():
     before = set(threading.enumerate())
     got = stream(Numbers(), threads=1)
