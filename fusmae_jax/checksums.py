@@ -65,7 +65,7 @@ def _bits(x: jax.Array) -> jax.Array:
 
 def _mix(x: jax.Array) -> jax.Array:
     """Scatters uint32 values over all their bits, never two onto one."""
-    # Each step can be undone: half of the bits onto the others, products by odd numbers.
+    # Each step can be undone: a shifted copy, a product by an odd number.
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

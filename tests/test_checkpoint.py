@@ -217,7 +217,8 @@ def small_files():
 
 @pytest.mark.parametrize("more", [(), (5,)])
 def test_a_failed_save_shows_at_the_next_one_or_at_the_end(copy, more):
-    with pytest.raises(InputError, match="checkpoints/4 could not be saved .File too large.*goes on"):
+    said = "checkpoints/4 could not be saved .File too large.*goes on"
+    with pytest.raises(InputError, match=said):
         with small_files():
             save(copy, 4, *more)
     assert checkpoint.saved_steps(copy) == [1, 2, 3]
