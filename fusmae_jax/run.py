@@ -229,8 +229,8 @@ def _read(path: pathlib.Path) -> dict:
     there = saved.get("format", FORMAT)  # the first runs did not say
     if there != FORMAT:
         raise InputError(
-            f"{path} has format {there!r} and this version knows {FORMAT} alone; update "
-            "fusmae_jax."
+            f"{path} has format {there!r} and this version knows {FORMAT} alone; "
+            "update fusmae_jax."
         )
     return saved
 
