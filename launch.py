@@ -150,7 +150,9 @@ def main(argv: list[str]) -> None:
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
     log.propagate = False
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs at length
+    # Orbax logs at length, and what fails in its threads with a traceback, though it
+    # raises that, too.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     config = _CONFIG.value
     if config.task != "prepare":  # which never imports jax
         host.prepare()  # before JAX starts threads
