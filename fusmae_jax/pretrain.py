@@ -218,8 +218,8 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
     log.info(describe(config, state, len(source), held_out.count, steps))
     with open_checkpoints(config, workdir) as saves:
         if saves.latest is not None:
-            log.info("Resuming from step %d.", saves.latest)
             state = saves.restore(state, layout)
+            log.info("Resuming from step %d.", int(state.step))
         first, start = int(state.step), {}
         watch = guard.Guard(config, source, workdir, state, first or None)
         with (
