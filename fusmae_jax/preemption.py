@@ -8,6 +8,7 @@ Importing this file does not import jax.
 
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -56,8 +57,9 @@ def _hear(wire: socket.socket) -> None:
 
 def _leave() -> None:
     """Ends the process and its workers; what is half-done is done again some day."""
-    begin = "\n" if os.isatty(2) else ""  # below a progress bar
-    os.write(2, f"{begin}Stopped by SIGTERM; {GOES_ON}\n".encode())
+    os.write(2, f"\nStopped by SIGTERM; {GOES_ON}\n".encode())  # below a progress bar
+    # Gives back the workers' semaphores, which Python would complain of else.
+    multiprocessing.util._run_finalizers(0)
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(0)  # before the main thread can complain of dead workers

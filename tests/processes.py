@@ -28,14 +28,14 @@ def launch(*arguments, devices: int = 1, **environment) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 300) -> str:
+def finish(process: subprocess.Popen, timeout: float = 600) -> str:
     """Waits for the end of a launch that succeeds; returns what it said."""
     said = process.communicate(timeout=timeout)[0]
     assert process.returncode == 0, said
     return said
 
 
-def wait_for(process: subprocess.Popen, there, timeout: float = 300) -> None:
+def wait_for(process: subprocess.Popen, there, timeout: float = 600) -> None:
     """Waits until `there()`, while `process` runs."""
     end = time.monotonic() + timeout
     while not there():
