@@ -8,7 +8,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import InputError
-from fusmae_jax import damage, sharding
+from fusmae_jax import faults, sharding
 from fusmae_jax.checksums import checksums
 
 log = logging.getLogger("fusmae_jax")
@@ -80,7 +80,7 @@ class Checkpoints:
         """
         self._finish_saving()
         sums = checksums(_named(state))
-        with damage.explain_unsaved(self._directory / str(step)):
+        with faults.explain_unsaved(self._directory / str(step)):
             self._checkpointer.save_async(
                 step, state, force=True, custom_metadata={"checksums": sums}
             )
@@ -88,7 +88,7 @@ class Checkpoints:
 
     def _finish_saving(self) -> None:
         """Waits for the state being saved; errors of the background show here."""
-        with damage.explain_unsaved(self._directory / str(self._saving)):
+        with faults.explain_unsaved(self._directory / str(self._saving)):
             self._checkpointer.wait()
 
     def restore(self, state, layout):
@@ -107,15 +107,15 @@ class Checkpoints:
         steps, damaged = saved_steps(self._directory), {}
         for step in reversed(steps):
             try:
-                found = _read(self._directory / str(step), wanted, damage.check_state)
+                found = _read(self._directory / str(step), wanted, faults.check_state)
                 break
-            except damage.Damaged as error:
+            except faults.Damaged as error:
                 damaged[step] = str(error)
         else:
-            raise damage.none_is_whole(self._directory, damaged.get(steps[-1]))
+            raise faults.none_is_whole(self._directory, damaged.get(steps[-1]))
         for spoilt, why in damaged.items():
             why = f"{why}; going on from step {step}"
-            damage.move_aside(self._directory, spoilt, why)
+            faults.move_aside(self._directory, spoilt, why)
         if damaged:
             self._checkpointer.reload()
         fresh = sorted(wanted.keys() - found.keys())
@@ -175,12 +175,12 @@ def restore_params(directory, abstract_params, step: int | None = None):
         )
     path, tree = directory / str(wanted), {"params": abstract_params}
     try:
-        found = _read(path, _named(tree), damage.check_params)
-    except damage.OtherModel as error:
+        found = _read(path, _named(tree), faults.check_params)
+    except faults.OtherModel as error:
         raise InputError(
             f"The checkpoint {path} {error}; put the config.json of that run back."
         ) from error
-    except damage.Damaged as error:
+    except faults.Damaged as error:
         # Another step would be judged than was asked for: that is not ours to choose.
         raise InputError(
             f"The checkpoint {path} {error}; copy it again, or choose another step "
@@ -207,7 +207,7 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
         check: takes the path, what is stored and what is wanted, and may refuse.
 
     Raises:
-        damage.Damaged: some are not what was saved, or some host cannot read its part.
+        faults.Damaged: some are not what was saved, or some host cannot read its part.
         InputError: by `check`.
     """
 
@@ -225,9 +225,9 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
         return jax.ShapeDtypeStruct(there.shape, there.dtype, sharding=want.sharding)
 
     with _alone():
-        about = damage.everywhere(describe)
+        about = faults.everywhere(describe)
         asked = jax.tree_util.tree_map_with_path(ask, about.metadata)
-        tree = damage.everywhere(lambda: ocp.load(path, asked))
+        tree = faults.everywhere(lambda: ocp.load(path, asked))
     found = {name: x for name, x in _named(tree).items() if name in wanted}
     sums = about.custom_metadata.get("checksums")
     if sums is None:
@@ -235,7 +235,7 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
     else:
         changed = [k for k, s in checksums(found).items() if sums.get(k) != s]
         if changed:
-            raise damage.Damaged(
+            raise faults.Damaged(
                 f"does not hold what was saved: {len(changed)} arrays differ, such as "
                 f"{changed[0]}"
             )
@@ -283,9 +283,9 @@ def _open(directory: pathlib.Path, **options) -> ocp.training.Checkpointer:
         if not damaged:
             raise
         if damaged == steps:
-            raise damage.none_is_whole(directory, UNREADABLE) from error
+            raise faults.none_is_whole(directory, UNREADABLE) from error
         for step in damaged:
-            damage.move_aside(directory, step, UNREADABLE)
+            faults.move_aside(directory, step, UNREADABLE)
         return ocp.training.Checkpointer(directory, **options)
 
 
@@ -293,5 +293,5 @@ def _describe(path: pathlib.Path) -> ocp.CheckpointMetadata:
     """Shapes, dtypes and checksums of a checkpoint."""
     about = ocp.metadata(path, STATE)
     if about.commit_timestamp_nsecs is None or not about.metadata:
-        raise damage.Damaged(UNREADABLE)
+        raise faults.Damaged(UNREADABLE)
     return about
