@@ -70,25 +70,24 @@ def train_batches(
 
     steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
     threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
-    threads = max(1, threads // max(1, workers))
-    # The buffer counts batches; Grain's default of 500 would hold gigabytes.
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(2, threads)
-    )
-    stream = steps.to_iter_dataset(options)
+    stream = steps.to_iter_dataset(_reading(max(1, threads // max(1, workers))))
     if workers:
         stream = stream.mp_prefetch(
             grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
             lambda *_: watch.begin_worker(stall_seconds),
         )
-    damages = damage.Damages()
 
     def what(number: int) -> str:
         step = start_step + number + 1
         return f"the batch of step {step} from {watch.directories(source)}"
 
-    stream = iter(stream)
-    return watch.watched(stream, stall_seconds, host, what, damages.tell, stop)
+    tell, stream = damage.Damages().tell, iter(stream)
+    return watch.watched(stream, stall_seconds, host, what, tell, stop)
+
+
+def _reading(threads: int) -> grain.ReadOptions:
+    # The buffer counts batches; Grain's default of 500 would hold gigabytes.
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
 
 
 def eval_batches(
@@ -131,10 +130,7 @@ def eval_batches(
         return pairs, (places < count).astype(np.float32)
 
     number = -(-(count - start) // batch_size)
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(2, threads)
-    )
+    options = _reading(min(os.cpu_count() or 1, MOST_THREADS))
     stream = grain.MapDataset.range(number).map(read).to_iter_dataset(options)
 
     def what(batch: int) -> str:

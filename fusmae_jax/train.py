@@ -128,8 +128,7 @@ def make_train_step(
     def gradients(params, fields, draw):
         if accumulate == 1:
             return part_gradients(params, (fields, draw))
-        split = functools.partial(split_rows, parts=accumulate)
-        parts = jax.tree.map(split, (fields, draw))
+        parts = jax.tree.map(lambda x: split_rows(x, accumulate), (fields, draw))
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, part_gradients(params, part)), None
@@ -145,11 +144,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
         grads, metrics = gradients(state.params, fields, draw)
-        metrics["lr"] = rate(state.step)
+        metrics |= faults_of(fields) | {"lr": rate(state.step)}
         metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["invalid_pixels"] = views.invalid_pixels(fields)
-        if damage.FIELD in fields:
-            metrics["replaced_pairs"] = fields[damage.FIELD].sum()
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         good &= state.skipped_in_a_row < bad_steps
         state = advance(state, grads, tx, good)
@@ -158,6 +154,14 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def faults_of(fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Counts what is not as it should be in a batch of stored pixels."""
+    found = {"invalid_pixels": views.invalid_pixels(fields)}
+    if damage.FIELD in fields:
+        found["replaced_pairs"] = fields[damage.FIELD].sum()
+    return found
 
 
 def split_rows(x: jax.Array, parts: int) -> jax.Array:

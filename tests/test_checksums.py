@@ -32,7 +32,7 @@ def test_a_sum_does_not_depend_on_the_layout():
 def test_any_bit_of_any_number_changes_the_sum(dtype):
     x = np.random.default_rng(0).integers(0, 2, (4, 3)).astype(dtype)
     before, size = checksum(x), x.dtype.itemsize
-    for bit in range(8 * size if dtype != bool else 1):
+    for bit in range(8 * size if x.dtype != bool else 1):
         changed = x.copy()
         changed.reshape(-1).view(f"u{size}")[bit % 12] ^= 1 << bit
         assert checksum(changed) != before

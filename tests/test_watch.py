@@ -220,7 +220,7 @@ def test_signals_to_the_whole_group_leave_workers_to_their_parent(monkeypatch):
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path):
-    script = f"""
+    script = """
 import multiprocessing, time
 from absl import flags
 from tests import test_watch
