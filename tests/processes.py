@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,11 @@ def launch(*arguments, devices: int = 1, **environment) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, timeout: float = 600) -> str:
     """Waits for the end of a launch that succeeds; returns what it said."""
-    said = process.communicate(timeout=timeout)[0]
+    try:
+        said = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said = "Too late: " + process.communicate()[0]
     assert process.returncode == 0, said
     return said
 
