@@ -69,25 +69,31 @@ def train_batches(
         return batch, damage.take_notes(source)
 
     steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
-    threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
-    stream = steps.to_iter_dataset(_reading(max(1, threads // max(1, workers))))
-    if workers:
-        stream = stream.mp_prefetch(
-            grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
-            lambda *_: watch.begin_worker(stall_seconds),
-        )
+    stream = _stream(steps, threads, workers, stall_seconds)
 
     def what(number: int) -> str:
         step = start_step + number + 1
         return f"the batch of step {step} from {watch.directories(source)}"
 
-    tell, stream = damage.Damages().tell, iter(stream)
-    return watch.watched(stream, stall_seconds, host, what, tell, stop)
+    tell = damage.Damages().tell
+    return watch.watched(iter(stream), stall_seconds, host, what, tell, stop)
 
 
-def _reading(threads: int) -> grain.ReadOptions:
+def _stream(steps, threads: int = 0, workers: int = 0, stall_seconds: float = 0.0):
+    """Has threads, or those of worker processes, read what `steps` maps to."""
+    threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+    threads = max(1, threads // max(1, workers))
     # The buffer counts batches; Grain's default of 500 would hold gigabytes.
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(2, threads)
+    )
+    stream = steps.to_iter_dataset(options)
+    if workers:
+        stream = stream.mp_prefetch(
+            grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
+            lambda *_: watch.begin_worker(stall_seconds),
+        )
+    return stream
 
 
 def eval_batches(
@@ -130,8 +136,7 @@ def eval_batches(
         return pairs, (places < count).astype(np.float32)
 
     number = -(-(count - start) // batch_size)
-    options = _reading(min(os.cpu_count() or 1, MOST_THREADS))
-    stream = grain.MapDataset.range(number).map(read).to_iter_dataset(options)
+    stream = _stream(grain.MapDataset.range(number).map(read))
 
     def what(batch: int) -> str:
         place = watch.directories(source)
