@@ -43,7 +43,7 @@ def shard(folder: pathlib.Path) -> Target:
     opened = records.Records(folder, "train")
 
     def read(path: str) -> None:
-        opened._source = opened._open()
+        opened._source = opened._open(True)
         [opened[i] for i in range(len(opened))]
 
     return Target([path.read_bytes()], by_path(path, read), weight=0.5)

@@ -1,5 +1,6 @@
 """Saving and restoring with Orbax. The only file that knows Orbax."""
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Callable
@@ -52,13 +53,12 @@ class Checkpoints:
 
     def __exit__(self, kind, error, trace):
         try:
-            self._finish_saving()
+            with self._explaining(), contextlib.closing(self._checkpointer) as saves:
+                saves.wait()  # and both may raise
         except (InputError, OSError) as unsaved:
             if error is None:
                 raise
             log.error("%s", unsaved)  # and what came before it goes on
-        finally:
-            self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
@@ -68,7 +68,8 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether a state of this step is to be saved."""
-        return step != self.latest and self._checkpointer.should_save(step)
+        with self._explaining():  # it asks after the save under way
+            return step != self.latest and self._checkpointer.should_save(step)
 
     def save(self, step: int, state) -> None:
         """Starts saving `state`, which may be donated as soon as this returns.
@@ -78,7 +79,8 @@ class Checkpoints:
                 is full or may not be written to.
             InputError: it could not for another reason.
         """
-        self._finish_saving()
+        with self._explaining():  # errors of the background show here
+            self._checkpointer.wait()
         sums = checksums(_named(state))
         with faults.explain_unsaved(self._directory / str(step)):
             self._checkpointer.save_async(
@@ -86,10 +88,8 @@ class Checkpoints:
             )
         self._saving = step
 
-    def _finish_saving(self) -> None:
-        """Waits for the state being saved; errors of the background show here."""
-        with faults.explain_unsaved(self._directory / str(self._saving)):
-            self._checkpointer.wait()
+    def _explaining(self):
+        return faults.explain_unsaved(self._directory / str(self._saving))
 
     def restore(self, state, layout):
         """The last saved state that is whole.

@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 
 from data_pipeline.errors import InputError
-from fusmae_jax import checkpoint
+from fusmae_jax import checkpoint, sharding
 
 LARGE = [4_000_000, 6_000_000]  # 96 TB, and a multiple of what is there
 
@@ -18,11 +18,10 @@ LARGE = [4_000_000, 6_000_000]  # 96 TB, and a multiple of what is there
 def saved(tmp_path):
     """A folder with one checkpoint, and what is to be restored from it."""
     state = {"params": {"a": jnp.ones((4, 6)), "b": jnp.ones(3)}, "step": jnp.int32(1)}
+    layout = jax.tree.map(lambda _: sharding.whole(sharding.make_mesh()), state)
     with checkpoint.Checkpoints(tmp_path, every=1, keep=1) as checkpoints:
-        checkpoints.save(1, state)
-    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    layout = jax.tree.map(lambda _: alone, state["params"])
-    return tmp_path, checkpoint.abstract(state["params"], layout)
+        checkpoints.save(1, jax.device_put(state, layout))
+    return tmp_path, checkpoint.abstract(state["params"], layout["params"])
 
 
 def describe_otherwise(folder: pathlib.Path, change) -> None:

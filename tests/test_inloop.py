@@ -24,7 +24,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(inloop.QUICK, "epochs", 2)
     # Their own tests look at what a run draws and compares in the end.
     monkeypatch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
-    monkeypatch.setattr(pretrain.figures, "save", lambda *a: None)
+    monkeypatch.setattr(pretrain.figures, "save", lambda *a: np.zeros((2, 2, 3), np.uint8))
 
 
 def config(**judging):
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(inloop.QUICK, "epochs", 2)
         patch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
-        patch.setattr(pretrain.figures, "save", lambda *a: None)
+        patch.setattr(pretrain.figures, "save", lambda *a: np.zeros((2, 2, 3), np.uint8))
         return workdir, pretrain.pretrain(config(), workdir)
 
 
