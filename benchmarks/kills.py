@@ -9,9 +9,9 @@ some steps after it has resumed, or while a checkpoint is being written. When a 
 come to its end all the same, the next one begins. Whatever was ever written is compared
 with a run of the same config that nothing happened to, on the first of the layouts: the
 losses of every step, held-out losses, final parameters, and the final scores. Prints a
-table of the kills and a line that sums up; exits with an error if anything differs by
-more than 1e-5, or at all where there is one layout, or if a row of the metrics is
-missing or there twice.
+table of the kills and a line that sums up; exits with an error if losses differ by more
+than 1e-5 or parameters by more than 1e-3, or anything at all where the devices are the
+same, or if a row of the metrics is missing or there twice.
 
 The run is that of `killed_run.py`.
 """
@@ -40,7 +40,12 @@ from benchmarks.launches import (  # noqa: E402
 
 NUMBERS = ("loss", "loss_s1", "loss_s2", "lr", "grad_norm")
 NUMBERS += ("eval_loss", "eval_loss_s1", "eval_loss_s2")
-LIMIT = 1e-5  # between layouts
+LIMIT, ENDS = 1e-5, 1e-3  # of losses and of final parameters, between layouts
+
+
+def same_devices(layouts: list[Layout]) -> bool:
+    """Whether all layouts compute alike, whoever reads."""
+    return len({(x.processes, x.devices, x.fsdp) for x in layouts}) == 1
 
 
 def compare(rows: list[dict], wanted: list[dict]) -> float:
@@ -81,10 +86,12 @@ def read_end(workdir: pathlib.Path) -> tuple[dict, dict]:
     return {jax.tree_util.keystr(k): x for k, x in leaves}, scores
 
 
-def compare_ends(workdir: pathlib.Path, whole: pathlib.Path) -> float:
+def compare_ends(workdir: pathlib.Path, whole: pathlib.Path, exact: bool) -> float:
     """The largest difference of final parameters and scores.
 
-    Of a parameter relative to the largest of its array.
+    Of a parameter relative to the largest of its array. Unless `exact`, the biases of
+    keys are left out: softmax is blind to them, so their gradient is nothing but
+    rounding, which Adam makes as large as any other.
     """
     import numpy as np
 
@@ -92,6 +99,7 @@ def compare_ends(workdir: pathlib.Path, whole: pathlib.Path) -> float:
     apart = [
         np.abs(got[name] - want[name]).max() / max(np.abs(want[name]).max(), 1e-30)
         for name in want
+        if exact or "['key']['bias']" not in name
     ]
     for name, errors in wanted["mean_squared_error"].items():
         for s, error in errors.items():
@@ -129,7 +137,7 @@ def run_campaign(
         finish(Launch(whole, layouts[0]))
     wanted = read_rows(whole)
     check_whole(wanted)
-    done, runs, most, ends = [], 0, 0.0, 0.0
+    done, runs, most, ends, exact = [], 0, 0.0, 0.0, same_devices(layouts)
     show("| kill | when | steps logged | launched on | largest difference |")
     show("|---|---|---|---|---|")
     while len(done) < kills:
@@ -152,7 +160,7 @@ def run_campaign(
             on = ", ".join(f"{k} {v}" for k, v in layout._asdict().items())
             show(f"| {len(done)} | {moment} | {done[-1][1]} | {on} | {apart:.1e} |")
         check_whole(rows)
-        ends, runs = max(ends, compare_ends(workdir, whole)), runs + 1
+        ends, runs = max(ends, compare_ends(workdir, whole, exact)), runs + 1
         show(f"| - | the end of run {runs} | {STEPS} | | {apart:.1e} |")
     return Campaign(done, runs, most, ends)
 
@@ -173,7 +181,8 @@ def main() -> None:
         f"{args.seed}: losses differ by {found.rows:.1e} at most, final parameters and "
         f"scores by {found.ends:.1e}; no row is missing or there twice."
     )
-    if max(found.rows, found.ends) > (LIMIT if len(layouts) > 1 else 0.0):
+    exact = same_devices(layouts)
+    if found.rows > (0.0 if exact else LIMIT) or found.ends > (0.0 if exact else ENDS):
         sys.exit("That is too much.")
 
 
