@@ -25,11 +25,17 @@ def together(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         fault = error
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(fault is not None))
-        if fault is None and failed.any():
-            raise InputError(
-                f"Host {failed.argmax()} of this job cannot {what}; do as it says."
-            )
+    failed = failures(fault is not None)
     if fault is not None:
         raise fault
+    if failed.any():
+        raise InputError(
+            f"Host {failed.argmax()} of this job cannot {what}; do as it says."
+        )
+
+
+def failures(failed: bool) -> np.ndarray:
+    """Which hosts have failed, [hosts] bool; every host must ask."""
+    if jax.process_count() == 1:
+        return np.array([failed])
+    return multihost_utils.process_allgather(np.array(failed))

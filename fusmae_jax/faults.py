@@ -1,7 +1,6 @@
 """What may be wrong with a checkpoint, and what is done about it."""
 
 import contextlib
-import errno
 import logging
 import os
 import pathlib
@@ -10,10 +9,11 @@ import textwrap
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipeline import files
 from data_pipeline.errors import InputError
+from fusmae_jax import cluster
 
 log = logging.getLogger("fusmae_jax")
 
@@ -76,10 +76,7 @@ def everywhere(read: Callable):
         if isinstance(caught, jax.errors.JaxRuntimeError):
             raise  # the devices' own trouble, such as their memory
         error = caught
-    fine = error is None
-    if jax.process_count() > 1:
-        fine = multihost_utils.process_allgather(np.array(fine)).all()
-    if fine:
+    if not cluster.failures(error is not None).any():
         return result
     if isinstance(error, (InputError, Damaged)):
         raise error
@@ -118,7 +115,7 @@ def explain_unsaved(path: pathlib.Path):
         if code is None:
             raise
         why = os.strerror(code)
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if code in files.ADVICE:
             raise OSError(code, why, str(path)) from error  # known to launch.py
         raise InputError(
             f"The checkpoint {path} could not be saved ({why}); see that it can be "
