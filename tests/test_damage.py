@@ -1,14 +1,10 @@
 """Damaged records: they stop a run in a sentence, or are replaced and counted."""
 
-import glob
 import itertools
 import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,9 +13,8 @@ from array_record.python import array_record_data_source
 from data_pipeline import batches, damage, mixtures, records, shards, sources
 from data_pipeline.errors import DamagedRecord, InputError
 from fusmae_jax import metrics, pretrain, run, sharding
-from tests import datasets, tiny
+from tests import datasets, processes, tiny
 
-ROOT = pathlib.Path(__file__).parents[1]
 WAYS = [dict(threads=1), dict(threads=3), dict(workers=1), dict(workers=2)]
 TRAIN = "bigearthnet_v1-train.array_record-0000{}-of-00002"
 
@@ -260,26 +255,13 @@ def test_a_run_that_damage_stops_says_how_to_go_on(hurt):
     assert "data.damaged" in run.FREE
 
 
-def launch(workdir, *arguments) -> subprocess.Popen:
-    """Starts a small run that skips damaged pairs and logs every step."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_PLATFORMS": "cpu",
-    }
-    config = "epochs=1000 batch_size=4 log_every=1 eval_every=100000 model.depth=2"
-    config += " data.source=records data.damaged=skip data.workers=1"
-    return subprocess.Popen(
-        [
-            *(sys.executable, "launch.py", "--config=configs/quickstart.py"),
-            *(f"--config.{field}" for field in config.split()),
-            *(f"--workdir={workdir}", *arguments),
-        ],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+SKIPPING = [
+    "--config=configs/quickstart.py",
+    *("--config.epochs=1000", "--config.batch_size=4", "--config.model.depth=2"),
+    *("--config.log_every=1", "--config.eval_every=100000"),
+    *("--config.data.source=records", "--config.data.damaged=skip"),
+    "--config.data.workers=1",
+]
 
 
 def losses(workdir) -> list[dict]:
@@ -291,29 +273,26 @@ def losses(workdir) -> list[dict]:
 def test_a_run_counts_what_it_skips_and_ends_in_a_sentence_with_its_worker(
     hurt, tmp_path
 ):
-    launched = launch(tmp_path / "run", f"--config.data.dir={hurt}")
-    workers = f"/proc/{launched.pid}/task/*/children"
+    workdir = tmp_path / "run"
+    launched = processes.launch(
+        *SKIPPING, f"--config.data.dir={hurt}", f"--workdir={workdir}"
+    )
     try:
-        while launched.poll() is None and len(losses(tmp_path / "run")) < 9:
-            time.sleep(0.1)
-        children = {
-            int(pid)
-            for path in glob.glob(workers)
-            for pid in pathlib.Path(path).read_text().split()
-        }
-        (worker,) = [p for p in children if b"spawn_main" in command(p)]
+        processes.wait_for(launched, lambda: len(losses(workdir)) >= 9)
+        children = processes.children(launched)
+        (worker,) = [pid for pid in children if b"spawn_main" in command(pid)]
         os.kill(worker, signal.SIGKILL)
-        said = launched.communicate(timeout=120)[1]
+        said = launched.communicate(timeout=120)[0]
     finally:
         launched.kill()
     assert launched.returncode == 1 and "Traceback" not in said, said
     # Python may warn after it of the shared memory that the worker had.
     assert f"\nOf the processes that read data, {worker} (exit code -9) ended" in said
-    assert not any(command(pid) for pid in children)
+    assert processes.all_end(children)
     source = records.Records(hurt, "train", ["id"])
     order, bad = batches.Order(source, 0).pairs(0, 4 * 8), damaged(source)
     want = np.isin(order, bad).reshape(8, 4).sum(axis=1).tolist()
-    rows = losses(tmp_path / "run")[:8]
+    rows = losses(workdir)[:8]
     assert [row["replaced_pairs"] for row in rows] == want and sum(want) > 3
     for index in bad:
         assert said.count(f"trained on instead: Record {index} of split") == 1

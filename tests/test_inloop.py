@@ -18,13 +18,15 @@ from tests import tiny
 SCORES = {f"{task}_{s}" for task in ("knn", "probe") for s in backbone.SENSOR_SETS}
 JUDGED = SCORES | {"effective_rank", "feature_std"}
 
+BLANK = np.zeros((2, 2, 3), np.uint8)
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setitem(inloop.QUICK, "epochs", 2)
     # Their own tests look at what a run draws and compares in the end.
     monkeypatch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
-    monkeypatch.setattr(pretrain.figures, "save", lambda *a: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(pretrain.figures, "save", lambda *a: BLANK)
 
 
 def config(**judging):
@@ -52,7 +54,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(inloop.QUICK, "epochs", 2)
         patch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
-        patch.setattr(pretrain.figures, "save", lambda *a: np.zeros((2, 2, 3), np.uint8))
+        patch.setattr(pretrain.figures, "save", lambda *a: BLANK)
         return workdir, pretrain.pretrain(config(), workdir)
 
 
