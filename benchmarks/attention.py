@@ -20,6 +20,7 @@ from absl import app, flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from fusmae_jax import attention, host  # noqa: E402
+from fusmae_jax.products import Arithmetic  # noqa: E402
 
 _BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of q, k, v.")
@@ -35,13 +36,15 @@ SIZES = {
 
 def seconds(implementation: str, n: int, heads: int, width: int) -> float:
     """The median time of one forward and backward pass."""
-    shape = (_BATCH.value, n, heads, width)
+    shape = (_BATCH.value, heads, n, width)
+    platform = jax.devices()[0].platform
+    arithmetic = Arithmetic(_DTYPE.value, platform, attention=implementation)
     keys = jax.random.split(jax.random.key(0), 3)
     qkv = [jax.random.normal(key, shape, _DTYPE.value) for key in keys]
 
     @functools.partial(jax.grad, argnums=(0, 1, 2))
     def gradient(*qkv):
-        y = attention.attend(*qkv, None, implementation)
+        y = attention.attend(*qkv, None, arithmetic)
         return y.astype(jnp.float32).sum()
 
     step, times = jax.jit(gradient), []

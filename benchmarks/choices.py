@@ -82,17 +82,15 @@ def fused_qkv():
     """One product for queries, keys and values, where they are of the same tokens."""
     call = layers.Attention.__call__
 
-    def instead(self, x, context, mask=None):
+    def instead(self, x, context, mask=None, keys=None):
         if x is not context:
-            return call(self, x, context, mask)
+            return call(self, x, context, mask, keys)
         parts = (self.query, self.key, self.value)
         kernel = jnp.concatenate([p.kernel[...] for p in parts], axis=1)
         bias = jnp.concatenate([p.bias[...] for p in parts])
-        y = products.matmul(x, kernel, self.query.dtype)
-        y = (y + bias.astype(y.dtype)[None, None]).astype(self.query.dtype)
-        qkv = y.reshape(*x.shape[:2], 3, self.num_heads, -1)
-        y = attention.attend(*(qkv[:, :, i] for i in range(3)), mask)
-        return self.out(y.reshape(x.shape))
+        y = products.linear(x, kernel, bias, self.arithmetic)
+        qkv = y.reshape(*x.shape[:2], 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        return self.out.of_heads(attention.attend(*qkv, mask, self.arithmetic, keys))
 
     return mock.patch.object(layers.Attention, "__call__", instead)
 
@@ -100,11 +98,26 @@ def fused_qkv():
 def jax_attention():
     """Attention as `jax.nn` has it for XLA."""
 
-    def instead(q, k, v, mask):
+    def instead(q, k, v, mask, result_dtype):
         mask = None if mask is None else mask[:, None, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+        qkv = (x.swapaxes(1, 2) for x in (q, k, v))
+        y = jax.nn.dot_product_attention(*qkv, mask=mask, implementation="xla")
+        return y.swapaxes(1, 2)
 
     return mock.patch.object(attention, "_attend_xla", instead)
+
+
+def jax_gradients():
+    """The gradients that JAX derives of attention, linear layers and GELU."""
+    stack = contextlib.ExitStack()
+    for module, name, forward in (
+        (products, "_affine", products._forward),
+        (products, "gelu", products._gelu_forward),
+        (attention, "_attend_xla", attention._forward),
+    ):
+        plain = lambda *args, forward=forward: forward(*args)[0]
+        stack.enter_context(mock.patch.object(module, name, plain))
+    return stack
 
 
 def scan_blocks():
@@ -116,9 +129,9 @@ def scan_blocks():
         params = [nnx.state(block) for block in self.blocks]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
 
-        def loop(x, mask, branches):
+        def loop(x, mask, branches, keys):
             def body(x, params):
-                return nnx.merge(graphdef, params)(x, mask), None
+                return nnx.merge(graphdef, params)(x, mask, keys=keys), None
 
             return jax.lax.scan(body, x, stacked)[0]
 
@@ -128,12 +141,12 @@ def scan_blocks():
     return mock.patch.object(encoder.Encoder, "__call__", instead)
 
 
-def low_residuals():
-    """The residual stream in the type of the products."""
+def full_residuals():
+    """The residual stream in float32."""
     call = layers.Block.__call__
 
     def instead(self, x, *args, **options):
-        return call(self, x.astype(self.mlp.up.dtype), *args, **options)
+        return call(self, x.astype(jnp.float32), *args, **options)
 
     return mock.patch.object(layers.Block, "__call__", instead)
 
@@ -142,8 +155,8 @@ def two_pass_norm():
     """LayerNorm with the variance about the mean, in a pass of its own."""
     norm = nnx.LayerNorm
 
-    def instead(dim, rngs):
-        kw = dict(epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+    def instead(dim, dtype, rngs):
+        kw = dict(epsilon=1e-6, dtype=dtype, rngs=rngs)
         return norm(dim, use_fast_variance=False, **kw)
 
     return mock.patch.object(layers, "layer_norm", instead)
@@ -171,13 +184,17 @@ def flat_optimizer():
 
 def plain_products():
     """bfloat16 products as XLA's CPU backend takes them by itself, in float32."""
-    return mock.patch.object(products, "_on_cpu", lambda: False)
+    return mock.patch.object(build, "target", lambda mesh: {})
 
 
 def remat(how: str):
     """Parts of the encoder are computed again for the gradient."""
     call = build.model
-    return mock.patch.object(build, "model", lambda config: call(config, remat=how))
+
+    def instead(config, **changes):
+        return call(config, **changes, remat=how)
+
+    return mock.patch.object(build, "model", instead)
 
 
 # On a GPU cuDNN computes attention, and products are what they are.
@@ -190,10 +207,11 @@ LEVERS = {
     "decode in image order": image_order,
     "queries, keys, values by one product": fused_qkv,
     "attention of jax.nn": jax_attention,
+    "gradients by JAX": jax_gradients,
     "scan over blocks": scan_blocks,
     "remat, all but linear layers": lambda: remat("dots"),
     "remat, everything": lambda: remat("full"),
-    "residuals in the products' type": low_residuals,
+    "residuals in float32": full_residuals,
     "LayerNorm in two passes": two_pass_norm,
     "optimiser over flat vectors": flat_optimizer,
     "products as XLA takes them": plain_products,

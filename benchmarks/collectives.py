@@ -18,9 +18,8 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from data_pipeline import layout as layouts
-from data_pipeline import synthetic
-from fusmae_jax import build, checkpoint, optim, sharding, train
+from benchmarks import hlo
+from fusmae_jax import train
 
 KINDS = (
     "all-reduce",
@@ -29,10 +28,6 @@ KINDS = (
     "all-to-all",
     "collective-permute",
 )
-BITS = re.compile(r"\d+")
-ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
-HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?(?:-> .*)?\{$")
-LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?[\])}]) ([a-z][\w\-]*)\((.*)$")
 
 
 class Collective(NamedTuple):
@@ -45,6 +40,7 @@ class Collective(NamedTuple):
         times: how often a step runs it.
         line: lines of this package that asked for it, the innermost first.
         shape: of its result, as XLA writes it.
+        asynchronous: whether other work may go on meanwhile.
     """
 
     kind: str
@@ -53,6 +49,7 @@ class Collective(NamedTuple):
     times: int
     line: str
     shape: str
+    asynchronous: bool
 
     @property
     def total(self) -> int:
@@ -64,32 +61,6 @@ class Collective(NamedTuple):
         """Bytes a device sends in a step, if the group forms a ring."""
         rounds = {"all-reduce": 2, "collective-permute": 1 / (1 - 1 / self.group)}
         return self.total * rounds.get(self.kind, 1) * (1 - 1 / self.group)
-
-
-def lower(config, mesh: Mesh, batch_size: int):
-    """Lowers the training step of a config; no array is ever allocated.
-
-    Args:
-        config: see `configs/pretrain_base.py`.
-        mesh: the devices.
-        batch_size: pairs of a global batch of synthetic scenes.
-
-    Returns:
-        The lowered step, and the abstract state, whose leaves know their sharding.
-    """
-    objective = build.objective(config)
-    rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
-    tx = build.optimizer(config, rate)
-    graphdef, params = build.abstract_model(config)
-    state = jax.eval_shape(lambda p: train.fresh_state(p, tx), params)
-    layout = sharding.layout(state, mesh, config.fsdp_min_size)
-    step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
-    size = config.data.size
-    names = layouts.native(size).fields(objective.contract)
-    pair = synthetic.Scenes(1, size=size, fields=names)[0]
-    fields = sharding.abstract_rows(pair, batch_size, mesh)
-    state = checkpoint.abstract(state, layout)
-    return step.lower(state, fields), state
 
 
 def compile_both(lowered) -> tuple[jax.stages.Compiled, str]:
@@ -112,26 +83,33 @@ def compile_both(lowered) -> tuple[jax.stages.Compiled, str]:
 
 def read(text: str) -> list[Collective]:
     """The collectives of a program's text."""
-    program = _Program(text)
+    program = hlo.Program(text)
     found = []
-    for name, (home, shape, kind, rest) in program.lines.items():
-        times = program.times(home)
+    for op in program.ops.values():
+        kind, times = op.kind.removesuffix("-start"), program.times(op.home)
         if kind not in KINDS or not times:
             continue
-        group, size = _group(rest, program.devices), _size(shape)
+        group, started = _group(op.rest, program.devices), kind != op.kind
+        size = hlo.size(op.shape)
+        if started and kind != "all-reduce":  # what goes in stands before what comes
+            size -= sum(hlo.size(program.ops[x].shape) for x in op.operands)
+        # Or in a computation of its own, of whose start nothing waits for the end.
+        started |= "async-start" in program.callers(op.home)
         if kind == "reduce-scatter":
             size *= group
-        elif kind == "all-reduce" and program.users[name] == {"dynamic-slice"}:
+        elif kind == "all-reduce" and program.users[op.name] == {"dynamic-slice"}:
             # Backends that have one turn this into a reduce-scatter.
             kind = "reduce-scatter"
-        line = program.line(rest)
-        found.append(Collective(kind, size, group, times, line, shape))
+        line = program.line(op)
+        found.append(
+            Collective(kind, size, group, times, line, op.shape, started)
+        )
     return found
 
 
 def holds_rows(shape: str, rows: int) -> bool:
     """Whether a dimension of a shape is a multiple of `rows`."""
-    dims = (int(d) for _, dims in ARRAY.findall(shape) for d in BITS.findall(dims))
+    dims = (d for _, dims in hlo.arrays(shape) for d in dims)
     return any(d and d % rows == 0 for d in dims)
 
 
@@ -143,10 +121,10 @@ def whole_batches(text: str, batch_size: int) -> set[str]:
     number of devices must divide no number of tokens.
     """
     return {
-        shape
-        for _, shape, kind, _ in _Program(text).lines.values()
+        op.shape
+        for op in hlo.Program(text).ops.values()
         # A broadcast repeats numbers, and holds nothing of the batch.
-        if kind != "broadcast" and holds_rows(shape, batch_size)
+        if op.kind != "broadcast" and holds_rows(op.shape, batch_size)
     }
 
 
@@ -159,7 +137,7 @@ def needed(state: train.TrainState, mesh: Mesh, dtype: str) -> dict[str, int]:
     not keep them gathers them again. Gradients are float32.
 
     Args:
-        state: from `lower`.
+        state: abstract, its leaves knowing their layout.
         mesh: the devices.
         dtype: of matrix products.
     """
@@ -176,16 +154,6 @@ def needed(state: train.TrainState, mesh: Mesh, dtype: str) -> dict[str, int]:
     return dict(counts)
 
 
-def _size(shape: str) -> int:
-    """Bytes of all arrays of a shape."""
-
-    def one(kind, dims):
-        bits = 8 if kind == "pred" else int(BITS.findall(kind)[-1])
-        return math.prod(map(int, BITS.findall(dims))) * bits // 8
-
-    return sum(one(*array) for array in ARRAY.findall(shape))
-
-
 def _group(rest: str, devices: int) -> int:
     """Devices of one replica group, in any of XLA's three ways to write them."""
     if named := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", rest):
@@ -196,82 +164,3 @@ def _group(rest: str, devices: int) -> int:
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
     return devices
-
-
-class _Program:
-    """The lines of a program, who uses them, and how often they run."""
-
-    def __init__(self, text: str):
-        self.lines, self.users = {}, collections.defaultdict(set)
-        self._callers, self._limits = collections.defaultdict(list), {}
-        self._entry = home = None
-        devices = re.search(r"num_partitions=(\d+)", text)
-        self.devices = int(devices[1]) if devices else 1
-        for line in text.splitlines():
-            if head := HEAD.match(line):
-                home = head[1]
-                self._entry = home if line.startswith("ENTRY") else self._entry
-            elif match := LINE.match(line):
-                self._add(home, *match.groups())
-        self._frames = _Frames(text)
-
-    def _add(self, home, name, shape, kind, rest):
-        self.lines[name] = (home, shape, kind, rest)
-        operands, _, attributes = rest.partition(")")
-        for operand in re.findall(r"%([\w.\-]+)", operands):
-            self.users[operand].add(kind)
-        if kind == "constant" and shape.startswith("s32[]"):
-            self._limits.setdefault(home, int(BITS.findall(operands)[0]))
-        loop = re.search(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", attributes)
-        if loop:
-            self._callers[loop[2]].append((home, loop[1]))
-            return
-        called = re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", attributes)
-        branches = re.findall(r"branch_computations=\{(.*?)\}", attributes)
-        called += re.findall(r"%([\w.\-]+)", " ".join(branches))
-        for callee in called:
-            self._callers[callee].append((home, None))
-
-    def times(self, computation: str) -> int:
-        """How often a step runs a computation; a loop counts up to a constant."""
-        if computation == self._entry:
-            return 1
-        return sum(
-            self.times(caller) * (self._limits[condition] if condition else 1)
-            for caller, condition in self._callers[computation]
-        )
-
-    def line(self, rest: str) -> str:
-        """Where in `fusmae_jax` an instruction comes from."""
-        frame = re.search(r"stack_frame_id=(\d+)", rest)
-        named = re.search(r'op_name="(.*?)"', rest)
-        return (frame and self._frames.describe(frame[1])) or (named and named[1]) or ""
-
-
-class _Frames:
-    """The table of stack frames at the head of a program's text."""
-
-    def __init__(self, text: str):
-        def table(title):
-            rows = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.M)
-            return (row.split(" ", 1) for row in (rows[1] if rows else "").splitlines())
-
-        def numbers(title):
-            return {i: dict(re.findall(r"(\w+)=(\d+)", row)) for i, row in table(title)}
-
-        self._files = {i: pathlib.Path(row.strip('"')) for i, row in table("FileNames")}
-        self._places, self._frames = numbers("FileLocations"), numbers("StackFrames")
-        # The outermost frame has no parent; some versions count parents from one.
-        self._shift = int(self._frames.get("1", {}).get("parent_frame_id", 0))
-
-    def describe(self, frame: str, depth: int = 3) -> str:
-        """The innermost `depth` lines of `fusmae_jax`, `layers.py:89 < ...`."""
-        here, lines = pathlib.Path(sharding.__file__).parent, []
-        while frame in self._frames and len(lines) < depth:
-            place = self._places[self._frames[frame]["file_location_id"]]
-            file = self._files[place["file_name_id"]]
-            if file.parent == here:
-                lines.append(f"{file.name}:{place['line']}")
-            parent = self._frames[frame].get("parent_frame_id", 0)
-            frame = str(int(parent) - self._shift)
-        return " < ".join(lines)

@@ -18,7 +18,6 @@ Compiles the real step for fake CPU devices without allocating an array, and pri
 
 import argparse
 import collections
-import importlib
 import pathlib
 import sys
 from typing import NamedTuple
@@ -27,41 +26,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax  # noqa: E402
 
-from benchmarks import collectives  # noqa: E402
-from fusmae_jax import flops, sharding  # noqa: E402
+from benchmarks import collectives, programs  # noqa: E402
+from fusmae_jax import sharding  # noqa: E402
 
 # Compiling the deeper ones takes long.
 DEVICES = {"pretrain_base": "1,2,4,8,16,32,64"}
 DEEPER = "1,8,64"
 # A prime number of pairs a device tells the batch from everything else in a program.
 ROWS = 31
-
-
-class Machine(NamedTuple):
-    """A machine by its makers' data sheets.
-
-    Attributes:
-        name: as printed.
-        kind: what JAX calls its devices.
-        devices: how many.
-        link: bytes/s that one device can send while it receives as many.
-        memory: bytes of one device.
-    """
-
-    name: str
-    kind: str
-    devices: int
-    link: float
-    memory: float
-
-
-# H100 SXM: 900 GB/s of NVLink in both directions together (NVIDIA H100 data sheet).
-# v5e: 400 GB/s of ICI in both directions together on 4 ports (Google Cloud, TPU v5e);
-# in a slice of 8 x 8 the corners have neighbours on 2 of them, so half is counted.
-MACHINES = (
-    Machine("8 x H100", "H100", 8, 450e9, 80e9),
-    Machine("v5e-64 slice", "TPU v5e", 64, 100e9, 16e9),
-)
 
 
 class Row(NamedTuple):
@@ -90,10 +62,6 @@ class Row(NamedTuple):
     memory: object
 
 
-def load(name: str):
-    return importlib.import_module(f"configs.{name}").get_config()
-
-
 def mesh_of(devices: int, fsdp: int) -> jax.sharding.Mesh:
     """A mesh like `sharding.make_mesh`'s, over the first `devices` alone."""
     mesh = sharding.make_mesh()
@@ -103,9 +71,9 @@ def mesh_of(devices: int, fsdp: int) -> jax.sharding.Mesh:
 
 def measure(name: str, devices: int, fsdp: int, rows: int) -> Row:
     """Compiles the step of one config for some devices."""
-    config, mesh = load(name), mesh_of(devices, fsdp)
-    lowered, state = collectives.lower(config, mesh, devices * rows)
-    compiled, text = collectives.compile_both(lowered)
+    config, mesh = programs.load(name), mesh_of(devices, fsdp)
+    program, state = programs.Maker(config, mesh).pretrain(devices * rows)
+    compiled, text = collectives.compile_both(program.lower("cpu"))
     tokens = (config.model.image_size // config.model.patch_size) ** 2
     told = devices > 1 and tokens % devices
     return Row(
@@ -174,49 +142,6 @@ def show_memory(rows: list[Row], pairs: int) -> None:
     table(title, head, cells)
 
 
-def predict(row: Row, machine: Machine, mfu: float) -> tuple[float, float, float]:
-    """Predicts a machine's images/s at the config's batch size.
-
-    Args:
-        row: for as many devices as the machine has.
-        machine: the machine.
-        mfu: share of the peak that one device alone reaches, the optimiser and the
-            data path counted in.
-
-    Returns:
-        Images/s if nothing hides communication, images/s if arithmetic hides as much as
-        it can, and the seconds a step communicates.
-    """
-    config = load(row.config)
-    work = config.batch_size / machine.devices * flops.per_image(config)
-    computes = work / (mfu * flops.peak(machine.kind, config.model.dtype))
-    # Rings, each device sending at full rate all the time.
-    sends = sum(c.sent for c in row.found) / machine.link
-    slow, fast = computes + sends, max(computes, sends)
-    return config.batch_size / slow, config.batch_size / fast, sends
-
-
-def show_predictions(rows: list[Row], mfu: float) -> None:
-    cells = []
-    for machine in MACHINES:
-        for row in rows:
-            if row.devices != machine.devices:
-                continue
-            slow, fast, sends = predict(row, machine, mfu)
-            batch, m = load(row.config).batch_size, row.memory
-            # Temporaries are activations nearly all, and grow with the batch.
-            pairs = batch / machine.devices / row.rows
-            takes = m.argument_size_in_bytes + pairs * m.temp_size_in_bytes
-            cells.append(
-                [machine.name, row.config, row.fsdp, batch, f"{1e3 * sends:.1f}"]
-                + [f"{slow:,.0f}", f"{fast:,.0f}", f"{slow / fast:.0%}"]
-                + [f"{takes / 1e9:.0f} of {machine.memory / 1e9:.0f}"]
-            )
-    head = ["machine", "config", "fsdp", "batch", "ms sending"]
-    head += ["images/s, nothing hidden", "images/s, all hidden", "ratio", "GB"]
-    table(f"PREDICTION at {mfu:.0%} of each device's peak", head, cells)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = "pretrain_base,pretrain_large,pretrain_huge"
@@ -224,7 +149,6 @@ def main() -> None:
     parser.add_argument("--devices", help="how many, 1,8,64")
     parser.add_argument("--fsdp", default="1,all", help="devices to one copy, 1,8,all")
     parser.add_argument("--batch", type=int, default=ROWS, help="a prime")
-    parser.add_argument("--mfu", type=float, default=0.5, help="share of the peak")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 64)  # before the first use of a device
@@ -240,7 +164,6 @@ def main() -> None:
                 print(f"{name}: {devices} devices, fsdp={fsdp}", file=sys.stderr)
     show_bytes([row for row in rows if row.devices > 1])
     show_memory(rows, args.batch)
-    show_predictions(rows, args.mfu)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,16 @@ def check_data(
     return description.layout.fields(contract)
 
 
+def target(mesh: Mesh) -> dict:
+    """What programs of a mesh are compiled for: the model's platform and devices."""
+    return {"platform": sharding.platform(mesh), "devices": mesh.size}
+
+
 def model(config, **changes) -> Callable[..., FusMAE]:
-    """What makes the model, given `rngs`; `changes` go before the config."""
+    """What makes the model, given `rngs`; `changes` go before the config.
+
+    Without `target` among them it computes alike anywhere, and fast nowhere.
+    """
     bands = {s: len(names) for s, names in config.bands.items()}
     return functools.partial(FusMAE, bands=bands, **{**config.model, **changes})
 
@@ -136,6 +144,7 @@ def abstract_model(config, **changes) -> tuple[nnx.GraphDef, nnx.State]:
 def abstract_params(config, mesh: Mesh):
     """The same, with every parameter laid out whole on `mesh`, to be restored."""
     # How it was trained does not matter any more, and there may be no cuDNN here.
-    graphdef, params = abstract_model(config, attention="auto", remat="none")
+    changes = dict(attention="auto", remat="none", **target(mesh))
+    graphdef, params = abstract_model(config, **changes)
     layout = jax.tree.map(lambda _: sharding.whole(mesh), params)
     return graphdef, checkpoint.abstract(params, layout)

@@ -4,13 +4,14 @@
 and only `check_devices` at the devices.
 """
 
-import jax
+from jax.sharding import Mesh
 
 from data_pipeline import data_fields, fields, rules, sensors, sources, subsets
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, choice, flag, number, several, text, whole
-from fusmae_jax import attention, build, layers, losses, masking, patches, views
+from fusmae_jax import attention, build, layers, losses, masking, patches, sharding
+from fusmae_jax import views
 from fusmae_jax.encoder import REMAT
 
 DTYPES = ("float32", "bfloat16")
@@ -116,11 +117,6 @@ RULES = (
         "{c.model.dtype}; set one of them.",
     ),
     (
-        lambda c: c.model.attention != "cudnn" or c.mask.drop_sensor == 0.0,
-        "model.attention=cudnn needs mask.drop_sensor=0, and that is "
-        "{c.mask.drop_sensor}; set model.attention=auto.",
-    ),
-    (
         lambda c: c.model.attention != "cudnn" or all(map(attention.takes, heads(c))),
         "model.attention=cudnn takes heads of 8, 16, ... 128 channels, which "
         "model.dim={c.model.dim} over model.num_heads={c.model.num_heads} or "
@@ -193,18 +189,19 @@ def check_judged(field: str, description: Description) -> None:
         )
 
 
-def check_devices(config) -> None:
+def check_devices(config, mesh: Mesh) -> None:
     """Refuses a batch that does not divide over the devices, and cuDNN without a GPU.
 
     Raises:
         InputError: names the fields and their values.
     """
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+    platform, devices = sharding.platform(mesh), mesh.size
+    if config.model.attention == "cudnn" and platform != "gpu":
         raise InputError(
-            f"model.attention=cudnn needs an NVIDIA GPU, and this is a "
-            f"{jax.default_backend()}; set it to auto."
+            f"model.attention=cudnn needs an NVIDIA GPU, and this is a {platform}; set "
+            "it to auto."
         )
-    devices, size = jax.device_count(), config.batch_size
+    size = config.batch_size
     if size % (devices * config.accumulate):
         raise InputError(
             f"batch_size={size} does not divide into accumulate={config.accumulate} "

@@ -7,6 +7,7 @@ from flax import nnx
 from fusmae_jax import layers, masking, patches
 from fusmae_jax.encoder import OTHER, Present
 from fusmae_jax.masking import SENSORS
+from fusmae_jax.products import Arithmetic
 
 
 class XAttnDecoder(nnx.Module):
@@ -18,15 +19,15 @@ class XAttnDecoder(nnx.Module):
     stood for as in `XAttnEncoder`.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
-        kw = dict(dtype=dtype, rngs=rngs, attention=attention)
-        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        kw, dtype = dict(arithmetic=arithmetic, rngs=rngs), arithmetic.dtype
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, dtype, rngs))
         self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
-        self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, dtype=dtype, rngs=rngs))
+        self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, dtype, rngs))
+        self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, **kw))
 
     def __call__(
         self, tokens: dict[str, jax.Array], present: Present | None = None
@@ -59,20 +60,18 @@ class Decoder(nnx.Module):
         dim: int,
         depth: int,
         num_heads: int,
-        dtype,
+        arithmetic: Arithmetic,
         rngs: nnx.Rngs,
-        attention: str = "auto",
     ):
-        self.side, self.dim = side, dim
+        self.side, self.dim, self.arithmetic = side, dim, arithmetic
         patches.sincos_2d(side, dim)  # refuses a width without positions, now
-        kw = dict(dtype=dtype, rngs=rngs)
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.bridge = layers.Linear(encoder_dim, dim, **kw)
         self.mask_token = layers.token(nnx.initializers.normal(0.02), dim, rngs)
-        deep = dict(attention=attention, **kw)
         self.blocks = nnx.List(
-            [layers.Block(dim, num_heads, **deep) for _ in range(depth)]
+            [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
         )
-        self.norm = layers.layer_norm(dim, rngs)
+        self.norm = layers.layer_norm(dim, arithmetic.dtype, rngs)
         self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
 
     def __call__(
@@ -88,6 +87,7 @@ class Decoder(nnx.Module):
         code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
         x = jnp.concatenate([x, blanks], axis=1)
         x = x + code.at[mask.order].get(mode="promise_in_bounds")
+        x = x.astype(self.arithmetic.dtype)
         wanted = x.shape[1] if whole else hidden
         for i, block in enumerate(self.blocks):
             last = i + 1 == len(self.blocks)

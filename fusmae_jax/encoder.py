@@ -1,5 +1,6 @@
 """The Fus-MAE encoder: patch embedding, early cross-attention fusion, joint blocks."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
-from fusmae_jax import layers, patches
-from fusmae_jax.attention import IMPLEMENTATIONS
+from fusmae_jax import attention, layers, patches
 from fusmae_jax.masking import SENSORS
+from fusmae_jax.products import Arithmetic
 
 OTHER = {"s1": "s2", "s2": "s1"}
 
@@ -35,15 +36,15 @@ class XAttnEncoder(nnx.Module):
     drops no sensor, and then adds the biases alone.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
-        kw = dict(dtype=dtype, rngs=rngs, attention=attention)
-        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        kw, dtype = dict(arithmetic=arithmetic, rngs=rngs), arithmetic.dtype
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, dtype, rngs))
         self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
-        self.norm2 = layers.layer_norm(dim, rngs)
-        self.mlp = layers.Mlp(dim, dtype=dtype, rngs=rngs)
+        self.norm2 = layers.layer_norm(dim, dtype, rngs)
+        self.mlp = layers.Mlp(dim, **kw)
 
     def __call__(
         self, tokens: dict[str, jax.Array], present: Present | None = None
@@ -95,9 +96,8 @@ class Encoder(nnx.Module):
         depth: int,
         num_heads: int,
         fuse_early: bool,
-        dtype,
+        arithmetic: Arithmetic,
         rngs: nnx.Rngs,
-        attention: str = "auto",
         remat: str = "none",
     ):
         if set(bands) != set(SENSORS) or min(bands.values()) < 1:
@@ -107,7 +107,7 @@ class Encoder(nnx.Module):
         if depth < 1:
             raise InputError(f"The encoder needs a block at least, got depth={depth}.")
         for value, allowed, name in (
-            (attention, IMPLEMENTATIONS, "attention"),
+            (arithmetic.attention, attention.IMPLEMENTATIONS, "attention"),
             (remat, tuple(REMAT), "remat"),
         ):
             if value not in allowed:
@@ -115,21 +115,21 @@ class Encoder(nnx.Module):
                     f"model.{name} is {value!r}; choose one of {list(allowed)}."
                 )
         self.side = patches.grid_side(image_size, patch_size)
-        self.dim, self.remat = dim, remat
+        self.dim, self.remat, self.arithmetic = dim, remat, arithmetic
+        self.head_width = layers.head_width(dim, num_heads)
         patches.sincos_2d(self.side, dim)  # refuses a width without positions, now
-        kw = dict(dtype=dtype, rngs=rngs)
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.embed = nnx.Dict(
             {s: layers.Linear(patch_size**2 * bands[s], dim, **kw) for s in SENSORS}
         )
-        deep = dict(attention=attention, **kw)
-        self.fuse = XAttnEncoder(dim, num_heads, **deep) if fuse_early else None
+        self.fuse = XAttnEncoder(dim, num_heads, **kw) if fuse_early else None
         normal = nnx.initializers.normal(0.02)
         self.absent = layers.per_sensor(lambda: layers.token(normal, dim, rngs))
         self.global_token = layers.token(normal, dim, rngs)
         self.blocks = nnx.List(
-            [layers.Block(dim, num_heads, **deep) for _ in range(depth - fuse_early)]
+            [layers.Block(dim, num_heads, **kw) for _ in range(depth - fuse_early)]
         )
-        self.norm = layers.layer_norm(dim, rngs)
+        self.norm = layers.layer_norm(dim, jnp.float32, rngs)
 
     def embed_patches(
         self,
@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
         pixels = layers.where_present(present, pixels, 0.0)
         x = self.embed[sensor](pixels).astype(jnp.float32)
         x = layers.where_present(present, x, self.absent[sensor][...])
-        return x + position
+        return (x + position).astype(self.arithmetic.dtype)
 
     def __call__(
         self,
@@ -175,23 +175,28 @@ class Encoder(nnx.Module):
         else:
             x = self.fuse(tokens, present)
         summary = jnp.broadcast_to(self.global_token[...], (len(x), 1, self.dim))
-        x = jnp.concatenate([x, summary], axis=1)
-        k = tokens["s1"].shape[1]
+        x = jnp.concatenate([x, summary.astype(x.dtype)], axis=1)
+        k, n = tokens["s1"].shape[1], x.shape[1]
+        # Once for all blocks; nobody attends to what is behind the global token.
+        fill = attention.filling(self.arithmetic, n, self.head_width)
+        x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
         mask = present and jnp.concatenate(
             [
                 jnp.repeat(present["s1"][:, None], k, axis=1),
-                jnp.repeat(present["s2"][:, None], x.shape[1] - k - 1, axis=1),
-                jnp.ones((len(x), 1), bool),
+                jnp.repeat(present["s2"][:, None], n - k - 1, axis=1),
+                jnp.ones((len(x), 1 + fill), bool),
             ],
             axis=1,
         )
         outputs = []
         for i, block in enumerate(self.blocks):
+            block = functools.partial(block, keys=n)
             if self.remat != "none":
                 block = jax.checkpoint(block, policy=REMAT[self.remat])
-            x = block(x, mask, None if branches is None else branches[i])
+            branch = None if branches is None else branches[i]
+            x = block(x, mask, branch)
             outputs.append(x)
         # Behind no block at all there is still what went in.
         outputs = [self.norm(x) for x in (outputs or [x])[-last:]]
         x = outputs[0] if last == 1 else jnp.concatenate(outputs, axis=-1)
-        return Encoded({"s1": x[:, :k], "s2": x[:, k:-1]}, x[:, -1])
+        return Encoded({"s1": x[:, :k], "s2": x[:, k : n - 1]}, x[:, n - 1])

@@ -1,7 +1,8 @@
 """Transformer layers shared by the encoder and the decoders.
 
-Parameters are float32. Matrix products run in `dtype`; LayerNorm, softmax and the
-residual stream stay in float32.
+Parameters are float32. Matrix products run in the type that `arithmetic` says, and
+what lies between them is kept in it; LayerNorm, softmax, GELU and all sums are computed
+in float32.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from flax import nnx
 from data_pipeline.errors import InputError
 from fusmae_jax import attention, products
 from fusmae_jax.masking import SENSORS
+from fusmae_jax.products import Arithmetic
 
 
-def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, in float32 whatever comes in."""
-    return nnx.LayerNorm(dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+def layer_norm(dim: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, in float32 whatever comes in; returns `dtype`."""
+    return nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
 
 def per_sensor(make: Callable[[], nnx.Module]) -> nnx.Dict:
@@ -37,22 +39,35 @@ def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array
     """
     if present is None:
         return x
-    return jnp.where(present[:, None, None], x, jnp.broadcast_to(instead, x.shape))
+    instead = jnp.broadcast_to(jnp.asarray(instead, x.dtype), x.shape)
+    return jnp.where(present[:, None, None], x, instead)
 
 
 class Linear(nnx.Module):
-    """An affine map of the last axis, its product in `dtype`."""
+    """An affine map of the last axis."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, arithmetic: Arithmetic, rngs: nnx.Rngs
+    ):
         xavier = nnx.initializers.xavier_uniform()
-        self.dtype = jnp.dtype(dtype)
+        self.arithmetic = arithmetic
         self.kernel = nnx.Param(xavier(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x [B, N, K] to [B, N, outputs], of `dtype`."""
-        y = products.matmul(x, self.kernel[...], self.dtype)
-        return (y + self.bias[...].astype(y.dtype)[None, None]).astype(self.dtype)
+        """Maps x [B, N, K] to [B, N, outputs], of the type of products."""
+        return products.linear(x, self.kernel[...], self.bias[...], self.arithmetic)
+
+    def by_heads(self, x: jax.Array, heads: int) -> jax.Array:
+        """The same by heads, [B, h, N, outputs / h]."""
+        params = self.kernel[...], self.bias[...]
+        return products.split_heads(x, *params, heads, self.arithmetic)
+
+    def of_heads(self, x: jax.Array) -> jax.Array:
+        """The same of what stands by heads, [B, h, N, K / h]."""
+        return products.join_heads(
+            x, self.kernel[...], self.bias[...], self.arithmetic
+        )
 
 
 def head_width(dim: int, num_heads: int) -> int:
@@ -72,55 +87,57 @@ def head_width(dim: int, num_heads: int) -> int:
 class Attention(nnx.Module):
     """Multi-head attention from `x` to `context`, which may be `x` itself."""
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
         head_width(dim, num_heads)
-        self.num_heads, self.implementation = num_heads, attention
-        kw = dict(dtype=dtype, rngs=rngs)
+        self.num_heads, self.arithmetic = num_heads, arithmetic
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.query = Linear(dim, dim, **kw)
         self.key = Linear(dim, dim, **kw)
         self.value = Linear(dim, dim, **kw)
         self.out = Linear(dim, dim, **kw)
 
     def __call__(
-        self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        mask: jax.Array | None = None,
+        keys: int | None = None,
     ) -> jax.Array:
         """Attends from x [B, N, D] to context [B, M, D]; returns [B, N, D].
 
-        `mask` [B, M] is False where the context is to be overlooked.
+        `mask` [B, M] is False where the context is to be overlooked; only the first
+        `keys` of the M are any, the others filling.
         """
-
-        def heads(t):  # [B, N, D] -> [B, N, h, d]
-            return t.reshape(*t.shape[:2], self.num_heads, -1)
-
         y = attention.attend(
-            heads(self.query(x)),
-            heads(self.key(context)),
-            heads(self.value(context)),
+            self.query.by_heads(x, self.num_heads),
+            self.key.by_heads(context, self.num_heads),
+            self.value.by_heads(context, self.num_heads),
             mask,
-            self.implementation,
+            self.arithmetic,
+            keys,
         )
-        return self.out(y.reshape(x.shape))
+        return self.out.of_heads(y)
 
 
 class Mlp(nnx.Module):
     """Two-layer perceptron with exact GELU, `ratio` times as wide inside."""
 
-    def __init__(self, dim: int, *, ratio: int = 4, dtype, rngs: nnx.Rngs):
-        self.up = Linear(dim, ratio * dim, dtype=dtype, rngs=rngs)
-        self.down = Linear(ratio * dim, dim, dtype=dtype, rngs=rngs)
+    def __init__(self, dim: int, *, ratio: int = 4, arithmetic: Arithmetic, rngs):
+        self.up = Linear(dim, ratio * dim, arithmetic=arithmetic, rngs=rngs)
+        self.down = Linear(ratio * dim, dim, arithmetic=arithmetic, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(nnx.gelu(self.up(x), approximate=False))
+        return self.down(products.gelu(self.up(x), self.up.arithmetic))
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block with self-attention."""
 
-    def __init__(self, dim: int, num_heads: int, *, dtype, rngs, attention="auto"):
-        kw = dict(dtype=dtype, rngs=rngs)
-        self.norm1 = layer_norm(dim, rngs)
-        self.attn = Attention(dim, num_heads, attention=attention, **kw)
-        self.norm2 = layer_norm(dim, rngs)
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.norm1 = layer_norm(dim, arithmetic.dtype, rngs)
+        self.attn = Attention(dim, num_heads, **kw)
+        self.norm2 = layer_norm(dim, arithmetic.dtype, rngs)
         self.mlp = Mlp(dim, **kw)
 
     def __call__(
@@ -129,8 +146,9 @@ class Block(nnx.Module):
         mask: jax.Array | None = None,
         branches: jax.Array | None = None,
         first: int = 0,
+        keys: int | None = None,
     ) -> jax.Array:
-        """Maps tokens [B, N, D] to tokens [B, N - first, D].
+        """Maps tokens [B, N, D] to tokens [B, N - first, D] of the same type.
 
         Args:
             x: the tokens.
@@ -138,12 +156,17 @@ class Block(nnx.Module):
             branches: what attention and MLP count in each sample, [2, B]; see
                 `drop_path`.
             first: the first token wanted; those before it are attended to only.
+            keys: how many tokens are any, the others filling; None for N.
         """
+
+        def add(x, y, branch):
+            if branches is not None:
+                y = y * branches[branch, :, None, None]
+            return (x + y).astype(x.dtype)
+
         y = self.norm1(x)
-        y = self.attn(y[:, first:], y, mask)
-        x = x[:, first:] + (y if branches is None else y * branches[0, :, None, None])
-        y = self.mlp(self.norm2(x))
-        return x + (y if branches is None else y * branches[1, :, None, None])
+        x = add(x[:, first:], self.attn(y[:, first:], y, mask, keys), 0)
+        return add(x, self.mlp(self.norm2(x)), 1)
 
 
 def drop_path(key: jax.Array, rate: float, blocks: int, batch: int) -> jax.Array:

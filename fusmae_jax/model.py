@@ -10,6 +10,7 @@ from fusmae_jax import masking, patches
 from fusmae_jax.decoder import Decoder, XAttnDecoder
 from fusmae_jax.encoder import Encoded, Encoder, Present
 from fusmae_jax.masking import SENSORS
+from fusmae_jax.products import Arithmetic
 
 
 class Reconstruction(NamedTuple):
@@ -43,10 +44,11 @@ class FusMAE(nnx.Module):
         decoder_depth: blocks of each decoder.
         decoder_heads: attention heads of the decoders.
         dtype: of matrix products; parameters stay float32.
-        attention: who computes it, see `attention.attend`.
+        attention: who computes it, see `attention.choose`.
         remat: what of an encoder block is computed again for the gradient: "none",
             "dots" (all but the products of its linear layers) or "full"; less memory,
             more time.
+        platform, devices: what programs are compiled for, see `products.Arithmetic`.
         rngs: key of the initial parameters.
 
     Raises:
@@ -70,9 +72,12 @@ class FusMAE(nnx.Module):
         dtype: str = "float32",
         attention: str = "auto",
         remat: str = "none",
+        platform: str = "",
+        devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        kw = dict(dtype=jnp.dtype(dtype), rngs=rngs)
+        arithmetic = Arithmetic(jnp.dtype(dtype).name, platform, devices, attention)
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.patch_size = patch_size
         self.encoder = Encoder(
             bands=bands,
@@ -82,12 +87,10 @@ class FusMAE(nnx.Module):
             depth=depth,
             num_heads=num_heads,
             fuse_early=fuse_early,
-            attention=attention,
             remat=remat,
             **kw,
         )
-        deep = dict(attention=attention, **kw)
-        self.fuse = XAttnDecoder(dim, num_heads, **deep) if fuse_features else None
+        self.fuse = XAttnDecoder(dim, num_heads, **kw) if fuse_features else None
         self.decoders = nnx.Dict(
             {
                 s: Decoder(
@@ -98,7 +101,6 @@ class FusMAE(nnx.Module):
                     dim=decoder_dim,
                     depth=decoder_depth,
                     num_heads=decoder_heads,
-                    attention=attention,
                     **kw,
                 )
                 for s in SENSORS

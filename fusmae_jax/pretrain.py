@@ -10,6 +10,7 @@ import jax
 from data_pipeline import batches, damage, sources
 from data_pipeline.errors import DamagedRecord, InputError
 from fusmae_jax import (
+    attention,
     build,
     checkpoint,
     checks,
@@ -22,6 +23,7 @@ from fusmae_jax import (
     metrics,
     optim,
     preemption,
+    products,
     reconstruct,
     run,
     sharding,
@@ -34,7 +36,6 @@ log = logging.getLogger("fusmae_jax")
 DAMAGE_ADVICE = (
     "Or go on with --config.data.damaged=skip, which trains on another pair instead."
 )
-MEMORY_ADVICE = "lower batch_size, raise accumulate, or set model.remat."
 
 
 def load_batches(config, source, mesh, first: int, stop=lambda: False):
@@ -73,6 +74,25 @@ def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
     )
 
 
+def warn_of_attention(config, mesh) -> None:
+    """Says so where a GPU would be faster, were heads or numbers others."""
+    arithmetic = products.Arithmetic(
+        config.model.dtype, sharding.platform(mesh), mesh.size, config.model.attention
+    )
+    masked = config.mask.drop_sensor > 0
+    slow = [
+        width
+        for width in checks.heads(config)
+        if attention.choose(arithmetic, width, masked) == "xla"
+    ]
+    if arithmetic.platform == "gpu" and arithmetic.attention == "auto" and slow:
+        log.warning(
+            "XLA computes attention here, as cuDNN takes bfloat16 and heads of 8, 16, "
+            "... %d channels, not %s and %s; other widths would be faster.",
+            *(120 if masked else 128, config.model.dtype, " and ".join(map(str, slow))),
+        )
+
+
 def compile_step(config, objective, mesh, rate):
     """Makes the state and the step that the config describes.
 
@@ -88,41 +108,77 @@ def compile_step(config, objective, mesh, rate):
     """
     tx = build.optimizer(config, rate)
     graphdef, state, layout = train.create_state(
-        build.model(config), tx, mesh, config.seed, config.fsdp_min_size
+        build.model(config, **build.target(mesh)),
+        *(tx, mesh, config.seed, config.fsdp_min_size),
     )
     train_step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
     return state, layout, train_step
 
 
-def compile_ahead(train_step, state, source, batch_size: int, mesh):
+def compile_ahead(config, train_step, state, source, mesh):
     """Compiles the step for batches of a source, and says what it takes.
 
     Args:
+        config: see `configs/pretrain_base.py`.
         train_step: from `compile_step`.
         state: which it will advance.
         source: random-access pairs.
-        batch_size: pairs of a global batch.
         mesh: the devices.
 
     Returns:
         The compiled step, to which another shape is an error, and its compile_seconds
         and step_memory_bytes.
     """
-    fields = sharding.abstract_rows(source[0], batch_size, mesh)
+    fields = sharding.abstract_rows(source[0], config.batch_size, mesh)
     begun = time.monotonic()
     step = train_step.lower(state, fields).compile()
     seconds, needed = time.monotonic() - begun, step_memory(step)
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")  # the CPU has none
     if limit and needed > limit:
+        parts = fitting_parts(config, step, limit, mesh)
         log.warning(
             "The step takes %.1f GiB of each device's %.1f GiB and will hardly fit; %s",
-            *(needed / 2**30, limit / 2**30, MEMORY_ADVICE),
+            *(needed / 2**30, limit / 2**30, memory_advice(config, parts)),
         )
     else:
         of = f" of {limit / 2**30:.1f}" if limit else ""
         log.info("The step takes %.2f%s GiB of each device.", needed / 2**30, of)
     return step, {"compile_seconds": seconds, "step_memory_bytes": needed}
+
+
+def fitting_parts(config, step, limit: float, mesh) -> int | None:
+    """The least `accumulate` with which a step that is too large should fit.
+
+    What is in between shrinks with the rows of a part; sums of gradients come on top.
+
+    Args:
+        config: that the step was compiled for.
+        step: compiled.
+        limit: bytes of a device.
+        mesh: the devices.
+
+    Returns:
+        None where no number of parts would do.
+    """
+    sizes, rows = step.memory_analysis(), config.batch_size // mesh.size
+    # What is donated is parameters and two moments of each.
+    fixed = sizes.argument_size_in_bytes + sizes.alias_size_in_bytes / 3
+    for parts in range(config.accumulate + 1, rows + 1):
+        between = sizes.temp_size_in_bytes * config.accumulate / parts
+        if rows % parts == 0 and fixed + between < limit:
+            return parts
+    return None
+
+
+def memory_advice(config, parts: int | None = None) -> str:
+    """What to pass if a step does not fit; `parts` is the `accumulate` that would do."""
+    if parts:
+        return f"pass --config.accumulate={parts}, which trains the same in parts."
+    return (
+        f"raise accumulate, as in --config.accumulate={2 * config.accumulate}, pass "
+        "--config.model.remat=full, or split the parameters over devices with fsdp."
+    )
 
 
 def step_memory(step) -> int:
@@ -149,7 +205,7 @@ def explain_memory(config):
         raise InputError(
             f"This run with batch_size={config.batch_size} and accumulate="
             f"{config.accumulate} does not fit into the devices' memory; "
-            f"{MEMORY_ADVICE}"
+            f"{memory_advice(config)}"
         ) from error
 
 
@@ -172,7 +228,8 @@ def open_run(config, mesh):
     Returns:
         The training pairs, the objective, and what scores and judges the model.
     """
-    graphdef, _ = build.abstract_model(config)  # refuses sizes that do not divide
+    # Refuses sizes that do not divide.
+    graphdef, _ = build.abstract_model(config, **build.target(mesh))
     with cluster.together("open its data"):
         source, held = open_data(config)
     description = source.description
@@ -216,6 +273,7 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
     pairs = damage.for_training(source, config.data.damaged)
     state, layout, train_step = compile_step(config, objective, mesh, rate)
     log.info(describe(config, state, len(source), held_out.count, steps))
+    warn_of_attention(config, mesh)
     with open_checkpoints(config, workdir) as saves:
         if saves.latest is not None:
             state = saves.restore(state, layout)
@@ -230,7 +288,7 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
         ):
             if first < steps:
                 train_step, start = compile_ahead(
-                    train_step, state, pairs, config.batch_size, mesh
+                    config, train_step, state, pairs, mesh
                 )
             scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
             tools = loop.Tools(writer, scoring, judge, saves, watch, notice)
@@ -258,8 +316,8 @@ def pretrain(config, workdir) -> train.PretrainState:
     """
     checks.check_config(config)
     checks.check_data(config)
-    checks.check_devices(config)
     mesh = sharding.make_mesh(config.fsdp)
+    checks.check_devices(config, mesh)
     source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)

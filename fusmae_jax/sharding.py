@@ -23,8 +23,13 @@ RULES: tuple[tuple[str, str | P], ...] = (
 )
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
+def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
     """Builds a (data, fsdp) mesh over all devices, `fsdp` of them per replica.
+
+    Args:
+        fsdp: devices that share one copy of the parameters.
+        devices: those to take instead, which need not be there; see
+            `jax.experimental.topologies`.
 
     Raises:
         InputError: the devices do not divide into such groups.
@@ -32,7 +37,8 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     # Hosts one after the other: each owns consecutive rows of the batch, which is
     # what makes a batch the same on any number of hosts; and a replica stays on one
     # host, where links are fastest, if its devices fit there.
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(
             f"{len(devices)} devices do not divide into groups of fsdp={fsdp}; choose "
@@ -46,6 +52,11 @@ def make_mesh(fsdp: int = 1) -> Mesh:
         ("data", "fsdp"),
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
+
+
+def platform(mesh: Mesh) -> str:
+    """What the mesh is made of, "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
 
 
 def rows(mesh: Mesh) -> NamedSharding:

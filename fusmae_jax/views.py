@@ -129,6 +129,15 @@ def turn_images(images: jax.Array, turn: jax.Array) -> jax.Array:
     return jnp.where(transpose, images.swapaxes(1, 2), images)
 
 
+def turn_box(box: jax.Array, turn: jax.Array) -> jax.Array:
+    """Where box [B, 4] lies in a scene that is turned as turn [B, 3] says."""
+    top, left, height, width = box.T
+    top = jnp.where(turn[:, 0], 1 - top - height, top)
+    left = jnp.where(turn[:, 1], 1 - left - width, left)
+    box = jnp.stack([top, left, height, width], axis=1)
+    return jnp.where(turn[:, 2:], box[:, jnp.array([1, 0, 3, 2])], box)
+
+
 def see(
     fields: dict[str, jax.Array],
     view: View,
@@ -154,7 +163,8 @@ def see(
         finite in the record count as the band's mean.
     """
     bands = {band.name: band for band in sensor.bands}
-    images = {}
+    # Turned as stored, where there are fewer bytes to turn.
+    box, images = turn_box(view.box, view.turn), {}
     for grid in sensors.SENSORS[sensor.name].grids if grids is None else grids:
         names = [name for name in grid.bands if name in bands]
         if not names:
@@ -162,14 +172,14 @@ def see(
         columns = [grid.bands.index(name) for name in names]
         mean = jnp.array([bands[name].mean for name in names], jnp.float32)
         std = jnp.array([bands[name].std for name in names], jnp.float32)
-        pixels = fields[grid.field][..., columns].astype(jnp.float32)
+        pixels = turn_images(fields[grid.field][..., columns], view.turn)
+        pixels = pixels.astype(jnp.float32)
         pixels = (pixels - mean[None, None, None]) / std[None, None, None]
         # Before the resample, or one bad pixel would spoil its whole row and column.
         pixels = jnp.where(jnp.isfinite(pixels), pixels, 0.0)
-        resampled = resample(pixels, view.box, size, method)
+        resampled = resample(pixels, box, size, method)
         images |= {name: resampled[..., i] for i, name in enumerate(names)}
-    stacked = jnp.stack([images[name] for name in sensor.band_names], axis=-1)
-    return turn_images(stacked, view.turn)
+    return jnp.stack([images[name] for name in sensor.band_names], axis=-1)
 
 
 def native_units(images: jax.Array, sensor: sensors.Sensor) -> jax.Array:

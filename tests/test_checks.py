@@ -8,7 +8,7 @@ import pytest
 from configs import pretrain_base
 from data_pipeline import fields
 from data_pipeline.errors import InputError
-from fusmae_jax import checks
+from fusmae_jax import checks, sharding
 
 
 def config(**changes):
@@ -27,14 +27,14 @@ def test_the_base_config_passes():
 def test_a_batch_that_does_not_divide_is_refused(batch_size, accumulate):
     c = config(batch_size=batch_size, accumulate=accumulate)
     with pytest.raises(InputError, match=f"batch_size={batch_size} .* 4 devices"):
-        checks.check_devices(c)
+        checks.check_devices(c, sharding.make_mesh())
 
 
 def test_cudnn_without_a_gpu_is_refused_once_devices_are_known():
     c = config(**{"model.attention": "cudnn"})
     checks.check_config(c)
     with pytest.raises(InputError, match="needs an NVIDIA GPU, and this is a cpu"):
-        checks.check_devices(c)
+        checks.check_devices(c, sharding.make_mesh())
 
 
 def test_steps_come_from_epochs():

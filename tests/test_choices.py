@@ -10,7 +10,7 @@ from tests import tiny
 
 STEPS = 2
 # These say something of low precision only.
-BFLOAT16 = ("residuals in the products' type", "products as XLA takes them")
+BFLOAT16 = ("residuals in float32", "products as XLA takes them")
 
 
 def run(dtype, change=contextlib.nullcontext):

@@ -82,16 +82,16 @@ def test_no_queries_have_no_neighbours(rng):
 
 def test_all_chunks_share_one_program(monkeypatch, rng):
     monkeypatch.setattr(knn, "BLOCK", 23 * 2)
-    knn._compiled.cache_clear()
+    knn.compiled.cache_clear()
     for _ in range(2):
         knn.neighbours(features(rng, 23), features(rng, 19), 4)
-    _, nearest = knn._compiled(sharding.make_mesh(), 4)
+    _, nearest = knn.compiled(sharding.make_mesh(), 4)
     assert nearest._cache_size() == 1
 
 
 def test_queries_are_split_over_devices_in_full_float32_and_come_back_whole(rng):
     mesh = sharding.make_mesh()
-    unit, nearest = knn._compiled(mesh, 3)
+    unit, nearest = knn.compiled(mesh, 3)
     bank = unit(knn._put(features(rng, 17), sharding.whole(mesh)))
     queries = knn._put(features(rng, 8), sharding.rows(mesh))
     lowered = nearest.lower(bank, queries)

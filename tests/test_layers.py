@@ -10,6 +10,7 @@ from scipy import special
 from data_pipeline.errors import InputError
 from fusmae_jax import layers
 from fusmae_jax.encoder import XAttnEncoder
+from fusmae_jax.products import Arithmetic
 
 D, HEADS = 24, 3
 
@@ -59,14 +60,14 @@ def tokens(seed, n):
 
 
 def test_cross_attention_equals_numpy():
-    layer = perturbed(layers.Attention(D, HEADS, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    layer = perturbed(layers.Attention(D, HEADS, arithmetic=Arithmetic(), rngs=nnx.Rngs(0)))
     x, y = tokens(1, 5), tokens(2, 7)
     want = np.stack([np_attention(layer, a, b) for a, b in zip(x, y)])
     np.testing.assert_allclose(layer(x, y), want, rtol=1e-4, atol=1e-5)
 
 
 def test_block_equals_numpy():
-    block = perturbed(layers.Block(D, HEADS, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = perturbed(layers.Block(D, HEADS, arithmetic=Arithmetic(), rngs=nnx.Rngs(0)))
     x = tokens(1, 6)
     want = []
     for a in x:
@@ -77,7 +78,7 @@ def test_block_equals_numpy():
 
 
 def test_xattn_encoder_equals_numpy():
-    fuse = perturbed(XAttnEncoder(D, HEADS, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    fuse = perturbed(XAttnEncoder(D, HEADS, arithmetic=Arithmetic(), rngs=nnx.Rngs(0)))
     x, y = tokens(1, 5), tokens(2, 4)
     want = []
     for a, b in zip(x, y):
@@ -91,7 +92,7 @@ def test_xattn_encoder_equals_numpy():
 
 def test_block_equals_the_encoder_layer_of_torch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    block = perturbed(layers.Block(D, HEADS, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = perturbed(layers.Block(D, HEADS, arithmetic=Arithmetic(), rngs=nnx.Rngs(0)))
     layer = torch.nn.TransformerEncoderLayer(
         D, HEADS, 4 * D, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
     ).eval()
@@ -118,15 +119,14 @@ def test_block_equals_the_encoder_layer_of_torch():
     np.testing.assert_allclose(block(x), want, rtol=1e-4, atol=1e-5)
 
 
-def test_norms_and_residuals_stay_float32_when_products_are_bfloat16():
-    block = layers.Block(D, HEADS, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+def test_what_is_kept_has_the_type_of_products_and_parameters_are_float32():
+    block = layers.Block(D, HEADS, arithmetic=Arithmetic("bfloat16"), rngs=nnx.Rngs(0))
     x = tokens(1, 6)
-    assert block(x).dtype == jnp.float32
-    assert block.norm1(jnp.bfloat16(x)).dtype == jnp.float32
+    assert block(jnp.bfloat16(x)).dtype == block.norm1(x).dtype == jnp.bfloat16
     assert block.mlp.up(x).dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(nnx.state(block))} == {jnp.dtype("f4")}
 
 
 def test_a_width_that_does_not_divide_into_heads_is_refused():
     with pytest.raises(InputError, match="Width 32 does not divide into 5 heads"):
-        layers.Attention(32, 5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        layers.Attention(32, 5, arithmetic=Arithmetic(), rngs=nnx.Rngs(0))

@@ -10,6 +10,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax import masking
 from fusmae_jax.encoder import Encoder
 from fusmae_jax.sharding import leaf_path
+from fusmae_jax.products import Arithmetic
 from tests import tiny
 
 SWAP = {"s1": "s2", "s2": "s1"}
@@ -198,7 +199,7 @@ def test_base_has_the_size_of_a_vit_base():
         depth=12,
         num_heads=12,
         fuse_early=True,
-        dtype=jnp.float32,
+        arithmetic=Arithmetic(),
         rngs=nnx.Rngs(0),
     )
     count = sum(x.size for x in jax.tree.leaves(nnx.state(nnx.eval_shape(make))))

@@ -85,7 +85,7 @@ def ahead():
     source = sources.open_split(config.data, "train", fields)
     rate = optim.schedule(1e-3, 0, 10)
     state, _, step = pretrain.compile_step(config, objective, mesh, rate)
-    step, takes = pretrain.compile_ahead(step, state, source, config.batch_size, mesh)
+    step, takes = pretrain.compile_ahead(config, step, state, source, mesh)
     return step, takes, state, source
 
 
@@ -131,9 +131,42 @@ def test_a_step_larger_than_the_memory_is_warned_of(ahead, monkeypatch, lines):
     known = types.SimpleNamespace(lower=lambda *_: known, compile=lambda: step)
     mesh = sharding.make_mesh(1)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    pretrain.compile_ahead(known, state, source, 8, mesh)
+    pretrain.compile_ahead(tiny.config(), known, state, source, mesh)
     (line,) = lines
     assert "0.0 GiB and will hardly fit" in line and "model.remat" in line
+
+
+def test_the_number_of_parts_that_would_fit_is_proposed(ahead):
+    step, config, mesh = ahead[0], tiny.config(), sharding.make_mesh(1)
+    config.batch_size = 4 * 12  # 12 rows on each of 4 devices
+    sizes = step.memory_analysis()
+    least = sizes.argument_size_in_bytes + sizes.alias_size_in_bytes / 3
+    between = sizes.temp_size_in_bytes
+    for share, parts in ((1.1, 2), (0.4, 3), (0.3, 4), (0.2, 6), (0.01, None)):
+        limit = least + share * between
+        # Twelve rows do not go in five parts.
+        assert pretrain.fitting_parts(config, step, limit, mesh) == parts
+    assert "--config.accumulate=3, which" in pretrain.memory_advice(config, 3)
+    assert "--config.accumulate=2, pass" in pretrain.memory_advice(config)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"dtype": "bfloat16"}, ""),
+        ({"dtype": "bfloat16", "dim": 36}, "not bfloat16 and 18;"),
+        ({"dtype": "float32"}, "not float32 and 16 and 8;"),
+        ({"dtype": "float32", "attention": "xla"}, ""),
+    ],
+)
+def test_a_gpu_that_cannot_use_cudnn_is_no_secret(changes, said, monkeypatch, lines):
+    config = tiny.config()
+    config.model.update(changes)
+    pretrain.warn_of_attention(config, sharding.make_mesh())
+    assert not lines  # nothing else to choose on a CPU
+    monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
+    pretrain.warn_of_attention(config, sharding.make_mesh())
+    assert (said in lines[0]) if said else not lines
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence():

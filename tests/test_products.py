@@ -1,4 +1,4 @@
-"""Products in low precision: right, and with gradients that are."""
+"""Linear layers in low precision: right, and with gradients that are."""
 
 import jax
 import jax.numpy as jnp
@@ -6,62 +6,82 @@ import numpy as np
 import pytest
 
 from fusmae_jax import products
+from fusmae_jax.products import Arithmetic
+
+CPU = Arithmetic("bfloat16", "cpu")
 
 
 def factors(dtype, rows=(3, 5), inner=40, columns=24):
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(*rows, inner)), rng.normal(size=(inner, columns))
+    shapes = ((*rows, inner), (inner, columns), (columns,))
     # Numbers that bfloat16 has, so that only sums are rounded.
-    return tuple(jnp.asarray(v, jnp.bfloat16).astype(dtype) for v in (x, kernel))
+    numbers = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in shapes)
+    return tuple(x.astype(dtype) for x in numbers)
 
 
+def affine(x, kernel, bias):
+    return jnp.matmul(x, kernel) + bias[None, None]
+
+
+@pytest.mark.parametrize("platform", ["", "cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_product_is_that_of_numpy(dtype):
-    x, kernel = factors(dtype)
-    want = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
-    got = products.matmul(x, kernel.astype(jnp.float32), jnp.dtype(dtype))
-    assert got.shape == (3, 5, 24) and got.dtype == products.result_dtype(dtype)
-    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_are_those_of_a_plain_product(dtype):
-    x, kernel = (v.astype(jnp.float32) for v in factors(dtype))
-    grad = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 24)), jnp.float32)
-    # Rounded as the backward pass rounds it: the two then differ by their sums alone.
-    grad = grad.astype(dtype).astype(jnp.float32)
-    _, ours = jax.vjp(
-        lambda x, k: products.matmul(x, k, jnp.dtype(dtype)).astype(jnp.float32),
-        *(x, kernel),
+def test_it_is_that_of_numpy(dtype, platform):
+    x, kernel, bias = factors(jnp.float32)
+    want = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64) + np.asarray(bias)
+    got = products.linear(x, kernel, bias, Arithmetic(dtype, platform))
+    assert got.shape == (3, 5, 24) and got.dtype == dtype
+    tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), want, rtol=tolerance, atol=tolerance
     )
-    _, plain = jax.vjp(jnp.matmul, x, kernel)
-    for got, want in zip(ours(grad), plain(grad)):
+
+
+@pytest.mark.parametrize("platform", ["", "cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_those_of_a_plain_product(dtype, platform):
+    args = factors(jnp.float32)
+    grad = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 24)), jnp.float32)
+    grad = grad.astype(dtype)  # the two then differ by their sums alone
+    _, ours = jax.vjp(
+        lambda *args: products.linear(*args, Arithmetic(dtype, platform)), *args
+    )
+    _, plain = jax.vjp(affine, *args)
+    for got, want in zip(ours(grad), plain(grad.astype(jnp.float32))):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-5)
 
 
-def test_a_kernels_gradient_keeps_more_digits_than_its_factors():
-    x, kernel = factors("bfloat16", rows=(1, 64))
-    loss = lambda k: products.matmul(x, k, jnp.dtype("bfloat16")).sum()
-    got = jax.grad(loss)(kernel.astype(jnp.float32))
+def test_gradients_of_parameters_keep_more_digits_than_their_factors():
+    """Over 4,096 tokens, of which a sum in bfloat16 would lose most."""
+    x, kernel, bias = factors(jnp.float32, rows=(64, 64))
+    loss = lambda *args: products.linear(x, *args, Arithmetic("bfloat16")).sum()
+    got, summed = jax.grad(loss, (0, 1))(kernel, bias)
     want = np.asarray(x, np.float64).sum(axis=(0, 1))[:, None]
     np.testing.assert_allclose(got, np.broadcast_to(want, got.shape), rtol=1e-4)
     assert (got != got.astype(jnp.bfloat16).astype(jnp.float32)).any()
+    noise = jax.random.normal(jax.random.key(0), (64, 64, 24)).astype(jnp.bfloat16)
+    loss = lambda b: (products.linear(x, kernel, b, Arithmetic("bfloat16")) * noise)
+    summed = jax.grad(lambda b: loss(b).astype(jnp.float32).sum())(bias)
+    want = np.asarray(noise, np.float64).sum(axis=(0, 1))
+    np.testing.assert_allclose(summed, want, rtol=1e-4, atol=1e-3)
 
 
-def test_bfloat16_products_reach_the_matrix_instructions_of_a_cpu(monkeypatch):
+def test_bfloat16_products_reach_the_matrix_instructions_of_a_cpu():
     """XLA takes a float32 detour unless factors and result are as it likes them."""
-    monkeypatch.setattr(products, "_on_one_cpu", lambda: True)
-    x, kernel = factors("bfloat16", rows=(64, 4), inner=128, columns=256)
+    x, kernel, bias = factors(jnp.float32, rows=(64, 4), inner=128, columns=256)
 
-    def loss(x, kernel):
-        return jnp.square(products.matmul(x, kernel, jnp.dtype("bfloat16"))).sum()
+    def loss(x, kernel, bias, arithmetic):
+        y = products.linear(x, kernel, bias, arithmetic)
+        return jnp.square(y.astype(jnp.float32)).sum()
 
-    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel.astype(jnp.float32))
-    hlo = lowered.as_text()
+    lower = jax.jit(jax.grad(loss, (0, 1)), static_argnums=3).lower
+    hlo = lower(x, kernel, bias, CPU).as_text()
     products_in = [line for line in hlo.splitlines() if "dot_general" in line]
     assert len(products_in) == 3
     for line in products_in:
         factors_in, result = line.rsplit("->", 1)
         assert factors_in.count("xbf16>") == 2 and "xf32>" in result, line
     assert "LayoutConstraint" in hlo
+    # XLA could not split the constraint.
+    several = Arithmetic("bfloat16", "cpu", devices=2)
+    assert "LayoutConstraint" not in lower(x, kernel, bias, several).as_text()

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline import batches
 from data_pipeline.errors import InputError
-from fusmae_jax import patches, sharding
+from fusmae_jax import checkpoint, patches, sharding
 from fusmae_jax.encoder import Present
 from fusmae_jax.evaluation import dense_heads, dense_windows, loop
 from fusmae_jax.evaluation.backbone import Backbone, present
@@ -170,17 +170,21 @@ class Task:
 
     def start(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
         """The state of `count` equal heads, and its layout: whole on every device."""
-
-        def init(key):
-            _, head = nnx.split(self.head(nnx.Rngs(key)))
-            heads = jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (count, *x.shape)), head
-            )
-            return TrainState(jnp.zeros((), jnp.int32), heads, jax.vmap(tx.init)(heads))
-
-        whole = sharding.whole(self.mesh)
-        layout = jax.tree.map(lambda _: whole, jax.eval_shape(init, key))
+        _, layout = self.abstract_state(tx, count)
+        init = functools.partial(self._init, tx, count)
         return jax.jit(init, out_shardings=layout)(key), layout
+
+    def abstract_state(self, tx: optax.GradientTransformation, count: int):
+        """The same, of shapes alone."""
+        init = functools.partial(self._init, tx, count)
+        shapes, whole = jax.eval_shape(init, jax.random.key(0)), sharding.whole(self.mesh)
+        layout = jax.tree.map(lambda _: whole, shapes)
+        return checkpoint.abstract(shapes, layout), layout
+
+    def _init(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
+        _, head = nnx.split(self.head(nnx.Rngs(key)))
+        heads = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), head)
+        return TrainState(jnp.zeros((), jnp.int32), heads, jax.vmap(tx.init)(heads))
 
     def train_step(self, tx, rates: Sequence[float], layout: TrainState, key):
         """Returns the compiled `step(state, params, fields, here) -> (state, loss)`.
@@ -224,7 +228,7 @@ class Task:
         """Yields confusion matrices of batches of scenes, [R, n, C, C] int32."""
         devices = self.mesh.size
         rows = -(-min(batch_size, len(source)) // devices) * devices
-        here, step = self.here(sensor_set, rows), self._judge_step()
+        here, step = self.here(sensor_set, rows), self.judge_step()
         stream = batches.eval_batches(
             source,
             fields=self.fields,
@@ -259,7 +263,7 @@ class Task:
             while ahead:
                 yield collect()
 
-    def _judge_step(self):
+    def judge_step(self):
         """Returns the compiled `step(heads, params, fields, here) -> [R, B, C, C]`."""
         corners = dense_windows.tiles(self.backbone.image_size, self.scene_size)
         rows = NamedSharding(self.mesh, P(None, *sharding.BATCH))

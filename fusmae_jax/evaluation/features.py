@@ -124,7 +124,7 @@ class Extractor:
         self._backbone, self.params, self._recipe = backbone, params, recipe
         self.mesh = mesh
         self._boxes = boxes(recipe.view, backbone.image_size, backbone.scene_size)
-        self._step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
+        self.step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
 
     def _features(self, params, fields, here, box):
         view = views.View(
@@ -145,7 +145,7 @@ class Extractor:
         for name in self.sensor_sets:
             here = present(name, rows, self.mesh)
             parts = [
-                self._step(self.params, fields, here, jnp.array(box))
+                self.step(self.params, fields, here, jnp.array(box))
                 for box in self._boxes
             ]
             result[name] = sum(parts) / len(parts)

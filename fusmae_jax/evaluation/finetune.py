@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, flag, number, several, whole
-from fusmae_jax import layers, optim, sharding, views
+from fusmae_jax import checkpoint, layers, optim, sharding, views
 from fusmae_jax.evaluation import classifier, features, layer_decay, loop
 from fusmae_jax.evaluation.backbone import Backbone, present
 from fusmae_jax.evaluation.classifier import Classifier
@@ -145,7 +145,7 @@ class Finetuner:
         self._backbone, self.recipe, self._mesh = backbone, recipe, mesh
         self._labels_field, self._single = labels_field, single
         self._tx = optimizer(recipe, backbone.blocks)
-        trained, self._rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
+        trained, self.rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
         self._encoder = trained["encoder"]
         dim = self._encoder["global_token"].shape[-1]
         self._head_shape = (dim * features.Recipe(recipe.pool).copies, classes)
@@ -179,7 +179,7 @@ class Finetuner:
         here = present(sensor_set, recipe.batch_size, mesh)
         head_key, draw_key = jax.random.split(jax.random.key(seed))
         state = loop.train(
-            lambda state, batch: self.step(state, self._rest, draw_key, here, *batch),
+            lambda state, batch: self.step(state, self.rest, draw_key, here, *batch),
             self._init(self._encoder, head_key),
             self._layout,
             lambda first: self._batches(source, first, rates, seed),
@@ -189,10 +189,15 @@ class Finetuner:
         )
         gather = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))
         tuned = gather(state.params)
-        params = join(self._rest, tuned["encoder"])
+        params = join(self.rest, tuned["encoder"])
         return Classifier(
             params, tuned["head"], recipe.pool, recipe.view, self._single
         )
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and layout of what the step advances."""
+        shapes = jax.eval_shape(self._start, self._encoder, jax.random.key(0))
+        return checkpoint.abstract(shapes, self._layout)
 
     def _start(self, encoder: nnx.State, key: jax.Array) -> TrainState:
         # A copy, for the state will be donated, and the parameters are not ours.

@@ -88,7 +88,7 @@ def neighbours(
     for name, x in (("bank", bank), ("queries", queries)):
         _check_finite(name, x)
     mesh = sharding.make_mesh()
-    unit, nearest = _compiled(mesh, k)
+    unit, nearest = compiled(mesh, k)
     bank = unit(_put(bank, sharding.whole(mesh)))
     devices = mesh.size
     rows = devices * min(max(1, BLOCK // len(bank)), -(-len(queries) // devices))
@@ -127,7 +127,7 @@ def _put(x: np.ndarray, layout) -> jax.Array:
 
 
 @functools.cache  # or every call would compile anew
-def _compiled(mesh: Mesh, k: int):
+def compiled(mesh: Mesh, k: int):
     """The compiled `unit(x)` and `nearest(bank, queries)`, both of rows of length 1."""
 
     def unit(x):

@@ -1,0 +1,247 @@
+"""Every compiled step of the library, ready to be lowered for any machine.
+
+A step is made as the library makes it, of shapes alone: no array of a model is ever
+allocated, and what it is lowered for need not be there.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipeline import layout as layouts
+from data_pipeline import synthetic
+from fusmae_jax import build, checkpoint, optim, sharding, train
+from fusmae_jax.evaluation import dense_heads, dense_task, features, finetune
+from fusmae_jax.evaluation import knn, linear
+from fusmae_jax.evaluation.backbone import Backbone, blocks
+
+# As JAX names what it lowers for.
+LOWERING = {"gpu": "cuda"}
+# Float32 products that take stored pixels to an image: rows and columns of four grids.
+RESAMPLING = 8
+CLASSES = 19  # of BigEarthNet
+PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
+
+
+class Program(NamedTuple):
+    """A step, and what it is called with.
+
+    Attributes:
+        step: jitted.
+        args: shapes, types and layouts of its arguments.
+        options: static arguments by name.
+        dtype: of its products, as its config has it.
+        float32_products: how many are in float32 whatever `dtype` says; None where
+            heads make it many.
+    """
+
+    step: Callable
+    args: tuple
+    options: dict[str, Any] = {}
+    dtype: str = "bfloat16"
+    float32_products: int | None = RESAMPLING
+
+    def lower(self, platform: str) -> jax.stages.Lowered:
+        """Lowers the step for "cpu", "gpu" or "tpu"."""
+        traced = self.step.trace(*self.args, **self.options)
+        return traced.lower(lowering_platforms=(LOWERING.get(platform, platform),))
+
+
+def load(name: str, **changes):
+    """A config of `configs/`, with fields changed, `model__remat` for model.remat."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config = config.copy_and_resolve_references()
+    changes = {field.replace("__", "."): value for field, value in changes.items()}
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class Maker:
+    """Makes the steps of a config for the devices of a mesh."""
+
+    def __init__(self, config, mesh: Mesh, platform: str | None = None):
+        """Prepares shapes.
+
+        Args:
+            config: see `configs/pretrain_base.py`.
+            mesh: the devices; those of a CPU stand for any others until a program is
+                compiled.
+            platform: what programs are for, by default what the mesh is made of.
+        """
+        self.config, self.mesh = config, mesh
+        target = build.target(mesh)
+        target["platform"] = platform or target["platform"]
+        self.graphdef, params = build.abstract_model(config, **target)
+        self.objective = build.objective(config)
+        self._shapes = params
+        whole = jax.tree.map(lambda _: sharding.whole(mesh), params)
+        self.params = checkpoint.abstract(params, whole)
+        size = config.data.size
+        names = layouts.native(size).fields(self.objective.contract)
+        self.scenes = synthetic.Scenes(1, size=size)
+        self._pair = synthetic.Scenes(1, size=size, fields=names)[0]
+
+    def _rows(self, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(self.mesh))
+
+    def _whole(self, shape=(), dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.whole(self.mesh))
+
+    def _key(self):
+        return jax.eval_shape(jax.random.key, 0)
+
+    def fields(self, batch: int) -> dict:
+        """Stored pixels of a global batch."""
+        return sharding.abstract_rows(self._pair, batch, self.mesh)
+
+    def here(self, batch: int) -> dict:
+        """Which sensors are shown."""
+        return {s: self._rows((batch,), bool) for s in self.objective.contract}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder."""
+        size = self.config.data.size
+        depth = blocks(self.config)
+        return Backbone(self.graphdef, self.objective, size, depth)
+
+    def _program(self, step, *args, **options) -> Program:
+        return Program(step, args, options, self.config.model.dtype)
+
+    def pretrain(self, batch: int) -> tuple[Program, train.PretrainState]:
+        """The training step, and its abstract state, whose leaves know their layout."""
+        config, mesh = self.config, self.mesh
+        rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
+        tx = build.optimizer(config, rate)
+        state = jax.eval_shape(lambda p: train.fresh_state(p, tx), self._shapes)
+        layout = sharding.layout(state, mesh, config.fsdp_min_size)
+        step = build.train_step(
+            config, self.graphdef, self.objective, tx, rate, layout, mesh
+        )
+        state = checkpoint.abstract(state, layout)
+        return self._program(step, state, self.fields(batch)), state
+
+    def held_out(self, batch: int) -> Program:
+        """The scores and pictures of held-out pairs."""
+        size, seed = self.config.data.size, self.config.seed
+        step = train.make_eval_step(
+            self.graphdef, self.objective, self.mesh, seed=seed, scene_size=size
+        )
+        args = self.params, self.fields(batch), self._rows((batch,), jnp.float32), 0, 0
+        return self._program(step, *args, rows=6)
+
+    def features(self, batch: int) -> Program:
+        """Features of pairs: the judge's, kNN's, the probe's, retrieval's."""
+        taker = features.Extractor(
+            self.backbone, None, features.Recipe(), self.mesh, ("both",)
+        )
+        box = self._whole((4,))
+        args = self.params, self.fields(batch), self.here(batch), box
+        return self._program(taker.step, *args)
+
+    def finetune(self, batch: int) -> Program:
+        """The fine-tuning step."""
+        field, recipe = "labels", finetune.Recipe(100, batch, 5e-4)
+        kw = dict(classes=CLASSES, single=False)
+        tuner = finetune.Finetuner(
+            self.backbone, self.params, recipe, self.mesh, field, **kw
+        )
+        labels = {field: self._rows((batch, CLASSES), jnp.uint8)}
+        state, rest = tuner.abstract_state(), tuner.rest
+        args = state, rest, self._key(), self.here(batch), self.fields(batch) | labels
+        program = self._program(tuner.step, *args, np.float32(1e-4))
+        # The head's, and the two of its gradient.
+        return program._replace(float32_products=RESAMPLING + 3)
+
+    def dense(self, batch: int, head: str) -> tuple[Program, Program]:
+        """The step that trains heads for pixel labels, and the one that tests them."""
+        field, rates, size = "land_cover", (3e-4, 1e-3, 3e-3, 1e-2), self.scenes.size
+        task = dense_task.Task(
+            *(self.backbone, self.params, self.scenes, field, self.mesh),
+            head=head,
+            blocks=1,
+        )
+        tx = optim.adamw(optim.schedule(1.0, 10, 1_000), weight_decay=0.01)
+        state, layout = task.abstract_state(tx, len(rates))
+        step = task.train_step(tx, rates, layout, jax.random.key(0))
+        fields = self.fields(batch)
+        fields[field] = self._rows((batch, size, size), jnp.uint8)
+        seen = self.params, fields, self.here(batch)
+        train = self._program(step, state, *seen)
+        test = self._program(task.judge_step(), state.params, *seen)
+        return tuple(x._replace(float32_products=None) for x in (train, test))
+
+    def probe(self) -> Program:
+        """An epoch of the linear probe."""
+        n, g, width = PROBE["pairs"], PROBE["settings"], self.config.model.dim
+        params = {
+            "kernel": self._whole((width, g, CLASSES)),
+            "bias": self._whole((g, CLASSES)),
+        }
+        x, y = self._whole((n, width)), self._whole((n, CLASSES))
+        rates, count = self._whole((g,)), np.int32(0)
+        args = (params, params), x, y, rates, rates, self._key(), count, count
+        options = dict(steps=-(-n // 256), single=False)
+        return Program(linear.run_epoch, args, options, "float32")
+
+    def knn(self) -> Program:
+        """A block of the nearest neighbours."""
+        _, nearest = knn.compiled(self.mesh, 20)
+        width = self.config.model.dim
+        bank = self._whole((PROBE["pairs"], width))
+        queries = self._rows((64 * self.mesh.size, width), jnp.float32)
+        return Program(nearest, (bank, queries), {}, "float32")
+
+
+class Named(NamedTuple):
+    """A step by its name; `make` traces what it needs, and may fail."""
+
+    name: str
+    make: Callable[[], Program]
+
+
+def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
+    """Yields every step that a user's command compiles, of the sizes of `configs/`.
+
+    Args:
+        mesh_of: makes the mesh for `fsdp`.
+        platform: what for.
+    """
+
+    def pretrain(name: str, fsdp: int = 1, **changes) -> Named:
+        def make():
+            config = load(name, fsdp=fsdp, **changes)
+            maker = Maker(config, mesh_of(fsdp), platform)
+            return maker.pretrain(config.batch_size)[0]
+
+        changed = {"fsdp": fsdp} if fsdp > 1 else {}
+        changed |= {field.split("__")[-1]: value for field, value in changes.items()}
+        words = [name, *(f"{field}={value}" for field, value in changed.items())]
+        return Named(" ".join(words), make)
+
+    @functools.cache
+    def base() -> Maker:
+        return Maker(load("pretrain_base"), mesh_of(1), platform)
+
+    for size in ("small", "base", "large", "huge"):
+        yield pretrain(f"pretrain_{size}")
+        yield pretrain(f"pretrain_{size}", fsdp=4)
+    yield pretrain("pretrain_base", accumulate=4)
+    yield pretrain("pretrain_base", model__remat="dots")
+    yield pretrain("pretrain_base", model__remat="full")
+    yield pretrain("pretrain_base", mask__drop_sensor=0.25)
+    yield pretrain("pretrain_base", model__dtype="float32")
+    yield Named("held-out pairs", lambda: base().held_out(64))
+    yield Named("features (judge, kNN, probe)", lambda: base().features(256))
+    yield Named("fine-tune", lambda: base().finetune(128))
+    for head in dense_heads.HEADS:
+        yield Named(f"dense, {head} head", lambda: base().dense(64, head)[0])
+        yield Named(f"dense, {head} head, test", lambda: base().dense(64, head)[1])
+    yield Named("linear probe, an epoch", lambda: base().probe())
+    yield Named("nearest neighbours", lambda: base().knn())

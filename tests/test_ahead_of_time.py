@@ -1,0 +1,189 @@
+"""Programs for machines that are not there: what is in them, and what they would take."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import ahead_of_time, choices, hlo, lowered, programs, roofline
+from fusmae_jax import flops, sharding
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def no_cudnn():
+    with ahead_of_time.trust_cudnn():
+        yield
+
+
+def maker(platform, **changes):
+    config = tiny.config()
+    config.model.dtype = "bfloat16"
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return programs.Maker(config, sharding.make_mesh(config.fsdp), platform)
+
+
+def lower(program, platform):
+    found = lowered.read(program.lower(platform).as_text())
+    return found, lowered.faults(found, program, platform)
+
+
+CHANGES = [
+    {},
+    {"fsdp": 4},
+    {"accumulate": 2},
+    {"model.remat": "dots"},
+    {"model.remat": "full"},
+    {"mask.drop_sensor": 0.5},
+    {"model.fuse_early": False},
+    {"model.dtype": "float32"},
+]
+
+
+@pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_training_step_is_lowered_for_machines_that_are_not_here(changes, platform):
+    found, wrong = lower(maker(platform, **changes).pretrain(8)[0], platform)
+    assert not wrong and not found.host
+    fused = platform == "gpu" and changes.get("model.dtype") != "float32"
+    # Two fusions of two directions, a block, a block of each decoder; and backwards,
+    # where the block of the encoder is attended by again if nothing of it is kept.
+    again = changes.get("model.remat", "none") != "none"
+    attentions = 7 if changes.get("model.fuse_early", True) else 6
+    assert found.fused_attention == (2 * attentions + again if fused else 0)
+
+
+@pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
+def test_so_is_every_step_of_an_evaluation(platform):
+    make = maker(platform)
+    steps = {
+        "held out": make.held_out(8),
+        "features": make.features(8),
+        "fine-tune": make.finetune(8),
+        "dense": make.dense(8, "linear")[0],
+        "dense, test": make.dense(8, "linear")[1],
+        "probe": make.probe(),
+        "neighbours": make.knn(),
+    }
+    assert {name: lower(x, platform)[1] for name, x in steps.items()} == dict.fromkeys(
+        steps, []
+    )
+
+
+def test_there_is_a_name_for_each_step_and_none_twice():
+    names = [name for name, _ in programs.every(sharding.make_mesh, "tpu")]
+    assert len(names) == len(set(names)) >= 20
+    for part in ("small", "huge", "fsdp", "drop_sensor", "remat", "fine-tune", "probe"):
+        assert any(part in name for name in names)
+
+
+@pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
+def test_sums_in_16_bits_and_products_in_float32_are_found(platform):
+    with choices.jax_gradients():
+        program, _ = maker(platform, **{"model.attention": "xla"}).pretrain(8)
+        found, wrong = lower(program, platform)
+    assert found.sums["bf16"] > 20
+    assert any("sums are in 16 bits" in sentence for sentence in wrong)
+    assert any("factors of two types" in sentence for sentence in wrong)
+    assert any("cuDNN" in sentence for sentence in wrong) == (platform == "gpu")
+
+
+def test_a_call_of_the_host_is_found():
+    def f(x):
+        jax.debug.print("{x}", x=x.sum())
+        return jnp.matmul(x, x)
+
+    step = jax.jit(f)
+    x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    # JAX lowers such a step for no other machine at all.
+    found, wrong = lower(programs.Program(step, (x,), {}, "float32"), "cpu")
+    assert found.host and all("involves the host" in sentence for sentence in wrong)
+
+
+LOOP = """HloModule jit_f, num_partitions=8
+
+%body (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0:T(128)} parameter(0)
+  ROOT %y = f32[4]{0:T(128)} negate(%x), backend_config={"estimated_cycles":"10"}
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0:T(128)} parameter(0)
+  %s = f32[4]{0:T(128)} sine(%a), backend_config={"estimated_cycles":"7"}
+  ROOT %w = f32[4]{0} while(%s), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+
+
+def test_estimated_cycles_count_as_often_as_a_loop_runs():
+    program = hlo.Program(LOOP)
+    assert program.devices == 8 and program.times("body") == 5
+    assert ahead_of_time.cycles(program) == 7 + 5 * 10
+
+
+KERNELS = """HloModule jit_f
+
+%fused (p: f32[1000], i: s32[]) -> f32[10] {
+  %p = f32[1000]{0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %d = f32[10]{0} dynamic-slice(%p, %i), dynamic_slice_sizes={10}
+}
+
+ENTRY %main (a: bf16[128,64], b: bf16[64,32], c: f32[1000], i: s32[]) -> f32[10] {
+  %a = bf16[128,64]{1,0} parameter(0)
+  %b = bf16[64,32]{1,0} parameter(1)
+  %c = f32[1000]{0} parameter(2)
+  %i = s32[] parameter(3)
+  %g = (bf16[128,32]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm"
+  ROOT %f = f32[10]{0} fusion(%c, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_a_kernel_takes_what_its_bytes_or_its_products_take():
+    product, sliced = roofline.kernels(KERNELS, bandwidth=1e3, peak=1e6)
+    assert product.kind == "product" and product.flops == 2 * 128 * 64 * 32
+    assert product.bytes == 2 * (128 * 64 + 64 * 32 + 128 * 32)  # no scratch memory
+    assert product.seconds == pytest.approx(product.bytes / 1e3)
+    assert sliced.bytes == 4 + 2 * 4 * 10  # the index; the part taken, read and written
+    slow, _ = roofline.kernels(KERNELS, bandwidth=1e12, peak=1e6)
+    assert slow.seconds == pytest.approx(2 * 128 * 64 * 32 / 1e6)
+
+
+def row(**changes):
+    numbers = dict(bytes=1, fits=True, work=1.0, sent=0.0, share=0.5, compiling=1.0)
+    counts = dict(batch=100, collectives=0, asynchronous=0)
+    times = dict(computing=0.1, sending=0.0, exposed=0.0)
+    names = dict(target="H100", config="pretrain_base")
+    return ahead_of_time.Row(**names | counts | numbers | times | changes)
+
+
+@pytest.mark.parametrize(
+    "times, rate",
+    [
+        ({}, 1000),
+        ({"sending": 0.1, "exposed": 0.1}, 500),  # nothing hidden
+        ({"sending": 0.1}, 1000),  # all hidden
+        ({"sending": 0.4}, 250),  # more to send than to compute
+    ],
+)
+def test_what_is_sent_hides_behind_computing_where_it_is_asynchronous(times, rate):
+    assert row(**times).rate == pytest.approx(rate)
+
+
+def test_targets_are_what_the_table_of_peaks_knows():
+    for name, target in ahead_of_time.TARGETS.items():
+        if target.gpu:
+            assert flops.peak(target.gpu.kind), name
+            assert target.gpu.kind in target.gpu.describe(target.memory, 1e12)
+    assert all(flops.peak(kind) for kind in ahead_of_time.UNITS)
+
+
+def test_the_command_says_how_many_programs_and_fails_where_one_does(capsys):
+    assert ahead_of_time.lower_all("nearest neighbours") == 0
+    assert "2 programs lowered for tpu and cuda, 0 failed" in capsys.readouterr().out
+    broken = programs.Named("broken", lambda: 1 / 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "every", lambda *_: [broken])
+        assert ahead_of_time.lower_all("") == 2
+    assert "ZeroDivisionError" in capsys.readouterr().out
