@@ -12,10 +12,11 @@
 # What this Python lacks is taken from the folder wheels/, if there is one (WHEELS names
 # another); benchmarks/wheels.py fills it.
 set -uo pipefail
-usage="usage: benchmarks/gpu.sh OUT [--rehearse]"
-out=${1:?$usage}
-[[ ${2:-} =~ ^(--rehearse)?$ && $# -le 2 ]] || { echo "$usage" >&2 && exit 2; }
-rehearse=${2:-}
+out=${1:-} rehearse=${2:-}
+if [[ ! $out || $out == -* || ! $rehearse =~ ^(--rehearse)?$ || $# -gt 2 ]]; then
+    echo "usage: benchmarks/gpu.sh OUT [--rehearse]" >&2
+    exit 2
+fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) && cd "$(dirname "$0")/.." || exit 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -69,10 +70,9 @@ part() {  # part FILE NAME SECONDS COMMAND...
         echo "Not begun: no time was left." >"$log"
         status="not begun"
     fi
-    if ! numbers=$(python3 benchmarks/gpu_numbers.py "$name" "$log" 2>"$work/none"); then
+    numbers=$(python3 benchmarks/gpu_numbers.py "$name" "$log" 2>"$work/none") ||
         # Of a part that failed, this is no news.
-        [[ $status == 0 ]] && status="no numbers" && cat "$work/none" >>"$log"
-    fi
+        { [[ $status == 0 ]] && status="no numbers" && cat "$work/none" >>"$log"; }
     note "$file" "$name" "$status" $((SECONDS - began)) "$limit" "$numbers"
     [[ -z $numbers ]] || echo "$numbers"
     [[ $status == 0 ]] && return
@@ -103,7 +103,8 @@ part step.txt step 65 "${step[@]}" --steps=5 --groups=3
 part step.txt profile 25 "${step[@]}" --steps=3 --groups=1 --profile="$work/profile"
 [[ ! -d $work/profile ]] || tar -C "$work" -czf "$out/profile.tar.gz" profile
 
-if python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))'; then
+find_torch='import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))'
+if python3 -c "$find_torch"; then
     part race.txt race 130 python3 benchmarks/race.py "${base[@]}" --batch=$batch \
         --dtype=bfloat16 --rounds=3 ${rehearse:+--steps=1} --compile
 else
@@ -113,7 +114,7 @@ fi
 
 # The sample's pairs over and over, as many as an epoch has; then a training on them,
 # whose log says how long the devices waited for data.
-part fed.txt records 10 python3 -c "
+part fed.txt records 15 python3 -c "
 import pathlib, sys
 from benchmarks import input_pipeline
 from data_pipeline import shards, sources

@@ -73,7 +73,8 @@ def main(argv):
     start = time.perf_counter()
     found = losses(_CONFIG.value, _STEPS.value)
     seconds = time.perf_counter() - start
-    print(f"loss {found[-1]:.4f} at step {len(found)}, after {seconds:.1f} s", flush=True)
+    last = f"loss {found[-1]:.4f} at step {len(found)}"
+    print(f"{last}, after {seconds:.1f} s", flush=True)
     if not all(map(math.isfinite, found)):
         sys.exit(f"A loss is not finite: {found}")
     if reference is None:

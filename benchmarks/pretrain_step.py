@@ -206,7 +206,7 @@ def print_parts(seconds: dict[str, float]) -> None:
 
 
 def measure(config) -> tuple[str, bool, dict[str, float]]:
-    """Cells of one row or what went wrong, whether it went well, and seconds by part."""
+    """A row's cells or what went wrong, whether it went well, and seconds by part."""
     try:
         run = Run(config)
         cells = [

@@ -3,8 +3,8 @@
     python benchmarks/wheels.py build wheels
 
 downloads those of benchmarks/wheels.txt: what the project needs beyond an image that
-has jax for GPUs, flax, optax, Orbax and matplotlib. For an image that has jax alone, add
-benchmarks/wheels_more.txt to the command. They are for Python 3.12 on x86-64 Linux.
+has jax for GPUs, flax, optax, Orbax and matplotlib. For an image that has jax alone,
+add benchmarks/wheels_more.txt to the command. They are for Python 3.12 on x86-64 Linux.
 
     python3 benchmarks/wheels.py unpack wheels SITE
 

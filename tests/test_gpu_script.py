@@ -27,10 +27,10 @@ step   1  here 2.446210  CPU 2.446200  apart 4.1e-06
     "pretrain_step": """\
 W1129 20:38:07.1 1 rest.cc:9] Delay kernel timed out
 1 x NVIDIA H200, jax 0.11.2
-     batch      GFLOP  compile s    ms/step         +-   images/s   TFLOP/s    of peak\
-        GiB     in use
-       512       59.8       41.0       61.7       0.4%     8298.2     496.23      50.2%\
-      32.00      33.51
+     batch      GFLOP  compile s    ms/step         +-   images/s   TFLOP/s\
+    of peak        GiB     in use
+       512       59.8       41.0       61.7       0.4%     8298.2     496.23\
+      50.2%      32.00      33.51
 """,
     "race": """\
 JAX: jax 0.11.2, bfloat16, NVIDIA H200
@@ -45,12 +45,12 @@ PyTorch, compiled                  6200.00    1.34 x     1.33 - 1.35
     "-c": "4096 pairs, 893 MB\n",
     "launch": """\
 First step after 50.5 s (compiled in 31.6 s).
-step 50/400, loss 1.1, 8000.0 img/s, 478 TFLOP/s a device, 48.4% MFU, 2.5% waiting for \
-data, 00:10 left
-step 100/400, loss 1.0, 8200.0 img/s, 490 TFLOP/s a device, 49.6% MFU, 0.1% waiting for\
- data, 00:08 left
-step 150/400, loss 0.9, 8210.0 img/s, 491 TFLOP/s a device, 49.7% MFU, 0.0% waiting for\
- data, 00:06 left
+step 50/400, loss 1.1, 8000.0 img/s, 478 TFLOP/s a device, 48.4% MFU, \
+2.5% waiting for data, 00:10 left
+step 100/400, loss 1.0, 8200.0 img/s, 490 TFLOP/s a device, 49.6% MFU, \
+0.1% waiting for data, 00:08 left
+step 150/400, loss 0.9, 8210.0 img/s, 491 TFLOP/s a device, 49.7% MFU, \
+0.0% waiting for data, 00:06 left
 """,
     "attention": """\
 NVIDIA H200, jax 0.11.2, batch 256, bfloat16
@@ -64,8 +64,8 @@ decoder               196      1500       900
        8       0    30000     300    6540     1000
 
 the model consumes 8300 pairs/s
-as stored: not input-bound: the input gives up to 30000 pairs/s (threads=8, workers=0),\
- 3.6 times the 8300 that the model consumes
+as stored: not input-bound: the input gives up to 30000 pairs/s (threads=8, \
+workers=0), 3.6 times the 8300 that the model consumes
 """,
 }
 PROGRAMS = {
@@ -81,17 +81,20 @@ PROGRAMS = {
     "reading": "input_pipeline",
 }
 NUMBERS = {
-    "smoke": "1 x NVIDIA H200, jax 0.11.2, bfloat16; loss 2.4462 at step 3, after 46.0 s",
-    "step": "batch 512: 8298.2 images/s, 496.23 TFLOP/s, MFU 50.2%, 61.7 ms (predicted "
-    "-), 34.4 GB (predicted -), most in use 36.0 GB, compiled in 41.0 s",
+    "smoke": "1 x NVIDIA H200, jax 0.11.2, bfloat16; "
+    "loss 2.4462 at step 3, after 46.0 s",
+    "step": "batch 512: 8298.2 images/s, 496.23 TFLOP/s, MFU 50.2%, "
+    "61.7 ms (predicted -), 34.4 GB (predicted -), most in use 36.0 GB, "
+    "compiled in 41.0 s",
     "profile": "61.7 ms a step while traced",
-    "race": "JAX 8300.10 images/s; PyTorch, eager 4100.00 images/s (JAX is 2.02 x, 2.01 "
-    "- 2.03); PyTorch, compiled 6200.00 images/s (JAX is 1.34 x, 1.33 - 1.35)",
+    "race": "JAX 8300.10 images/s; "
+    "PyTorch, eager 4100.00 images/s (JAX is 2.02 x, 2.01 - 2.03); "
+    "PyTorch, compiled 6200.00 images/s (JAX is 1.34 x, 1.33 - 1.35)",
     "records": "4096 pairs, 893 MB",
-    "fed": "8200.0 images/s, MFU 49.6%, waited for data 0.1% (at most 2.5%), first step "
-    "after 50.5 s",
-    "attention": "us by xla / cudnn: encoder, masked 99: 1100 / 700; encoder, whole 393:"
-    " 9000 / -; decoder 196: 1500 / 900",
+    "fed": "8200.0 images/s, MFU 49.6%, waited for data 0.1% (at most 2.5%), "
+    "first step after 50.5 s",
+    "attention": "us by xla / cudnn: encoder, masked 99: 1100 / 700; "
+    "encoder, whole 393: 9000 / -; decoder 196: 1500 / 900",
     "agreement": "3 losses, at most 4.1e-06 apart",
     "agreement_bfloat16": "3 losses, at most 4.1e-06 apart",
     "reading": "not input-bound: the input gives up to 30000 pairs/s (threads=8, "
