@@ -4,7 +4,8 @@
 
 The model's own sizes, and the same filled up to what a GPU may like better: a sequence
 of 99 tokens costs as much as one of 104 or 128 only if the kernel fills it up anyway.
-Prints a table in microseconds; what a device cannot do is a "-".
+Prints a table in microseconds; what a device cannot do is a "-", and why goes to
+stderr. With --nofillings only the model's own sizes are timed.
 """
 
 import functools
@@ -25,6 +26,7 @@ from fusmae_jax.products import Arithmetic  # noqa: E402
 _BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of q, k, v.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Calls timed.")
+_FILLINGS = flags.DEFINE_bool("fillings", True, "Or the model's own sizes alone.")
 
 # Tokens, heads, width of a head: what the base model does, with fillings.
 SIZES = {
@@ -62,13 +64,14 @@ def main(argv):
     print(f"{kind}, jax {jax.__version__}, batch {_BATCH.value}, {_DTYPE.value}")
     print(f"{'':<17}{'tokens':>8}{'xla':>10}{'cudnn':>10}")
     for name, sizes in SIZES.items():
-        for size in sizes:
+        for size in sizes if _FILLINGS.value else sizes[:1]:
             cells = []
             for implementation in ("xla", "cudnn"):
                 try:
                     cells.append(f"{1e6 * seconds(implementation, *size):>10.0f}")
-                except (RuntimeError, ValueError, NotImplementedError):
+                except (RuntimeError, ValueError, NotImplementedError) as error:
                     cells.append(f"{'-':>10}")
+                    print(f"{implementation}, {size}: {error}", file=sys.stderr)
             print(f"{name:<17}{size[0]:>8}{''.join(cells)}", flush=True)
 
 

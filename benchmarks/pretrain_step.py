@@ -5,9 +5,10 @@
 
 Every combination of the lists is a row of the table: GFLOP an image needs, seconds to
 compile, milliseconds a step (the median of several groups of steps, and half their
-range), images/s, TFLOP/s a device, share of the device's peak where that is known, and
-the memory that the step takes of a device. What does not fit, or does not work here,
-says so in its row.
+range), images/s, TFLOP/s a device, share of the device's peak where that is known, the
+memory that the step takes of a device, and the most that this process has had in use of
+it until then, where the device tells. What does not fit, or does not work here, says so
+in its row, the latter at length on stderr; it fails if no row has numbers.
 
 With --parts a row is followed by where its step goes: each line is a program that does
 all that the lines above do and one thing more. With --profile=DIR a trace of the
@@ -21,6 +22,7 @@ import pathlib
 import statistics
 import sys
 import time
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -73,6 +75,7 @@ FORMATS = {
     "TFLOP/s": ".2f",
     "of peak": ".1%",
     "GiB": ".2f",
+    "in use": ".2f",
 }
 
 
@@ -136,6 +139,7 @@ class Run:
         work, batch = flops.per_image(self.config), self.config.batch_size
         rate = batch * work / seconds / jax.device_count()
         peak = loop.device_peak(self.config)
+        used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return {
             "GFLOP": work / 1e9,
             "compile s": self.compile_seconds,
@@ -145,6 +149,7 @@ class Run:
             "TFLOP/s": rate / 1e12,
             "of peak": peak and rate / peak,
             "GiB": pretrain.step_memory(self.compiled) / 2**30,
+            "in use": used and used / 2**30,
         }
 
     def parts(self) -> dict[str, float]:
@@ -200,19 +205,21 @@ def print_parts(seconds: dict[str, float]) -> None:
         before = total
 
 
-def measure(config) -> tuple[str, dict[str, float]]:
-    """Cells of one row, or what went wrong instead, and seconds by part if wanted."""
+def measure(config) -> tuple[str, bool, dict[str, float]]:
+    """A row's cells or what went wrong, whether it went well, and seconds by part."""
     try:
         run = Run(config)
         cells = [
             "-" if value is None else format(value, FORMATS[name])
             for name, value in run.row().items()
         ]
-        return "".join(f"{x:>11}" for x in cells), run.parts() if _PARTS.value else {}
+        parts = run.parts() if _PARTS.value else {}
+        return "".join(f"{x:>11}" for x in cells), True, parts
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            return "  out of memory", {}
-        return f"  {type(error).__name__}: {error}".splitlines()[0][:76], {}
+            return "  out of memory", False, {}
+        traceback.print_exc()
+        return f"  {type(error).__name__}: {error}".splitlines()[0][:76], False, {}
 
 
 def main(argv):
@@ -221,14 +228,18 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     kind = jax.devices()[0].device_kind
     print(f"{jax.device_count()} x {kind}, jax {jax.__version__}")
+    worked = False
     for i, (chosen, config) in enumerate(combinations(_CONFIG.value)):
         if not i:
             names = "".join(f"{name:>11}" for name in FORMATS)
             print("".join(f"{name:>10}" for name in chosen) + names)
-        cells, parts = measure(config)
+        cells, well, parts = measure(config)
         print("".join(f"{x:>10}" for x in chosen.values()) + cells, flush=True)
+        worked = worked or well
         if parts:
             print_parts(parts)
+    if not worked:
+        sys.exit("No row has numbers.")
 
 
 if __name__ == "__main__":
