@@ -9,9 +9,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from benchmarks import pairs
 from fusmae_jax import (
@@ -98,7 +96,7 @@ def fused_qkv():
 def jax_attention():
     """Attention as `jax.nn` has it for XLA."""
 
-    def instead(q, k, v, mask, result_dtype):
+    def instead(q, k, v, mask, arithmetic):
         mask = None if mask is None else mask[:, None, None]
         qkv = (x.swapaxes(1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(*qkv, mask=mask, implementation="xla")
@@ -162,26 +160,6 @@ def two_pass_norm():
     return mock.patch.object(layers, "layer_norm", instead)
 
 
-@contextlib.contextmanager
-def flat_optimizer():
-    """Adam's moments of all parameters in one vector each."""
-
-    def instead(rate, *, b1, b2, weight_decay, clip_norm):
-        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        return optax.chain(
-            optax.flatten(optax.scale_by_adam(b1, b2)),
-            optax.add_decayed_weights(weight_decay, matrices),
-            optax.scale_by_learning_rate(rate),
-        )
-
-    rules = ((r"opt_state/.*(mu|nu)$", P()), *sharding.RULES)
-    with (
-        mock.patch.object(optim, "adamw", instead),
-        mock.patch.object(sharding, "RULES", rules),
-    ):
-        yield
-
-
 def plain_products():
     """bfloat16 products as XLA's CPU backend takes them by itself, in float32."""
     return mock.patch.object(build, "target", lambda mesh: {})
@@ -213,7 +191,6 @@ LEVERS = {
     "remat, everything": lambda: remat("full"),
     "residuals in float32": full_residuals,
     "LayerNorm in two passes": two_pass_norm,
-    "optimiser over flat vectors": flat_optimizer,
     "products as XLA takes them": plain_products,
 }
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
@@ -131,26 +132,29 @@ def whole_batches(text: str, batch_size: int) -> set[str]:
 def needed(state: train.TrainState, mesh: Mesh, dtype: str) -> dict[str, int]:
     """The bytes that a step cannot but move, by kind of collective.
 
-    Whole parameters: their gradients are summed over all devices. Split ones are
-    gathered, and their gradients reduced to the same parts, which replicas then sum
-    among each other. Kernels are gathered in `dtype`, once: a backward pass that does
-    not keep them gathers them again. Gradients are float32.
+    Where moments are split, gradients are reduced to the same parts, and what a device
+    has updated is gathered by those that hold more of the parameter. Other gradients
+    are summed over all devices. Parameters that are split are gathered in `dtype` for
+    the forward pass; a backward pass that does not keep them gathers them again.
+    Gradients and parameters are float32.
 
     Args:
         state: abstract, its leaves knowing their layout.
         mesh: the devices.
         dtype: of matrix products.
     """
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     counts = collections.Counter()
-    for leaf in jax.tree.leaves(state.params):
-        size = 4 * leaf.size
-        if fsdp > 1 and "fsdp" in leaf.sharding.spec:
+    if mesh.size == 1:
+        return dict(counts)
+    moments = optax.tree.get(state.opt_state, "mu")
+    for leaf, moment in zip(jax.tree.leaves(state.params), jax.tree.leaves(moments)):
+        held = [x.sharding.shard_shape(x.shape) for x in (leaf, moment)]
+        parts = [leaf.size // math.prod(shape) for shape in held]
+        if parts[0] > 1:
             counts["all-gather"] += leaf.size * jnp.dtype(dtype).itemsize
-            counts["reduce-scatter"] += size
-            counts["all-reduce"] += size // fsdp if data > 1 else 0
-        elif data * fsdp > 1:
-            counts["all-reduce"] += size
+        if parts[1] > parts[0]:
+            counts["all-gather"] += 4 * leaf.size // parts[0]
+        counts["reduce-scatter" if parts[1] > 1 else "all-reduce"] += 4 * leaf.size
     return dict(counts)
 
 

@@ -61,7 +61,7 @@ def attend(
         return _attend_cudnn(q, k, v, mask, keys)
     k, v = k[:, :, :keys], v[:, :, :keys]
     mask = None if mask is None else mask[:, :keys]
-    return _attend_xla(q, k, v, mask, arithmetic.result_dtype)
+    return _attend_xla(q, k, v, mask, arithmetic)
 
 
 def _attend_cudnn(q, k, v, mask, keys):
@@ -108,50 +108,51 @@ def _widen(x, value=None):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_xla(q, k, v, mask, result_dtype):
+def _attend_xla(q, k, v, mask, arithmetic: Arithmetic):
     """With a gradient of its own, whose products have the type of q, k and v.
 
     JAX's would multiply float32 with it, and sum the softmax in it.
     """
-    return _forward(q, k, v, mask, result_dtype)[0]
+    return _forward(q, k, v, mask, arithmetic)[0]
 
 
-def _forward(q, k, v, mask, result_dtype):
+def _softmax(q, k, mask):
+    """Weights of the keys, [B, h, N, M] float32."""
     scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         # Finite, so that a sample in which everything is overlooked stays so.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     scale = q.shape[-1] ** -0.5
     weights = jnp.exp(scale * (scores - scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)  # [B, h, N, 1]
-    weights = weights.astype(v.dtype)
-    y = jnp.einsum("bhnm,bhmd->bhnd", weights, v, preferred_element_type=result_dtype)
-    # Dividing the sums touches d numbers a query; dividing the weights would touch M.
-    y = (y / total).astype(v.dtype)
-    return y, (q, k, v, mask, weights, total, y)
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _backward(result_dtype, saved, grad):
-    q, k, v, mask, weights, total, y = saved
-    dot = functools.partial(jnp.einsum, preferred_element_type=result_dtype)
-    # Weights were left undivided, so the gradient is divided instead.
-    grad = grad.astype(jnp.float32) / total
-    slope = (grad * y.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-    grad = grad.astype(v.dtype)
-    grad_weights = jnp.einsum(
-        "bhnd,bhmd->bhnm", grad, v, preferred_element_type=jnp.float32
+def _forward(q, k, v, mask, arithmetic):
+    weights = _softmax(q, k, mask).astype(v.dtype)
+    dot = functools.partial(
+        jnp.einsum, preferred_element_type=arithmetic.result_dtype
     )
-    scale = q.shape[-1] ** -0.5
-    grad_scores = scale * weights.astype(jnp.float32) * (grad_weights - slope)
+    y = dot("bhnm,bhmd->bhnd", weights, v).astype(v.dtype)
+    return y, (q, k, v, mask, weights)
+
+
+def _backward(arithmetic, saved, grad):
+    q, k, v, mask, weights = saved
+    dot = functools.partial(
+        jnp.einsum, preferred_element_type=arithmetic.result_dtype
+    )
+    grad_v = dot("bhnm,bhnd->bhmd", weights, grad)
+    slope = jnp.einsum("bhnd,bhmd->bhnm", grad, v, preferred_element_type=jnp.float32)
+    weights = weights.astype(jnp.float32)
+    slope -= (weights * slope).sum(axis=-1, keepdims=True)
+    slope *= q.shape[-1] ** -0.5 * weights  # of the scores now
     if mask is not None:
-        grad_scores = jnp.where(mask[:, None, None], grad_scores, 0.0)
-    grad_scores = grad_scores.astype(q.dtype)
-    return (
-        dot("bhnm,bhmd->bhnd", grad_scores, k).astype(q.dtype),
-        dot("bhnm,bhnd->bhmd", grad_scores, q).astype(k.dtype),
-        dot("bhnm,bhnd->bhmd", weights, grad).astype(v.dtype),
-        None,
-    )
+        slope = jnp.where(mask[:, None, None], slope, 0.0)
+    slope = slope.astype(q.dtype)
+    grad_q = dot("bhnm,bhmd->bhnd", slope, k)
+    grad_k = dot("bhnm,bhnd->bhmd", slope, q)
+    grads = (x.astype(y.dtype) for x, y in zip((grad_q, grad_k, grad_v), (q, k, v)))
+    return *grads, None
 
 
 _attend_xla.defvjp(_forward, _backward)

@@ -39,7 +39,8 @@ def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array
     """
     if present is None:
         return x
-    instead = jnp.broadcast_to(jnp.asarray(instead, x.dtype), x.shape)
+    # Rounded last, so that the gradient of a token is a float32 sum.
+    instead = jnp.broadcast_to(instead, x.shape).astype(x.dtype)
     return jnp.where(present[:, None, None], x, instead)
 
 

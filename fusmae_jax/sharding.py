@@ -10,14 +10,16 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
 
-# Batch rows are split over every device; parameters over the "fsdp" axis alone.
+# Batch rows, and the optimiser's moments, are split over every device; parameters over
+# the "fsdp" axis alone. (Replicas need the same parameters, but only one of them has to
+# update a part: Rajbhandari et al. 2019, ZeRO's first stage.)
 BATCH = P(("data", "fsdp"))
 
-# The first pattern found in a leaf's path decides: a PartitionSpec is taken as it
-# is, an axis name splits the largest dimension which that axis divides. Optimiser
-# moments carry their parameter's path, and so its rule.
+# The first pattern found in a leaf's path decides: a PartitionSpec is taken as it is,
+# "split" splits the largest dimension which the devices divide. Moments carry their
+# parameter's path, and so its rule.
 RULES: tuple[tuple[str, str | P], ...] = (
-    (r"/kernel$", "fsdp"),
+    (r"/kernel$", "split"),
     (r"/(scale|bias|mask_token|global_token|absent/s[12])$", P()),
     (r"(^|/)(step|count|skipped|skipped_in_a_row)$", P()),
 )
@@ -108,11 +110,15 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
         raise ValueError(f"No sharding rule matches {path} {shape}; add one to RULES.")
     if isinstance(rule, P):
         return rule
-    axis_size = mesh.shape[rule]
-    if axis_size > 1 and math.prod(shape) >= min_size:
+    if math.prod(shape) < min_size:
+        return P()
+    moment = path.startswith("opt_state/")
+    for axes in ("data", "fsdp") if moment else (), ("fsdp",):
+        size = math.prod(mesh.shape[axis] for axis in axes)
         for dim in sorted(range(len(shape)), key=lambda i: -shape[i]):
-            if shape[dim] % axis_size == 0:
-                return P(*(rule if i == dim else None for i in range(len(shape))))
+            if size > 1 and shape[dim] % size == 0:
+                split = axes if len(axes) > 1 else axes[0]
+                return P(*(split if i == dim else None for i in range(len(shape))))
     return P()
 
 

@@ -136,14 +136,23 @@ def make_train_step(
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.eval_shape(part_gradients, params, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-        total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda x: x / accumulate, total)
+        (total, metrics), _ = jax.lax.scan(add, zeros, parts)
+        # As parameters lie, so that devices sum what they have once and not every part.
+        total = jax.lax.with_sharding_constraint(total, layout.params)
+        return jax.tree.map(lambda x: x / accumulate, (total, metrics))
 
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
     def train_step(state, fields):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
         grads, metrics = gradients(state.params, fields, draw)
+        # Every device updates a part, as it holds the moments of that part alone.
+        split = functools.partial(
+            jax.lax.with_sharding_constraint,
+            shardings=optax.tree.get(layout.opt_state, "mu"),
+        )
+        grads, params = split(grads), split(state.params)
+        state = dataclasses.replace(state, params=params)
         metrics |= faults_of(fields) | {"lr": rate(state.step)}
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])

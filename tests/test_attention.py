@@ -54,8 +54,10 @@ def some(m):
 
 @pytest.mark.parametrize("n, m", [(5, 5), (4, 7)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_it_and_its_gradients_are_those_of_jax(n, m, masked):
-    compare(Arithmetic(), n, m, some(m) if masked else None)
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_it_and_its_gradients_are_those_of_jax(n, m, masked, platform):
+    mask = some(m) if masked else None
+    compare(Arithmetic("float32", platform), n, m, mask)
 
 
 @pytest.mark.parametrize("n, m", [(4, 6), (5, 5), (4, 7), (5, 6)])

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from fusmae_jax import products
 from fusmae_jax.products import Arithmetic
 
 CPU = Arithmetic("bfloat16", "cpu")
+PLATFORMS = ["cpu", "gpu", "tpu"]
 
 
 def factors(dtype, rows=(3, 5), inner=40, columns=24):
@@ -23,7 +25,7 @@ def affine(x, kernel, bias):
     return jnp.matmul(x, kernel) + bias[None, None]
 
 
-@pytest.mark.parametrize("platform", ["", "cpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_is_that_of_numpy(dtype, platform):
     x, kernel, bias = factors(jnp.float32)
@@ -36,7 +38,7 @@ def test_it_is_that_of_numpy(dtype, platform):
     )
 
 
-@pytest.mark.parametrize("platform", ["", "cpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_are_those_of_a_plain_product(dtype, platform):
     args = factors(jnp.float32)
@@ -64,6 +66,44 @@ def test_gradients_of_parameters_keep_more_digits_than_their_factors():
     summed = jax.grad(lambda b: loss(b).astype(jnp.float32).sum())(bias)
     want = np.asarray(noise, np.float64).sum(axis=(0, 1))
     np.testing.assert_allclose(summed, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_heads_are_split_and_joined_alike_on_every_platform(platform):
+    """In a linear layer to 3 heads of 8 channels, and one from them."""
+    x, kernel, bias = factors(jnp.float32)
+    back = jnp.asarray(np.random.default_rng(2).normal(size=(24, 40)), jnp.float32)
+    arithmetic = Arithmetic("float32", platform)
+
+    def ours(x, kernel, bias, back):
+        y = products.split_heads(x, kernel, bias, 3, arithmetic)
+        assert y.shape == (3, 3, 5, 8)
+        return products.join_heads(jnp.sin(y), back, jnp.zeros(40), arithmetic)
+
+    def plain(x, kernel, bias, back):
+        return jnp.matmul(jnp.sin(affine(x, kernel, bias)), back)
+
+    args = x, kernel, bias, back
+    (got, ours), (want, plain) = jax.vjp(ours, *args), jax.vjp(plain, *args)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    for a, b in zip(ours(want), plain(want)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_gradient_are_exact(platform, dtype):
+    x = jnp.linspace(-6.0, 6.0, 301, dtype=dtype)[None]
+    wide = np.asarray(x, np.float64)
+    below = special.ndtr(wide)
+    slope = below + wide * np.exp(-wide * wide / 2) / np.sqrt(2 * np.pi)
+    arithmetic = Arithmetic(dtype, platform)
+    got, back = jax.vjp(lambda x: products.gelu(x, arithmetic), x)
+    (grad,) = back(jnp.ones_like(x))
+    assert got.dtype == grad.dtype == x.dtype
+    tolerance = {"float32": 1e-6, "bfloat16": 5e-3}[dtype]
+    for a, b in ((got, wide * below), (grad, slope)):
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, tolerance, tolerance)
 
 
 def test_bfloat16_products_reach_the_matrix_instructions_of_a_cpu():

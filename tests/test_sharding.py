@@ -21,18 +21,25 @@ def specs(fsdp):
     }
 
 
-def test_kernels_and_their_adam_moments_are_split_and_nothing_else():
-    by_path = specs(fsdp=4)
-    for tree in ("params", "opt_state/0/mu", "opt_state/0/nu"):
-        assert "fsdp" in by_path[f"{tree}/encoder/blocks/0/mlp/up/kernel"]
-        assert "fsdp" in by_path[f"{tree}/encoder/fuse/attn/s1/query/kernel"]
-        assert by_path[f"{tree}/encoder/norm/scale"] == P()
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_kernels_are_split_over_fsdp_and_their_moments_over_all_devices(fsdp):
+    by_path = specs(fsdp)
+    for path in ("encoder/blocks/0/mlp/up/kernel", "encoder/fuse/attn/s1/query/kernel"):
+        assert ("fsdp" in by_path[f"params/{path}"]) == (fsdp > 1)
+        for moment in ("mu", "nu"):
+            assert ("data", "fsdp") in by_path[f"opt_state/0/{moment}/{path}"]
     for path, spec in by_path.items():
-        assert ("fsdp" in spec) == path.endswith("/kernel"), path
+        split = path.endswith("/kernel") and (fsdp > 1 or path.startswith("opt_state"))
+        assert (spec != P()) == split, path
 
 
-def test_without_fsdp_every_device_holds_everything():
-    assert set(specs(fsdp=1).values()) == {P()}
+def test_moments_that_not_all_devices_divide_are_split_like_their_parameter():
+    mesh = sharding.make_mesh(fsdp=2)
+    assert sharding.spec_for("opt_state/mu/kernel", (4, 2), mesh, 0) == P(
+        ("data", "fsdp"), None
+    )
+    assert sharding.spec_for("opt_state/mu/kernel", (6, 2), mesh, 0) == P("fsdp", None)
+    assert sharding.spec_for("params/kernel", (6, 2), mesh, 0) == P("fsdp", None)
 
 
 def test_small_kernels_stay_whole():
