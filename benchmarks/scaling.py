@@ -91,7 +91,10 @@ class Row(NamedTuple):
 
 
 def load(name: str):
-    return importlib.import_module(f"configs.{name}").get_config()
+    """The config of that name, as it is on the machines that are spoken of."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.model.dtype = "bfloat16"
+    return config
 
 
 def mesh_of(devices: int, fsdp: int) -> jax.sharding.Mesh:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import masking, patches
+from fusmae_jax import dtypes, masking, patches
 from fusmae_jax.decoder import Decoder, XAttnDecoder
 from fusmae_jax.encoder import Encoded, Encoder, Present
 from fusmae_jax.masking import SENSORS
@@ -50,7 +50,7 @@ class FusMAE(nnx.Module):
         rngs: key of the initial parameters.
 
     Raises:
-        InputError: sizes that do not divide, with the numbers.
+        InputError: sizes that do not divide, with the numbers; or dtype is "auto".
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FusMAE(nnx.Module):
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
-        kw = dict(dtype=jnp.dtype(dtype), rngs=rngs)
+        kw = dict(dtype=jnp.dtype(dtypes.settled(dtype)), rngs=rngs)
         self.patch_size = patch_size
         self.encoder = Encoder(
             bands=bands,

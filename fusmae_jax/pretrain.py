@@ -24,6 +24,7 @@ from fusmae_jax import (
     preemption,
     reconstruct,
     run,
+    settle,
     sharding,
     train,
 )
@@ -260,6 +261,8 @@ def pretrain(config, workdir) -> train.PretrainState:
     checks.check_data(config)
     checks.check_devices(config)
     mesh = sharding.make_mesh(config.fsdp)
+    config = settle.dtype(config, workdir, mesh.devices.flat[0].platform)
+    checks.check_config(config)  # once more: a run that began in float32 has no cuDNN
     source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
