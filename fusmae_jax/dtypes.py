@@ -43,8 +43,8 @@ def resolve_dtype(
         instructions: that the CPU has; those of this machine by default.
 
     Returns:
-        Of "auto", "bfloat16" on TPUs, GPUs, and CPUs that multiply matrices of it. With
-        AVX-512 alone, even where that knows bfloat16, float32 is twice as fast.
+        Of "auto", "bfloat16" on TPUs, GPUs, and CPUs with instructions that multiply
+        matrices of it; "float32" elsewhere, as rounding ought to buy something.
     """
     if dtype != AUTO:
         return dtype

@@ -86,6 +86,7 @@ def open_workdir(
     contract: dict[str, sensors.Sensor],
     data: dict,
     free: Container[str] = FREE,
+    dtype: str | None = None,
 ) -> None:
     """Makes `workdir` this run's, or checks that it already is, and locks it.
 
@@ -98,6 +99,7 @@ def open_workdir(
         contract: the sensors with the bands in use.
         data: the dataset's fingerprint.
         free: fields of the config that may change when the run goes on.
+        dtype: of matrix products, where the config is of a task that does not say.
 
     Raises:
         InputError: it holds another run or something else, is in use, or cannot be
@@ -112,6 +114,8 @@ def open_workdir(
         "devices": jax.device_count(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+    if dtype is not None:
+        description["dtype"] = dtype
     with cluster.together(f"open {workdir}"), writing():
         _check_place(workdir)
         workdir = pathlib.Path(workdir)
