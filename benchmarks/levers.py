@@ -20,7 +20,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks.choices import CPU_ONLY, LEVERS, Variant  # noqa: E402
-from fusmae_jax import host  # noqa: E402
+from fusmae_jax import dtypes, host  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
@@ -49,6 +49,8 @@ def main(argv):
     host.prepare()
     config = _CONFIG.value
     config.batch_size = _BATCH.value
+    platform = jax.devices()[0].platform
+    config.model.dtype = dtypes.resolve_dtype(config.model.dtype, platform)
     ours = Variant(config)
     print(
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch "

@@ -35,6 +35,7 @@ from benchmarks import pairs  # noqa: E402
 from data_pipeline.errors import InputError  # noqa: E402
 from fusmae_jax import (  # noqa: E402
     build,
+    dtypes,
     flops,
     host,
     loop,
@@ -91,6 +92,8 @@ def combinations(config):
         for name in chosen.keys() & FIELDS.keys():
             field, kind = FIELDS[name]
             mine.update_from_flattened_dict({field: kind(chosen[name])})
+        platform = jax.devices()[0].platform
+        mine.model.dtype = dtypes.resolve_dtype(mine.model.dtype, platform)
         yield chosen, mine
 
 

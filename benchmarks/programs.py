@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import layout as layouts
 from data_pipeline import synthetic
-from fusmae_jax import build, checkpoint, optim, sharding, train
+from fusmae_jax import build, checkpoint, dtypes, optim, sharding, train
 from fusmae_jax.evaluation import dense_heads, dense_task, features, finetune
 from fusmae_jax.evaluation import knn, linear
 from fusmae_jax.evaluation.backbone import Backbone, blocks
@@ -54,11 +54,15 @@ class Program(NamedTuple):
 
 
 def load(name: str, **changes):
-    """A config of `configs/`, with fields changed, `model__remat` for model.remat."""
+    """A config of `configs/`, with fields changed, `model__remat` for model.remat.
+
+    Its products are those of GPUs and TPUs, if it leaves them to the devices.
+    """
     config = importlib.import_module(f"configs.{name}").get_config()
     config = config.copy_and_resolve_references()
     changes = {field.replace("__", "."): value for field, value in changes.items()}
     config.update_from_flattened_dict(changes)
+    config.model.dtype = dtypes.resolve_dtype(config.model.dtype, "tpu")
     return config
 
 

@@ -6,7 +6,9 @@ Every setting is a process of its own, as one starts it, that lives through the 
 and computes only in its turn, on synthetic pairs already on its device. A round lets
 each take a turn, so that whatever else the machine does meets all alike. Prints a line
 a round, then images/s, and how many times a setting's images/s ours are: the median
-over rounds, and the range. Runs on the GPU that JAX finds, or else on the CPU.
+over rounds, and the range. Runs on the GPU that JAX finds, or else on the CPU, where
+the CPU time of a step, all threads together, tells more while other work goes on; with
+OMP_WAIT_POLICY=passive PyTorch's threads do not spend it on waiting.
 
 PyTorch is as good as we know: `benchmarks/torch_peer.py`, eager, with --compile
 through torch.compile too, with --pages also on malloc with huge pages (Linux). float32
@@ -22,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 ROOT = str(pathlib.Path(__file__).parents[1])
 sys.path.insert(0, ROOT)
@@ -31,6 +34,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from benchmarks import pairs  # noqa: E402
 from data_pipeline.errors import InputError  # noqa: E402
+from fusmae_jax import dtypes  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
@@ -79,6 +83,14 @@ def check_config(config) -> None:
             )
 
 
+class Turn(NamedTuple):
+    """What a turn of some steps was: the last loss, seconds, and those of CPU time."""
+
+    loss: float
+    seconds: float
+    cpu_seconds: float
+
+
 class Runner:
     """A process of its own that takes steps when told to."""
 
@@ -97,16 +109,15 @@ class Runner:
             env=env,
         )
         self.about = self._answer()
-        loss, _ = self.turn(1)
+        loss = self.turn(1).loss
         seconds = time.perf_counter() - start
         print(f"{name}: {self.about['about']}", flush=True)
         print(f"    first step after {seconds:.1f} s, loss {loss:.3f}", flush=True)
 
-    def turn(self, steps: int) -> tuple[float, float]:
-        """Takes so many steps; returns the last one's loss, and the seconds."""
+    def turn(self, steps: int) -> Turn:
+        """Takes so many steps."""
         print(steps, file=self.process.stdin, flush=True)
-        answer = self._answer()
-        return answer["loss"], answer["seconds"]
+        return Turn(**self._answer())
 
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
@@ -133,6 +144,7 @@ def start_jax(config):
     asked = _DTYPE.value or ("bfloat16" if gpu else "float32")
     if not _OUT_OF_THE_BOX.value:
         config.model.dtype = asked
+    config.model.dtype = dtypes.resolve_dtype(config.model.dtype, device.platform)
     mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
     # As in benchmarks/pretrain_step.py: what is the same program is compiled once.
     rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
@@ -209,41 +221,43 @@ def run(config) -> None:
     about, advance = (start_jax if _RUNNER.value == OURS else start_torch)(config)
     print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         loss = advance(int(line))
-        seconds = time.perf_counter() - start
-        answer = {"loss": loss, "seconds": seconds}
-        print(json.dumps(answer), file=answers, flush=True)
+        seconds, used = time.perf_counter() - start, time.process_time() - used
+        print(json.dumps(Turn(loss, seconds, used)._asdict()), file=answers, flush=True)
 
 
-def race(runners: list[Runner]) -> list[list[float]]:
-    """Lets them take turns; returns images/s, [rounds][runners]."""
+def race(runners: list[Runner]) -> list[list[tuple[float, float]]]:
+    """Lets them take turns; images/s and CPU seconds a step, [rounds][runners]."""
     for runner in runners:
-        _, seconds = runner.turn(2)  # buffers and caches settle
+        seconds = runner.turn(2).seconds  # buffers and caches settle
         if runner is runners[0]:
             steps = _STEPS.value or max(1, round(3 / (seconds / 2)))
     print(f"{_ROUNDS.value} rounds of {steps} steps; images/s:", flush=True)
     rounds = []
     for i in range(_ROUNDS.value):
-        seconds = [runner.turn(steps)[1] for runner in runners]
-        rounds.append([steps * _BATCH.value / s for s in seconds])
+        turns = [runner.turn(steps) for runner in runners]
+        images = steps * _BATCH.value
+        rounds.append([(images / t.seconds, t.cpu_seconds / steps) for t in turns])
         cells = (
             f"{runner.name.removeprefix('PyTorch, ')} {speed:.2f}"
-            for runner, speed in zip(runners, rounds[-1])
+            for runner, (speed, _) in zip(runners, rounds[-1])
         )
         print(f"{i + 1:>3}  {'   '.join(cells)}", flush=True)
     return rounds
 
 
-def table(names: list[str], rounds: list[list[float]]) -> str:
+def table(names: list[str], rounds: list[list[tuple[float, float]]]) -> str:
     """Medians, and ours as a multiple of each."""
-    lines = [f"{'':<32}{'images/s':>10}{'JAX is':>10}{'from - to':>16}"]
+    head = f"{'':<32}{'images/s':>10}{'JAX is':>10}{'from - to':>16}{'CPU s/step':>12}"
+    lines = [head]
     for i, name in enumerate(names):
-        ratios = [row[0] / row[i] for row in rounds]
-        speed = statistics.median(row[i] for row in rounds)
+        ratios = [row[0][0] / row[i][0] for row in rounds]
+        speed = statistics.median(row[i][0] for row in rounds)
+        used = statistics.median(row[i][1] for row in rounds)
         span = f"{min(ratios):.2f} - {max(ratios):.2f}"
         times = f"{statistics.median(ratios):.2f} x"
-        lines.append(f"{name:<32}{speed:>10.2f}{times:>10}{span:>16}")
+        lines.append(f"{name:<32}{speed:>10.2f}{times:>10}{span:>16}{used:>12.2f}")
     return "\n".join(lines)
 
 
@@ -254,6 +268,8 @@ def main(argv):
         run(config)
         return
     check_config(config)
+    name, instructions = dtypes.cpu()
+    print(f"{os.cpu_count()} x {name}: {', '.join(instructions) or 'nothing known'}")
     names = [EAGER] + [COMPILED] * _COMPILE.value
     names += [name + PAGES for name in names] * _PAGES.value
     runners = [Runner(OURS)]

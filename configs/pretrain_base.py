@@ -51,7 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
         decoder_dim=256,
         decoder_depth=2,
         decoder_heads=8,
-        dtype="bfloat16",  # of matrix products; parameters stay float32
+        dtype="auto",  # of matrix products: bfloat16 where devices are made for it,
+        # else float32, as parameters always are
         attention="auto",  # or "xla", "cudnn"
         remat="none",  # or "dots", "full": less memory, more time
     )

@@ -10,11 +10,10 @@ from data_pipeline import data_fields, fields, rules, sensors, sources, subsets
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, choice, flag, number, several, text, whole
-from fusmae_jax import attention, build, layers, losses, masking, patches, sharding
-from fusmae_jax import views
+from fusmae_jax import attention, build, dtypes, layers, losses, masking, patches
+from fusmae_jax import sharding, views
 from fusmae_jax.encoder import REMAT
 
-DTYPES = ("float32", "bfloat16")
 TWO = several(number(), length=2, twice=True)
 
 TABLE = {
@@ -54,7 +53,7 @@ TABLE = {
     "model.decoder_dim": whole(1),
     "model.decoder_depth": whole(0),
     "model.decoder_heads": whole(1),
-    "model.dtype": choice(*DTYPES),
+    "model.dtype": choice(dtypes.AUTO, *dtypes.DTYPES),
     "model.attention": choice(*attention.IMPLEMENTATIONS),
     "model.remat": choice(*REMAT),
     "loss.normalize": choice(*losses.NORMALIZATIONS),
@@ -112,7 +111,8 @@ RULES = (
         "another split, or pass --config.data.allow_overlap=True.",
     ),
     (
-        lambda c: c.model.attention != "cudnn" or c.model.dtype == "bfloat16",
+        # On a GPU "auto" is bfloat16, but for runs that say otherwise.
+        lambda c: c.model.attention != "cudnn" or c.model.dtype != "float32",
         "model.attention=cudnn needs model.dtype=bfloat16, and that is "
         "{c.model.dtype}; set one of them.",
     ),

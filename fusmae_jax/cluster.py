@@ -36,6 +36,11 @@ def together(what: str) -> Iterator[None]:
 
 def failures(failed: bool) -> np.ndarray:
     """Which hosts have failed, [hosts] bool; every host must ask."""
+    return gather(failed)
+
+
+def gather(value) -> np.ndarray:
+    """What each host says, [hosts, ...]; every host must say something."""
     if jax.process_count() == 1:
-        return np.array([failed])
-    return multihost_utils.process_allgather(np.array(failed))
+        return np.array([value])
+    return multihost_utils.process_allgather(np.array(value))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import masking, patches
+from fusmae_jax import dtypes, masking, patches
 from fusmae_jax.decoder import Decoder, XAttnDecoder
 from fusmae_jax.encoder import Encoded, Encoder, Present
 from fusmae_jax.masking import SENSORS
@@ -52,7 +52,7 @@ class FusMAE(nnx.Module):
         rngs: key of the initial parameters.
 
     Raises:
-        InputError: sizes that do not divide, with the numbers.
+        InputError: sizes that do not divide, with the numbers; or dtype is "auto".
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class FusMAE(nnx.Module):
         devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        arithmetic = Arithmetic(jnp.dtype(dtype).name, platform, devices, attention)
+        dtype = jnp.dtype(dtypes.settled(dtype)).name
+        arithmetic = Arithmetic(dtype, platform, devices, attention)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.patch_size = patch_size
         self.encoder = Encoder(

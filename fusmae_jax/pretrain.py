@@ -317,6 +317,8 @@ def pretrain(config, workdir) -> train.PretrainState:
     checks.check_config(config)
     checks.check_data(config)
     mesh = sharding.make_mesh(config.fsdp)
+    config = run.settle_dtype(config, workdir, sharding.platform(mesh))
+    checks.check_config(config)  # once more: a run that began in float32 has no cuDNN
     checks.check_devices(config, mesh)
     source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))

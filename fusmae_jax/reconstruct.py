@@ -165,7 +165,13 @@ def reconstruct(config, workdir) -> None:
     held_out = HeldOut(
         graphdef, objective, mesh, source, seed=trained.seed, count=config.pairs
     )
-    run.open_workdir(workdir, config, objective.contract, source.fingerprint())
+    run.open_workdir(
+        workdir,
+        config,
+        objective.contract,
+        source.fingerprint(),
+        dtype=trained.model.dtype,
+    )
     report(
         held_out, params, workdir, step=step, draws=config.draws, shown=config.shown
     )

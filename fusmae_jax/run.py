@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline import files, sensors, untrusted
 from data_pipeline.errors import InputError
-from fusmae_jax import cluster
+from fusmae_jax import cluster, dtypes
 
 log = logging.getLogger("fusmae_jax")
 
@@ -86,6 +86,7 @@ def open_workdir(
     contract: dict[str, sensors.Sensor],
     data: dict,
     free: Container[str] = FREE,
+    dtype: str | None = None,
 ) -> None:
     """Makes `workdir` this run's, or checks that it already is, and locks it.
 
@@ -98,6 +99,7 @@ def open_workdir(
         contract: the sensors with the bands in use.
         data: the dataset's fingerprint.
         free: fields of the config that may change when the run goes on.
+        dtype: of matrix products, where the config is of a task that does not say.
 
     Raises:
         InputError: it holds another run or something else, is in use, or cannot be
@@ -112,6 +114,8 @@ def open_workdir(
         "devices": jax.device_count(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+    if dtype is not None:
+        description["dtype"] = dtype
     with cluster.together(f"open {workdir}"), writing():
         _check_place(workdir)
         workdir = pathlib.Path(workdir)
@@ -269,3 +273,53 @@ def trained_on(workdir, codes: np.ndarray) -> int:
         return len(np.intersect1d(known, codes))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy it again.") from error
+
+
+def settle_dtype(config, workdir, platform: str) -> ml_collections.ConfigDict:
+    """A pretraining's config, in which `model.dtype` is "auto" no more.
+
+    A run computes to its end in the type in which it began, wherever it goes on; a new
+    one in what suits the devices of all hosts. The log says which, and why.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        workdir: the run directory, which need not exist.
+        platform: of the devices, as JAX names it.
+
+    Raises:
+        InputError: what is there cannot be read.
+    """
+    if config.model.dtype != dtypes.AUTO:
+        return config
+    mine, began = dtypes.resolve_dtype(dtypes.AUTO, platform), None
+    with cluster.together(f"read {workdir}"), writing():
+        if jax.process_index() == 0:  # others may see its file earlier or later
+            began = recorded_dtype(workdir)
+    order = (None, *dtypes.DTYPES)
+    heard = cluster.gather([order.index(began), order.index(mine)])
+    began, best = order[heard[0, 0]], order[heard[:, 1].min()]
+    if began:
+        why = "as this run began"
+    elif best == "bfloat16":
+        why = f"which this {platform.upper()} has matrix instructions for"
+    else:
+        whose = "another host" if mine != best else f"this {platform.upper()}"
+        why = f"as {whose} has no matrix instructions for bfloat16"
+    end = "." if began else "; --config.model.dtype overrules."
+    log.info("Computing in %s, %s%s", began or best, why, end)
+    config = config.copy_and_resolve_references()
+    config.model.dtype = began or best
+    return config
+
+
+def recorded_dtype(workdir) -> str | None:
+    """The type in which the pretraining in `workdir` computes; None if there is none.
+
+    Raises:
+        InputError: the description of what is there is damaged.
+    """
+    if not (pathlib.Path(workdir) / "config.json").exists():
+        return None
+    model = load(workdir)[0].to_dict().get("model")
+    found = model.get("dtype") if isinstance(model, dict) else None
+    return found if found in dtypes.DTYPES else None

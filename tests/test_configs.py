@@ -9,7 +9,7 @@ from flax import nnx
 import launch
 from configs import pretrain_base
 from data_pipeline.errors import InputError
-from fusmae_jax import build, run
+from fusmae_jax import build, dtypes, run
 from fusmae_jax.evaluation import session
 
 FOLDER = pathlib.Path(pretrain_base.__file__).parent
@@ -32,8 +32,15 @@ def test_every_config_is_locked_and_says_how_it_is_launched(name):
 @pytest.mark.parametrize("name", PRETRAIN)
 def test_every_pretraining_config_builds_its_model(name):
     config = load(name).get_config()
+    config.model.dtype = dtypes.resolve_dtype(config.model.dtype, "cpu")
     model = nnx.eval_shape(lambda: build.model(config)(rngs=nnx.Rngs(0)))
     assert model.num_patches == build.objective(config).num_patches
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_what_is_for_trying_computes_in_float32_and_the_rest_as_devices_do(name):
+    tried = name in ("quickstart", "pretrain_synthetic")
+    assert load(name).get_config().model.dtype == ("float32" if tried else "auto")
 
 
 @pytest.mark.parametrize("name", ["pretrain_base", "pretrain_small", "pretrain_large"])

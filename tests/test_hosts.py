@@ -1,6 +1,7 @@
 """Hosts train as one: the same command on each, the same losses as alone."""
 
 import json
+import shutil
 import socket
 
 import numpy as np
@@ -55,3 +56,16 @@ def test_hosts_have_the_losses_of_one(number, alone, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=1e-4)
     assert "inverse distance" in said[0]
     assert not any("inverse distance" in text for text in said[1:])
+
+
+def test_hosts_go_on_in_the_type_in_which_a_run_began(alone, tmp_path):
+    workdir = shutil.copytree(alone, tmp_path / "cut")
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    cluster = f"--coordinator=localhost:{free_port()}", "--hosts=2", "--multihost"
+    hosts = [
+        start(workdir, *cluster, f"--host={i}", "--config.model.dtype=auto", devices=1)
+        for i in range(2)
+    ]
+    said = [processes.finish(host) for host in hosts]
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-4)
+    assert all("Computing in float32, as this run began." in text for text in said)

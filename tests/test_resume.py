@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, metrics, preemption, pretrain, reconstruct, run
+from fusmae_jax import build, checks, dtypes, metrics, preemption, pretrain
+from fusmae_jax import reconstruct, run
 from tests import tiny
 
 
@@ -71,6 +72,55 @@ def test_a_finished_run_launched_again_only_reports(whole):
     assert int(state.step) == 6 and losses(whole[0]) == before
 
 
+def test_a_new_run_records_what_auto_stood_for(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(dtypes, "cpu", lambda: ("a CPU without AMX", ("avx512_bf16",)))
+    config = tiny.config()
+    config.model.dtype = "auto"
+    pretrain.pretrain(config, tmp_path / "run")
+    said = [(d / "config.json").read_text() for d in (tmp_path / "run", whole[0])]
+    assert said[0] == said[1] and '"float32"' in said[0]
+    assert losses(tmp_path / "run") == losses(whole[0])
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The config of the whole run on a machine that would rather have bfloat16."""
+    monkeypatch.setattr(dtypes, "cpu", lambda: ("a CPU with AMX", ("amx_bf16",)))
+    config = tiny.config()
+    config.model.dtype = "auto"
+    return config
+
+
+def test_a_run_goes_on_in_the_type_in_which_it_began(
+    whole, tmp_path, elsewhere, lines
+):
+    workdir = shutil.copytree(whole[0], tmp_path / "cut")
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    pretrain.pretrain(elsewhere, workdir)
+    assert "Computing in float32, as this run began." in lines
+    assert losses(workdir) == losses(whole[0])
+    assert (workdir / "config.json").read_bytes() == (
+        whole[0] / "config.json"
+    ).read_bytes()
+
+
+def test_a_type_in_which_a_run_did_not_begin_is_refused(whole, elsewhere):
+    before = losses(whole[0])
+    elsewhere.model.dtype = "bfloat16"
+    with pytest.raises(InputError, match=r"model.dtype \('float32' there, 'bfloat16' "):
+        pretrain.pretrain(elsewhere, whole[0])
+    assert losses(whole[0]) == before
+
+
+def test_a_run_that_began_in_float32_has_no_use_for_cudnn(
+    whole, elsewhere, monkeypatch
+):
+    monkeypatch.setattr(checks, "check_devices", lambda config: None)  # as with a GPU
+    elsewhere.model.attention = "cudnn"
+    with pytest.raises(InputError, match="needs model.dtype=bfloat16, and that is flo"):
+        pretrain.pretrain(elsewhere, whole[0])
+
+
 def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
     workdir = tmp_path / "cut"
     shutil.copytree(whole[0], workdir)
@@ -101,6 +151,8 @@ def test_a_checkpoint_is_reported_on_from_its_directory_alone(whole, tmp_path, c
     config.draws, config.shown = 2, 2
     reconstruct.reconstruct(config, tmp_path / "report")
     assert "inverse distance" in capsys.readouterr().out
+    described = json.loads((tmp_path / "report" / "config.json").read_text())
+    assert described["dtype"] == "float32"
     mine = json.loads((tmp_path / "report" / "scores.json").read_text())
     theirs = json.loads((whole[0] / "scores.json").read_text())
     for name, errors in theirs["mean_squared_error"].items():

@@ -177,6 +177,23 @@ def test_a_report_says_what_it_is_of(whole, trained):
     assert meta["config"]["knn"]["k"] == 5
 
 
+def test_an_evaluation_computes_as_its_run_did_and_says_so(trained, whole, tmp_path):
+    rough = shutil.copytree(trained, tmp_path / "rough")
+    described = json.loads((rough / "config.json").read_text())
+    described["config"]["model"]["dtype"] = "bfloat16"
+    (rough / "config.json").write_text(json.dumps(described))
+    evaluate.evaluate(config(rough, methods=("knn",)), tmp_path / "out")
+    for workdir, dtype in ((whole, "float32"), (tmp_path / "out", "bfloat16")):
+        meta = json.loads((workdir / "scores.json").read_text())["meta"]
+        assert meta["dtype"] == dtype
+        assert json.loads((workdir / "config.json").read_text())["dtype"] == dtype
+    with (
+        np.load(whole / "predictions.npz") as fine,
+        np.load(tmp_path / "out" / "predictions.npz") as found,
+    ):
+        assert (fine["knn/both/1/0"] != found["knn/both/1/0"]).any()
+
+
 @pytest.mark.parametrize(
     "changes, match",
     [

@@ -69,6 +69,7 @@ class Session:
             self.backbone.objective.contract,
             {"parameters": digest(pretrained.params), **splits},
             free=FREE,
+            dtype=pretrained.config.model.dtype,
         )
         self.classes = data.classes
         if set(config.methods) == {"dense"}:
@@ -218,6 +219,7 @@ class Session:
             "split": self.data.test.name,
             "checkpoint": str(self.pretrained.directory),
             "step": self.pretrained.step,
+            "dtype": self.pretrained.config.model.dtype,
             "config": self.config.to_dict(),
         }
         report.write(self.workdir, self.rows, classes=self.classes, meta=meta)
