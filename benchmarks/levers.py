@@ -59,7 +59,7 @@ def main(argv):
     )
     print(f"{'':<42}{'times':>7}   {'range':<12}{'memory':>9}{'loss':>12}")
     for name, change in LEVERS.items():
-        beside = name in CPU_ONLY and jax.default_backend() != "cpu"
+        beside = name in CPU_ONLY and jax.devices()[0].platform != "cpu"
         if wanted(name) and not beside:
             race(name, ours, Variant(config, change))
     if wanted("state not donated"):

@@ -1,5 +1,7 @@
 """Programs for machines that are not there: what is in them, and what they would take."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -84,7 +86,8 @@ def test_sums_in_16_bits_and_products_in_float32_are_found(platform):
         found, wrong = lower(program, platform)
     assert found.sums["bf16"] > 20
     assert any("sums are in 16 bits" in sentence for sentence in wrong)
-    assert any("factors of two types" in sentence for sentence in wrong)
+    # What is summed in float32 is multiplied so too, one factor of two or both.
+    assert any("factors of two types" in x or "in float32" in x for x in wrong)
     assert any("cuDNN" in sentence for sentence in wrong) == (platform == "gpu")
 
 
@@ -148,6 +151,14 @@ def test_a_kernel_takes_what_its_bytes_or_its_products_take():
     assert sliced.bytes == 4 + 2 * 4 * 10  # the index; the part taken, read and written
     slow, _ = roofline.kernels(KERNELS, bandwidth=1e12, peak=1e6)
     assert slow.seconds == pytest.approx(2 * 128 * 64 * 32 / 1e6)
+
+
+def test_nothing_asks_what_the_default_backend_is():
+    """Programs for another machine would be made for this one."""
+    root = pathlib.Path(sharding.__file__).parents[1]
+    files = [p for x in ("fusmae_jax", "benchmarks") for p in (root / x).rglob("*.py")]
+    assert len(files) > 60
+    assert not [p for p in files if "default_backend" in p.read_text()]
 
 
 def row(**changes):

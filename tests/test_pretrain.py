@@ -170,7 +170,7 @@ def test_a_gpu_that_cannot_use_cudnn_is_no_secret(changes, said, monkeypatch, li
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence():
-    config, said = tiny.config(), "batch_size=8 and accumulate=1 .* model.remat"
+    config, said = tiny.config(), "batch_size=8 and accumulate=1 .*model.remat"
     with pytest.raises(InputError, match=said):
         with pretrain.explain_memory(config):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
