@@ -51,6 +51,7 @@ from benchmarks import collectives, hlo, lowered, programs, roofline  # noqa: E4
 from fusmae_jax import flops, pretrain, sharding  # noqa: E402
 
 PLATFORMS = ("tpu", "gpu")
+PREDICTED = pathlib.Path(__file__).with_name("predicted.json")
 
 
 class Gpu(NamedTuple):
@@ -340,6 +341,15 @@ def show(row: Row) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def remember(row: Row) -> None:
+    """Keeps what `benchmarks/gpu.sh` prints beside what it measures."""
+    known = json.loads(PREDICTED.read_text()) if PREDICTED.exists() else {}
+    ms, gb = round(1e3 * row.computing, 1), round(row.bytes / 1e9, 1)
+    name = f"{row.target} {row.config.split()[0]} {row.batch}"
+    known[name] = {"ms": ms, "gb": gb}
+    PREDICTED.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
 def value(text: str):
     """A field's value as a command line has it."""
     try:
@@ -357,7 +367,9 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], help="model.remat=dots batch_size=512 ..."
     )
-    parser.add_argument("--json", help="a file that rows are added to")
+    parser.add_argument(
+        "--remember", action="store_true", help=f"in {PREDICTED.name}, for gpu.sh"
+    )
     parser.add_argument("--dump", help="a file for the last program's text")
     args = parser.parse_args()
     if args.lower == bool(args.target):
@@ -374,9 +386,8 @@ def main() -> None:
             for config in args.config.split(","):
                 row = compile_step(target, config, changes, args.dump)
                 show(row)
-                if args.json:
-                    with open(args.json, "a") as file:
-                        file.write(json.dumps(row._asdict()) + "\n")
+                if args.remember:
+                    remember(row)
 
 
 if __name__ == "__main__":

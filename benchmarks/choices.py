@@ -153,8 +153,8 @@ def two_pass_norm():
     """LayerNorm with the variance about the mean, in a pass of its own."""
     norm = nnx.LayerNorm
 
-    def instead(dim, dtype, rngs):
-        kw = dict(epsilon=1e-6, dtype=dtype, rngs=rngs)
+    def instead(dim, rngs):
+        kw = dict(epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
         return norm(dim, use_fast_variance=False, **kw)
 
     return mock.patch.object(layers, "layer_norm", instead)

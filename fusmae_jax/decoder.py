@@ -20,13 +20,13 @@ class XAttnDecoder(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
-        kw, dtype = dict(arithmetic=arithmetic, rngs=rngs), arithmetic.dtype
-        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, dtype, rngs))
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
-        self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, dtype, rngs))
+        self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, **kw))
 
     def __call__(
@@ -71,7 +71,7 @@ class Decoder(nnx.Module):
         self.blocks = nnx.List(
             [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
         )
-        self.norm = layers.layer_norm(dim, arithmetic.dtype, rngs)
+        self.norm = layers.layer_norm(dim, rngs)
         self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
 
     def __call__(

@@ -37,13 +37,13 @@ class XAttnEncoder(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
-        kw, dtype = dict(arithmetic=arithmetic, rngs=rngs), arithmetic.dtype
-        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, dtype, rngs))
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
-        self.norm2 = layers.layer_norm(dim, dtype, rngs)
+        self.norm2 = layers.layer_norm(dim, rngs)
         self.mlp = layers.Mlp(dim, **kw)
 
     def __call__(
@@ -129,7 +129,7 @@ class Encoder(nnx.Module):
         self.blocks = nnx.List(
             [layers.Block(dim, num_heads, **kw) for _ in range(depth - fuse_early)]
         )
-        self.norm = layers.layer_norm(dim, jnp.float32, rngs)
+        self.norm = layers.layer_norm(dim, rngs)
 
     def embed_patches(
         self,

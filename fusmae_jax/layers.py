@@ -17,9 +17,9 @@ from fusmae_jax.masking import SENSORS
 from fusmae_jax.products import Arithmetic
 
 
-def layer_norm(dim: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, in float32 whatever comes in; returns `dtype`."""
-    return nnx.LayerNorm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, in float32 whatever comes in."""
+    return nnx.LayerNorm(dim, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
 
 
 def per_sensor(make: Callable[[], nnx.Module]) -> nnx.Dict:
@@ -136,9 +136,9 @@ class Block(nnx.Module):
 
     def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
         kw = dict(arithmetic=arithmetic, rngs=rngs)
-        self.norm1 = layer_norm(dim, arithmetic.dtype, rngs)
+        self.norm1 = layer_norm(dim, rngs)
         self.attn = Attention(dim, num_heads, **kw)
-        self.norm2 = layer_norm(dim, arithmetic.dtype, rngs)
+        self.norm2 = layer_norm(dim, rngs)
         self.mlp = Mlp(dim, **kw)
 
     def __call__(

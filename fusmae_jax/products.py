@@ -59,6 +59,9 @@ def linear(
 
     The gradients of `kernel` and `bias` are float32 sums.
     """
+    if arithmetic.platform == "tpu" and x.ndim == 3:
+        # In memory tokens are filled up to tiles, which one axis of all would cross.
+        return _affine(x, kernel, bias[None, None], "bnk,kd->bnd", arithmetic)
     y = _affine(x.reshape(-1, x.shape[-1]), kernel, bias[None], "nk,kd->nd", arithmetic)
     return y.reshape(*x.shape[:-1], -1)
 

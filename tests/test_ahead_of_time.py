@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import ahead_of_time, choices, hlo, lowered, programs, roofline
+from benchmarks import ahead_of_time, choices, gpu_numbers, hlo, lowered, programs
+from benchmarks import roofline
 from fusmae_jax import flops, sharding
 from tests import tiny
 
@@ -180,6 +181,21 @@ def row(**changes):
 )
 def test_what_is_sent_hides_behind_computing_where_it_is_asynchronous(times, rate):
     assert row(**times).rate == pytest.approx(rate)
+
+
+def test_what_is_predicted_stands_beside_what_a_gpu_measures(tmp_path, monkeypatch):
+    path = tmp_path / "predicted.json"
+    for module in (ahead_of_time, gpu_numbers):
+        monkeypatch.setattr(module, "PREDICTED", path)
+    config = "pretrain_base batch_size=512"
+    ahead_of_time.remember(row(config=config, batch=512, bytes=2 * 10**10))
+    log = (
+        "1 x NVIDIA H100 80GB HBM3, jax 0.10.2\n"
+        "   batch  GFLOP  ms/step  images/s  TFLOP/s  of peak  compile s  GiB  in use\n"
+        "     512     60    120.0    4266.7    255.0    25.8%       30.0   19    21.0\n"
+    )
+    said = gpu_numbers.step(log)
+    assert "120.0 ms (predicted 100.0)" in said and "20.4 GB (predicted 20.0)" in said
 
 
 def test_targets_are_what_the_table_of_peaks_knows():

@@ -42,9 +42,7 @@ class Upsample(nnx.Module):
                 for before, width in zip([WIDTH, *widths], widths)
             ]
         )
-        self.norms = nnx.List(
-            [layers.layer_norm(width, jnp.float32, rngs) for width in widths]
-        )
+        self.norms = nnx.List([layers.layer_norm(width, rngs) for width in widths])
         self.classify = _classifier([WIDTH, *widths][-1], classes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
