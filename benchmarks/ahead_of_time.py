@@ -144,9 +144,7 @@ class Target(NamedTuple):
 
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
-H100 = Gpu(
-    "NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 128, 2048, 228 * KIB, 50 * MIB
-)
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 1.98, 128, 2048, 228 * KIB, 50 * MIB)
 H200 = H100._replace(kind="NVIDIA H200")
 A100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1.41, 64, 2048, 164 * KIB, 40 * MIB)
 ADA = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128, 2.52, 128, 1536, 100 * KIB, 72 * MIB)

@@ -102,9 +102,7 @@ def read(text: str) -> list[Collective]:
             # Backends that have one turn this into a reduce-scatter.
             kind = "reduce-scatter"
         line = program.line(op)
-        found.append(
-            Collective(kind, size, group, times, line, op.shape, started)
-        )
+        found.append(Collective(kind, size, group, times, line, op.shape, started))
     return found
 
 

@@ -129,23 +129,18 @@ def _softmax(q, k, mask):
 
 def _forward(q, k, v, mask, arithmetic):
     weights = _softmax(q, k, mask).astype(v.dtype)
-    dot = functools.partial(
-        jnp.einsum, preferred_element_type=arithmetic.result_dtype
-    )
+    dot = functools.partial(jnp.einsum, preferred_element_type=arithmetic.result_dtype)
     y = dot("bhnm,bhmd->bhnd", weights, v).astype(v.dtype)
     return y, (q, k, v, mask, weights)
 
 
 def _backward(arithmetic, saved, grad):
     q, k, v, mask, weights = saved
-    dot = functools.partial(
-        jnp.einsum, preferred_element_type=arithmetic.result_dtype
-    )
+    dot = functools.partial(jnp.einsum, preferred_element_type=arithmetic.result_dtype)
     grad_v = dot("bhnm,bhnd->bhmd", weights, grad)
     slope = jnp.einsum("bhnd,bhmd->bhnm", grad, v, preferred_element_type=jnp.float32)
-    weights = weights.astype(jnp.float32)
-    slope -= (weights * slope).sum(axis=-1, keepdims=True)
-    slope *= q.shape[-1] ** -0.5 * weights  # of the scores now
+    weights, scale = weights.astype(jnp.float32), q.shape[-1] ** -0.5
+    slope = weights * (slope - (weights * slope).sum(axis=-1, keepdims=True)) * scale
     if mask is not None:
         slope = jnp.where(mask[:, None, None], slope, 0.0)
     slope = slope.astype(q.dtype)

@@ -167,9 +167,7 @@ class Encoder(nnx.Module):
             branches: for training, see `layers.drop_path`, one for each of `blocks`.
         """
         here = present or dict.fromkeys(SENSORS)
-        tokens = {
-            s: self.embed_patches(s, pixels[s], ids[s], here[s]) for s in SENSORS
-        }
+        tokens = {s: self.embed_patches(s, pixels[s], ids[s], here[s]) for s in SENSORS}
         if self.fuse is None:
             x = jnp.concatenate([tokens[s] for s in SENSORS], axis=1)
         else:

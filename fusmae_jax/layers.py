@@ -66,9 +66,7 @@ class Linear(nnx.Module):
 
     def of_heads(self, x: jax.Array) -> jax.Array:
         """The same of what stands by heads, [B, h, N, K / h]."""
-        return products.join_heads(
-            x, self.kernel[...], self.bias[...], self.arithmetic
-        )
+        return products.join_heads(x, self.kernel[...], self.bias[...], self.arithmetic)
 
 
 def head_width(dim: int, num_heads: int) -> int:

@@ -172,7 +172,7 @@ def fitting_parts(config, step, limit: float, mesh) -> int | None:
 
 
 def memory_advice(config, parts: int | None = None) -> str:
-    """What to pass if a step does not fit; `parts` is the `accumulate` that would do."""
+    """What to pass if a step does not fit; `parts` is an `accumulate` that would do."""
     if parts:
         return f"pass --config.accumulate={parts}, which trains the same in parts."
     return (

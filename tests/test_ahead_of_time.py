@@ -1,4 +1,4 @@
-"""Programs for machines that are not there: what is in them, and what they would take."""
+"""Programs for machines that are not there: what is in them, what they would take."""
 
 import pathlib
 
@@ -114,7 +114,8 @@ LOOP = """HloModule jit_f, num_partitions=8
 ENTRY %main (a: f32[4]) -> f32[4] {
   %a = f32[4]{0:T(128)} parameter(0)
   %s = f32[4]{0:T(128)} sine(%a), backend_config={"estimated_cycles":"7"}
-  ROOT %w = f32[4]{0} while(%s), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %w = f32[4]{0} while(%s), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
 }
 """
 
@@ -138,7 +139,8 @@ ENTRY %main (a: bf16[128,64], b: bf16[64,32], c: f32[1000], i: s32[]) -> f32[10]
   %b = bf16[64,32]{1,0} parameter(1)
   %c = f32[1000]{0} parameter(2)
   %i = s32[] parameter(3)
-  %g = (bf16[128,32]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm"
+  %g = (bf16[128,32]{1,0}, s8[4096]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$gemm"
   ROOT %f = f32[10]{0} fusion(%c, %i), kind=kLoop, calls=%fused
 }
 """

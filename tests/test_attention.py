@@ -22,6 +22,7 @@ def tokens(n, m, seed=0, dtype=jnp.float32):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """The arithmetic of what cuDNN is asked for, by XLA, on what cuDNN takes."""
+
     def stand_in(q, k, v, *, implementation, **options):
         assert implementation == "cudnn"
         assert q.shape[1] % 2 == k.shape[1] % 2 == q.shape[-1] % 8 == 0

@@ -62,7 +62,7 @@ def test_gradients_of_parameters_keep_more_digits_than_their_factors():
     np.testing.assert_allclose(got, np.broadcast_to(want, got.shape), rtol=1e-4)
     assert (got != got.astype(jnp.bfloat16).astype(jnp.float32)).any()
     noise = jax.random.normal(jax.random.key(0), (64, 64, 24)).astype(jnp.bfloat16)
-    loss = lambda b: (products.linear(x, kernel, b, Arithmetic("bfloat16")) * noise)
+    loss = lambda b: products.linear(x, kernel, b, Arithmetic("bfloat16")) * noise
     summed = jax.grad(lambda b: loss(b).astype(jnp.float32).sum())(bias)
     want = np.asarray(noise, np.float64).sum(axis=(0, 1))
     np.testing.assert_allclose(summed, want, rtol=1e-4, atol=1e-3)

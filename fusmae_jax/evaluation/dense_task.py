@@ -177,7 +177,10 @@ class Task:
     def abstract_state(self, tx: optax.GradientTransformation, count: int):
         """The same, of shapes alone."""
         init = functools.partial(self._init, tx, count)
-        shapes, whole = jax.eval_shape(init, jax.random.key(0)), sharding.whole(self.mesh)
+        shapes, whole = (
+            jax.eval_shape(init, jax.random.key(0)),
+            sharding.whole(self.mesh),
+        )
         layout = jax.tree.map(lambda _: whole, shapes)
         return checkpoint.abstract(shapes, layout), layout
 
@@ -285,9 +288,7 @@ class Task:
             total = jax.lax.with_sharding_constraint(total, rows)
             # Where tiles overlap, the greatest sum is the greatest mean.
             total, _ = jax.lax.scan(add, total, jnp.array(corners))
-            confusion = functools.partial(
-                dense_windows.confusion, classes=self.classes
-            )
+            confusion = functools.partial(dense_windows.confusion, classes=self.classes)
             per_scene = jax.vmap(confusion)
             return jax.vmap(per_scene, (None, 0))(labels, total.argmax(axis=-1))
 
