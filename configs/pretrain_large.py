@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/pretrain_large.py --config.data.dir=DIR
 
-On small devices split the parameters over 4 of them with --config.fsdp=4, or send
-a batch through in parts with --config.accumulate=4.
+On small devices send a batch through in parts with --config.accumulate=4; only where
+that is not enough split the parameters over 4 of them with --config.fsdp=4, too.
 """
 
 from configs import pretrain_base

@@ -49,13 +49,6 @@ def test_a_step_moves_what_it_must_and_no_more(fsdp):
         assert got[kind] == pytest.approx(size, rel=0.05), kind
 
 
-def test_replicas_sum_gradients_and_send_nothing_else():
-    mesh, state, compiled, text = step(1)
-    size = 4 * sum(x.size for x in jax.tree.leaves(state.params))
-    for program in (text, compiled.as_text()):
-        assert totals(program) == {"all-reduce": pytest.approx(size, rel=0.03)}
-
-
 def test_what_is_sent_does_not_grow_with_the_batch():
     some, twice = (
         sorted((c.kind, c.shape) for c in collectives.read(text))
@@ -72,7 +65,7 @@ def test_no_device_holds_rows_of_the_whole_batch(fsdp):
 def test_split_parameters_take_a_quarter_of_the_memory():
     sizes = [step(fsdp)[2].memory_analysis().argument_size_in_bytes for fsdp in (1, 4)]
     state = step(1)[1]
-    kernels = 4 * sum(x.size for x in jax.tree.leaves(state) if x.ndim > 1)
+    kernels = 4 * sum(x.size for x in jax.tree.leaves(state.params) if x.ndim > 1)
     assert sizes[0] - sizes[1] == pytest.approx(3 / 4 * kernels, rel=0.01)
 
 

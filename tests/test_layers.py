@@ -60,7 +60,8 @@ def tokens(seed, n):
 
 
 def test_cross_attention_equals_numpy():
-    layer = perturbed(layers.Attention(D, HEADS, arithmetic=Arithmetic(), rngs=nnx.Rngs(0)))
+    kw = dict(arithmetic=Arithmetic(), rngs=nnx.Rngs(0))
+    layer = perturbed(layers.Attention(D, HEADS, **kw))
     x, y = tokens(1, 5), tokens(2, 7)
     want = np.stack([np_attention(layer, a, b) for a, b in zip(x, y)])
     np.testing.assert_allclose(layer(x, y), want, rtol=1e-4, atol=1e-5)

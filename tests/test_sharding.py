@@ -27,7 +27,7 @@ def test_kernels_are_split_over_fsdp_and_their_moments_over_all_devices(fsdp):
     for path in ("encoder/blocks/0/mlp/up/kernel", "encoder/fuse/attn/s1/query/kernel"):
         assert ("fsdp" in by_path[f"params/{path}"]) == (fsdp > 1)
         for moment in ("mu", "nu"):
-            assert ("data", "fsdp") in by_path[f"opt_state/0/{moment}/{path}"]
+            assert ("fsdp", "data") in by_path[f"opt_state/0/{moment}/{path}"]
     for path, spec in by_path.items():
         split = path.endswith("/kernel") and (fsdp > 1 or path.startswith("opt_state"))
         assert (spec != P()) == split, path
@@ -36,7 +36,7 @@ def test_kernels_are_split_over_fsdp_and_their_moments_over_all_devices(fsdp):
 def test_moments_that_not_all_devices_divide_are_split_like_their_parameter():
     mesh = sharding.make_mesh(fsdp=2)
     assert sharding.spec_for("opt_state/mu/kernel", (4, 2), mesh, 0) == P(
-        ("data", "fsdp"), None
+        ("fsdp", "data"), None
     )
     assert sharding.spec_for("opt_state/mu/kernel", (6, 2), mesh, 0) == P("fsdp", None)
     assert sharding.spec_for("params/kernel", (6, 2), mesh, 0) == P("fsdp", None)
