@@ -120,10 +120,6 @@ PRETRAINING = [
         "model.attention=cudnn needs model.dtype=bfloat16, and that is float32",
     ),
     (
-        {"model.attention": "cudnn", "mask.drop_sensor": 0.5},
-        "model.attention=cudnn needs mask.drop_sensor=0, and that is 0.5",
-    ),
-    (
         {"model.attention": "cudnn", "model.num_heads": 64},
         "model.attention=cudnn takes heads of 8, .*model.num_heads=64",
     ),
