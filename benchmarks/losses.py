@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from fusmae_jax import host  # noqa: E402
+from fusmae_jax import dtypes, host  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _STEPS = flags.DEFINE_integer("steps", 1, "Steps.", lower_bound=1)
@@ -67,11 +67,13 @@ def main(argv):
     import jax
 
     reference = start_reference() if _AGAINST.value else None
-    device = jax.devices()[0].device_kind
-    dtype = _CONFIG.value.model.dtype
-    print(f"{jax.device_count()} x {device}, jax {jax.__version__}, {dtype}")
+    config, device = _CONFIG.value, jax.devices()[0]
+    dtype = dtypes.resolve_dtype(config.model.dtype, device.platform)
+    config.model.dtype = dtype
+    kind = device.device_kind
+    print(f"{jax.device_count()} x {kind}, jax {jax.__version__}, {dtype}")
     start = time.perf_counter()
-    found = losses(_CONFIG.value, _STEPS.value)
+    found = losses(config, _STEPS.value)
     seconds = time.perf_counter() - start
     last = f"loss {found[-1]:.4f} at step {len(found)}"
     print(f"{last}, after {seconds:.1f} s", flush=True)
