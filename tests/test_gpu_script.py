@@ -80,11 +80,13 @@ PROGRAMS = {
     "agreement_bfloat16": "losses",
     "reading": "input_pipeline",
 }
+AHEAD = json.loads(gpu_numbers.PREDICTED.read_text())["H200 pretrain_base 512"]
 NUMBERS = {
     "smoke": "1 x NVIDIA H200, jax 0.11.2, bfloat16; "
     "loss 2.4462 at step 3, after 46.0 s",
     "step": "batch 512: 8298.2 images/s, 496.23 TFLOP/s, MFU 50.2%, "
-    "61.7 ms (predicted -), 34.4 GB (predicted -), most in use 36.0 GB, "
+    f"61.7 ms (predicted {AHEAD['ms']}), 34.4 GB (predicted {AHEAD['gb']}), "
+    "most in use 36.0 GB, "
     "compiled in 41.0 s",
     "profile": "61.7 ms a step while traced",
     "race": "JAX 8300.10 images/s; "
