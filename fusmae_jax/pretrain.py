@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import pathlib
 import time
 
@@ -136,7 +137,7 @@ def compile_ahead(config, train_step, state, source, mesh):
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")  # the CPU has none
     if limit and needed > limit:
-        parts = fitting_parts(config, step, limit, mesh)
+        parts = fitting_parts(config, step, state.params, limit, mesh)
         log.warning(
             "The step takes %.1f GiB of each device's %.1f GiB and will hardly fit; %s",
             *(needed / 2**30, limit / 2**30, memory_advice(config, parts)),
@@ -147,7 +148,7 @@ def compile_ahead(config, train_step, state, source, mesh):
     return step, {"compile_seconds": seconds, "step_memory_bytes": needed}
 
 
-def fitting_parts(config, step, limit: float, mesh) -> int | None:
+def fitting_parts(config, step, params, limit: float, mesh) -> int | None:
     """The least `accumulate` with which a step that is too large should fit.
 
     What is in between shrinks with the rows of a part; sums of gradients come on top.
@@ -155,6 +156,7 @@ def fitting_parts(config, step, limit: float, mesh) -> int | None:
     Args:
         config: that the step was compiled for.
         step: compiled.
+        params: of the model, laid out; gradients are as large.
         limit: bytes of a device.
         mesh: the devices.
 
@@ -162,8 +164,8 @@ def fitting_parts(config, step, limit: float, mesh) -> int | None:
         None where no number of parts would do.
     """
     sizes, rows = step.memory_analysis(), config.batch_size // mesh.size
-    # What is donated is parameters and two moments of each.
-    fixed = sizes.argument_size_in_bytes + sizes.alias_size_in_bytes / 3
+    held = (x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(params))
+    fixed = sizes.argument_size_in_bytes + 4 * sum(map(math.prod, held))
     for parts in range(config.accumulate + 1, rows + 1):
         between = sizes.temp_size_in_bytes * config.accumulate / parts
         if rows % parts == 0 and fixed + between < limit:
