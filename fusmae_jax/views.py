@@ -14,6 +14,7 @@ from data_pipeline import sensors
 from data_pipeline.errors import InputError
 
 RESAMPLING = ("linear", "cubic")
+TRIES = 10  # at a crop that fits into its scene, before a square one is taken
 INVALID_ADVICE = (
     "are not finite and count as their band's mean; prepare the data again to leave "
     "such pairs out."
@@ -44,6 +45,9 @@ def draw_views(
 ) -> View:
     """Draws random-resized crops and turns.
 
+    Areas and shapes are drawn together, again where the crop would be larger than the
+    scene, as in torchvision's RandomResizedCrop; so every area lies within `scale`.
+
     Args:
         key: random key; row i of the result depends on it and on i alone.
         batch: number of views B.
@@ -53,15 +57,32 @@ def draw_views(
     """
     check_crops(scale, ratio)
     box_key, turn_key = jax.random.split(key)
-    area, aspect, top, left = jax.random.uniform(box_key, (batch, 4)).T
+    shape_key, place_key = jax.random.split(box_key)
+    area, aspect = jnp.moveaxis(jax.random.uniform(shape_key, (batch, TRIES, 2)), -1, 0)
     area = scale[0] + (scale[1] - scale[0]) * area
     low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
     aspect = jnp.exp(low + (high - low) * aspect)
-    height = jnp.minimum(jnp.sqrt(area / aspect), 1.0)
-    width = jnp.minimum(jnp.sqrt(area * aspect), 1.0)
+    # After the last try: the shape nearest to a square, and of it no more than fits.
+    squarest = nearest_to_square(ratio)
+    most = min(squarest, 1 / squarest)
+    area = jnp.append(area, jnp.minimum(area[:, -1:], most), axis=1)
+    aspect = jnp.append(aspect, jnp.full((batch, 1), squarest), axis=1)
+    height, width = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
+    fits = (height <= 1.0) & (width <= 1.0)
+    tried = jnp.argmax(fits.at[:, -1].set(True), axis=1)[:, None]
+    height, width = (
+        jnp.minimum(jnp.take_along_axis(x, tried, axis=1)[:, 0], 1.0)
+        for x in (height, width)
+    )
+    top, left = jax.random.uniform(place_key, (batch, 2)).T
     box = jnp.stack([top * (1 - height), left * (1 - width), height, width], axis=1)
     turns = jax.random.bernoulli(turn_key, 0.5, (batch, 3)) & turn
     return View(box, turns)
+
+
+def nearest_to_square(ratio: tuple[float, float]) -> float:
+    """The width over height nearest to 1, of those from least to greatest."""
+    return min(max(1.0, ratio[0]), ratio[1])
 
 
 def check_crops(
@@ -76,6 +97,13 @@ def check_crops(
         raise InputError(
             f"Crop scale {scale} must lie in (0, 1] and ratio {ratio} above 0, each "
             "from least to greatest."
+        )
+    squarest = nearest_to_square(ratio)
+    most = min(squarest, 1 / squarest)
+    if scale[0] > most:
+        raise InputError(
+            f"No crop of {scale[0]} of a scene has a ratio from {ratio[0]:.3g} to "
+            f"{ratio[1]:.3g}; choose a least scale of at most {most:.3g}."
         )
 
 

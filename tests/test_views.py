@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from data_pipeline import layout
 from data_pipeline import sensors
@@ -153,6 +154,34 @@ def test_boxes_lie_in_the_scene_with_the_area_and_shape_asked_for(key):
     assert 0.75 - 1e-6 <= ratio.min() < 0.76 and 1.32 < ratio.max() <= 4 / 3 + 1e-5
 
 
+def rejected_until_they_fit(scale, ratio, count):
+    """Areas and shapes by the loop over samples that everybody writes."""
+    rng, kept = np.random.default_rng(0), []
+    while len(kept) < count:
+        area, aspect = rng.uniform(*scale), np.exp(rng.uniform(*np.log(ratio)))
+        if max(area * aspect, area / aspect) <= 1.0:
+            kept.append((area, aspect))
+    return np.array(kept).T
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.8, 1.0)])
+def test_areas_and_shapes_are_drawn_together_until_they_fit(key, scale):
+    box = np.asarray(views.draw_views(key, 20_000, scale=scale).box)
+    got = box[:, 2] * box[:, 3], box[:, 3] / box[:, 2]
+    assert got[0].min() >= scale[0] - 1e-6
+    want = rejected_until_they_fit(scale, (3 / 4, 4 / 3), 20_000)
+    for found, wanted in zip(got, want):
+        # The few that never fit become squares: less than a hundredth.
+        assert stats.ks_2samp(found, wanted).statistic < 0.02
+
+
+@pytest.mark.parametrize("ratio, shape", [((3 / 4, 4 / 3), 1.0), ((1.5, 2.0), 1.5)])
+def test_where_nothing_else_fits_the_crop_is_the_squarest(key, ratio, shape):
+    most = 1 / shape
+    box = views.draw_views(key, 16, scale=(most - 1e-6, most), ratio=ratio).box
+    np.testing.assert_allclose(box[:, 2:], [[1 / shape, 1.0]] * 16, atol=1e-5)
+
+
 def test_crops_reach_every_corner(key):
     top, left, height, width = np.asarray(views.draw_views(key, 4096).box).T
     for before, after in ((top, 1 - top - height), (left, 1 - left - width)):
@@ -235,6 +264,7 @@ def test_normalised_bands_have_the_contracts_mean_at_zero_and_deviation_at_one()
         (dict(scale=(0.8, 0.2)), r"\(0.8, 0.2\)"),
         (dict(ratio=(0.0, 1.0)), r"\(0.0, 1.0\)"),
         (dict(ratio=(1.5, 0.5)), r"\(1.5, 0.5\)"),
+        (dict(scale=(0.6, 1.0), ratio=(2.0, 3.0)), "No crop of 0.6 .* at most 0.5"),
     ],
 )
 def test_impossible_crops_are_refused_with_their_numbers(key, change, numbers):
