@@ -48,8 +48,10 @@ FREE = (
 )
 LOCK = ".lock"
 PLACES = "places.npy"
-# Of run directories; more when this version could not read them any more.
-FORMAT = 1
+# Of run directories. A run goes on in the format in which it began: before format 2
+# streams of random numbers overlapped. Those of `READS` can be evaluated.
+FORMAT = 2
+READS = (1, 2)
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -163,7 +165,16 @@ def _check(workdir: pathlib.Path, now: dict, free: Container[str]) -> bool:
         others = [x for x in names if x != LOCK and not x.startswith(path.name)]
     if path.exists():
         saved = _read(path)
-        fields = differences(saved["config"], now["config"], free)
+        if saved.get("format", 1) != FORMAT:
+            raise InputError(
+                f"{workdir} holds a run of an earlier version, which drew other random "
+                "numbers; finish it with that version, or choose another --workdir. "
+                "Its checkpoints can be evaluated."
+            )
+        # Fields that no longer exist say nothing of what is done today.
+        now_known = flatten(now["config"])
+        known = {k: v for k, v in flatten(saved["config"]).items() if k in now_known}
+        fields = differences(known, now_known, free)
         fields += differences({"dataset": saved["data"]}, {"dataset": now["data"]})
         fields += differences(saved["contract"], now["contract"])
         if fields:
@@ -230,11 +241,11 @@ def _read(path: pathlib.Path) -> dict:
             f"{path} does not describe a run, as it lacks some of {list(parts)}; copy "
             "it again."
         )
-    there = saved.get("format", FORMAT)  # the first runs did not say
-    if there != FORMAT:
+    there = saved.get("format", 1)  # the first runs did not say
+    if there not in READS:
         raise InputError(
-            f"{path} has format {there!r} and this version knows {FORMAT} alone; "
-            "update fusmae_jax."
+            f"{path} has format {there!r} and this version reads {list(READS)}; update "
+            "fusmae_jax."
         )
     return saved
 

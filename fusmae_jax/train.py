@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import damage
-from fusmae_jax import sharding, views
+from fusmae_jax import sharding, streams, views
 from fusmae_jax.objective import Objective
 
 
@@ -87,7 +87,7 @@ def create_state(
         graphdef, params = nnx.split(make_model(rngs=Keys(key)))
         return graphdef, fresh_state(params, tx)
 
-    key = jax.random.key(seed)
+    key = streams.key(seed, "params")
     graphdef, shapes = jax.eval_shape(init, key)  # traced once, here
     layout = sharding.layout(shapes, mesh, min_size)
     _, state = jax.jit(init, out_shardings=(graphdef, layout))(key)
@@ -143,7 +143,7 @@ def make_train_step(
 
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
     def train_step(state, fields):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(streams.key(seed, "steps"), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
         grads, metrics = gradients(state.params, fields, draw)
         # Every device updates a part, as it holds the moments of that part alone.
@@ -228,8 +228,7 @@ def make_eval_step(
         jax.jit, static_argnames="rows", out_shardings=sharding.whole(mesh)
     )
     def eval_step(params, fields, weight, first, draw, *, rows):
-        # A stream of its own: training folds the step into the bare key.
-        key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], draw)
+        key = jax.random.fold_in(streams.key(seed, "held_out"), draw)
         pairs = first + jnp.arange(len(weight))
         fixed = objective.draw_fixed(key, pairs, scene_size)
         model = nnx.merge(graphdef, params)

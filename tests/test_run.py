@@ -92,6 +92,19 @@ def test_another_run_is_refused_with_both_values(tmp_path, field, old, new):
     assert content(tmp_path) == before
 
 
+def test_a_field_that_no_longer_exists_is_no_difference(tmp_path):
+    claim(tmp_path, tiny.config(), DATA)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    saved["config"]["data"]["no_longer"] = "skip"
+    path.write_text(json.dumps(saved))
+    claim(tmp_path, tiny.config(), DATA)
+    saved["config"]["data"]["seed"] = 7
+    path.write_text(json.dumps(saved))
+    with pytest.raises(InputError, match="differs in data.seed "):
+        claim(tmp_path, tiny.config(), DATA)
+
+
 def test_a_field_that_only_one_of_the_runs_has_is_a_difference():
     assert run.differences({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == [
         "a.c (None there, 2 now)"

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from data_pipeline import sensors
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import build, checkpoint, checks, run, sharding, views
+from fusmae_jax import build, checkpoint, checks, run, sharding, streams, views
 from fusmae_jax.encoder import Encoded, Present
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.objective import Objective
@@ -171,7 +171,7 @@ class Pretrained:
         init = jax.jit(
             lambda key: nnx.split(make(rngs=nnx.Rngs(key)))[1], out_shardings=layout
         )
-        return init(jax.random.key(seed))
+        return init(streams.key(seed, "params"))
 
 
 def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:

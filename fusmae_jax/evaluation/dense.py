@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, number, whole
-from fusmae_jax import optim
+from fusmae_jax import optim, streams
 from fusmae_jax.evaluation import dense_heads, loop, probe, scores
 from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.evaluation.dense_task import Task
@@ -141,10 +141,9 @@ def _train(
     steps, rates = _count_steps(recipe, task, source), recipe.learning_rates
     schedule = optim.schedule(1.0, int(WARMUP * steps), steps)
     tx = optim.adamw(schedule, weight_decay=recipe.weight_decay)
-    init_key, draw_key = jax.random.split(jax.random.key(seed))
     here = task.here(sensor_set, recipe.batch_size)
-    state, layout = task.start(tx, len(rates), init_key)
-    step = task.train_step(tx, rates, layout, draw_key)
+    state, layout = task.start(tx, len(rates), streams.key(seed, "head"))
+    step = task.train_step(tx, rates, layout, streams.key(seed, "tuning"))
     state = loop.train(
         lambda state, fields: step(state, task.params, fields, here),
         state,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, flag, number, several, whole
-from fusmae_jax import checkpoint, layers, optim, sharding, views
+from fusmae_jax import checkpoint, layers, optim, sharding, streams, views
 from fusmae_jax.evaluation import classifier, features, layer_decay, loop
 from fusmae_jax.evaluation.backbone import Backbone, present
 from fusmae_jax.evaluation.classifier import Classifier
@@ -177,7 +177,7 @@ class Finetuner:
         recipe, mesh = self.recipe, self._mesh
         rates = learning_rates(recipe, len(source))
         here = present(sensor_set, recipe.batch_size, mesh)
-        head_key, draw_key = jax.random.split(jax.random.key(seed))
+        head_key, draw_key = streams.key(seed, "head"), streams.key(seed, "tuning")
         state = loop.train(
             lambda state, batch: self.step(state, self.rest, draw_key, here, *batch),
             self._init(self._encoder, head_key),

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
+from fusmae_jax import sharding, streams
 from fusmae_jax.evaluation import progress
 
 NORMS = ("batch", "layer", "none")
@@ -100,7 +100,7 @@ def train(
     rates = rates * (batch_size / 256)
     x, y = (_put(array, P(), mesh) for array in (features, labels))
     x = normalize_all(x, mean, scale, norm)
-    key, steps = jax.random.key(seed), -(-len(labels) // batch_size)
+    key, steps = streams.key(seed, "probe"), -(-len(labels) // batch_size)
     with progress.Progress(name, epochs, "epoch") as bar:
         for epoch in range(epochs):
             order_key = jax.random.fold_in(key, epoch)
