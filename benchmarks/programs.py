@@ -131,14 +131,19 @@ class Maker:
         state = checkpoint.abstract(state, layout)
         return self._program(step, state, self.fields(batch)), state
 
-    def held_out(self, batch: int) -> Program:
-        """The scores and pictures of held-out pairs."""
+    def held_out(self, batch: int, whole: bool) -> Program:
+        """The scores of held-out pairs, or with `whole` all their patches, redrawn."""
         size, seed = self.config.data.size, self.config.seed
         step = train.make_eval_step(
-            self.graphdef, self.objective, self.mesh, seed=seed, scene_size=size
+            self.graphdef,
+            self.objective,
+            self.mesh,
+            seed=seed,
+            scene_size=size,
+            whole=whole,
         )
         args = self.params, self.fields(batch), self._rows((batch,), jnp.float32), 0, 0
-        return self._program(step, *args, rows=6)
+        return self._program(step, *args)
 
     def features(self, batch: int) -> Program:
         """Features of pairs: the judge's, kNN's, the probe's, retrieval's."""
@@ -241,7 +246,8 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", model__remat="full")
     yield pretrain("pretrain_base", mask__drop_sensor=0.25)
     yield pretrain("pretrain_base", model__dtype="float32")
-    yield Named("held-out pairs", lambda: base().held_out(64))
+    yield Named("held-out pairs, scored", lambda: base().held_out(64, whole=False))
+    yield Named("held-out pairs, redrawn", lambda: base().held_out(64, whole=True))
     yield Named("features (judge, kNN, probe)", lambda: base().features(256))
     yield Named("fine-tune", lambda: base().finetune(128))
     for head in dense_heads.HEADS:

@@ -98,6 +98,15 @@ class Subset:
         return dataclasses.replace(described, classes=classes)
 
 
+def spread(source, count: int) -> Subset:
+    """About `count` pairs of a source, evenly spaced; all of a smaller one.
+
+    Neighbours in a dataset are often neighbours on the ground.
+    """
+    places = np.linspace(0, len(source) - 1, min(count, len(source)))
+    return Subset(source, np.unique(places.round().astype(int)))
+
+
 def with_classes(source, names: Iterable[str], field: str = "") -> Subset:
     """The pairs that have at least one of the classes `names`, and no other labels.
 

@@ -75,6 +75,13 @@ def loss_figure(rows: list[dict]):
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if points:
             ax.plot(*zip(*points), style, label=label, lw=1.2, ms=3)
+    for name, color, label in (
+        ("eval_noise_s1", "C0", "Sentinel-1, noise (estimate)"),
+        ("eval_noise_s2", "C2", "Sentinel-2, noise (estimate)"),
+    ):
+        noise = [row[name] for row in rows if row.get(name) is not None]
+        if noise:
+            ax.axhline(noise[-1], color=color, ls=":", lw=1.2, label=label)
     ax.set(xlabel="step", ylabel="mean squared error on hidden patches")
     if ax.get_lines():
         ax.legend(frameon=False)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline import batches
+from data_pipeline import batches, subsets
 from fusmae_jax import figures, losses, patches, sharding, train, views
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.objective import Objective, Outcome
@@ -25,7 +25,7 @@ class HeldOut:
     """Held-out pairs on the devices, and the compiled step that scores a model."""
 
     def __init__(self, graphdef, objective: Objective, mesh, source, *, seed, count):
-        """Puts the first `count` pairs of `source` on the mesh.
+        """Puts `count` pairs of `source`, evenly spread, on the mesh.
 
         Args:
             graphdef: the model's graph definition.
@@ -35,14 +35,14 @@ class HeldOut:
             seed: of the masks.
             count: pairs in use; the source's where it has fewer.
         """
-        self.objective, self.source = objective, source
-        self.count = min(count, len(source))
+        self.objective, self.source = objective, subsets.spread(source, count)
+        self.count = len(self.source)
         # The batch is filled up to whole devices; masks belong to pairs, not places.
         devices = jax.device_count()
         self._at_once = -(-min(PAIRS_AT_ONCE, self.count) // devices) * devices
         parts = list(
             batches.eval_batches(
-                source,
+                self.source,
                 fields=source.description.layout.fields(objective.contract),
                 batch_size=self._at_once,
                 count=self.count,
@@ -55,12 +55,15 @@ class HeldOut:
             log.warning("%d held-out pixels %s", invalid, views.INVALID_ADVICE)
         self._parts = [sharding.to_devices(part, mesh) for part in parts]
         size = source.description.layout.size
-        self._step = train.make_eval_step(
-            graphdef, objective, mesh, seed=seed, scene_size=size
+        self._score, self._redraw = (
+            train.make_eval_step(
+                graphdef, objective, mesh, seed=seed, scene_size=size, whole=whole
+            )
+            for whole in (False, True)
         )
-        compiled = functools.partial(
-            jax.jit, static_argnames="rows", out_shardings=sharding.whole(mesh)
-        )
+        compiled = functools.partial(jax.jit, out_shardings=sharding.whole(mesh))
+        self._noise = compiled(functools.partial(pixel_noise, objective, size))
+        compiled = functools.partial(compiled, static_argnames="rows")
         self._scenes = compiled(functools.partial(scenes, objective, size))
         self._pictures = compiled(functools.partial(pictures, objective))
 
@@ -68,26 +71,35 @@ class HeldOut:
         """Number of batches."""
         return len(self._parts)
 
-    @property
-    def first(self) -> int:
-        """Number of pairs in the first batch, padding left out."""
-        return min(self.count, self._at_once)
-
-    def score(self, params, *, index: int = 0, draw: int = 0, rows: int = 0):
-        """Starts scoring `params` on one batch; does not wait.
-
-        Args:
-            params: of the model.
-            index: which batch.
-            draw: which masks.
-            rows: pairs whose outcome is wanted; the rest stays on the devices.
+    def score(self, params, *, index: int = 0, draw: int = 0):
+        """Starts scoring `params` on batch `index` with masks `draw`.
 
         Returns:
-            Metrics, and the outcome of the first `rows` pairs of the batch.
+            `loss`, its parts, and the number of `pairs`, on the devices.
         """
         fields, weight = self._parts[index]
-        first = index * self._at_once
-        return self._step(params, fields, weight, first, draw, rows=rows)
+        return self._score(params, fields, weight, index * self._at_once, draw)
+
+    def redraw(self, params, *, index: int = 0, draw: int = 0) -> Outcome:
+        """Starts redrawing all patches of batch `index` with masks `draw`.
+
+        Pairs that fill up the last batch are redrawn too, see `pairs_in`.
+        """
+        fields, weight = self._parts[index]
+        return self._redraw(params, fields, weight, index * self._at_once, draw)
+
+    def pairs_in(self, index: int) -> int:
+        """Number of pairs in batch `index`, padding left out."""
+        return min(self._at_once, self.count - index * self._at_once)
+
+    @functools.cached_property
+    def noise(self) -> dict[str, float]:
+        """What no model can be expected to predict, see `pixel_noise`; all hosts must call.
+
+        Returns:
+            `noise_s1` and `noise_s2`, comparable to `loss_s1` and `loss_s2`.
+        """
+        return average([self._noise(*part) for part in self._parts], prefix="")
 
     def scenes(self, rows: int) -> "Scenes":
         """The first `rows` pairs as a figure shows them; all hosts must call."""
@@ -148,23 +160,27 @@ class Evaluation:
 
     def __init__(self, held_out: HeldOut, writer, workdir, shown: int):
         self._held_out, self._writer, self._workdir = held_out, writer, workdir
-        self._seen = held_out.scenes(min(shown, held_out.first))
+        self._seen = held_out.scenes(min(shown, held_out.pairs_in(0)))
+        self._noise = {f"eval_{name}": x for name, x in held_out.noise.items()}
+        log.info(
+            "Held out: of loss_s1 some %.2f and of loss_s2 some %.2f is noise that no "
+            "model can predict, an estimate from neighbouring pixels.",
+            *(self._noise[f"eval_noise_{s}"] for s in SENSORS),
+        )
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._losses, self._images = collections.deque(), collections.deque()
 
     def start(self, step: int, params) -> None:
         """Queues scoring of `params` behind the steps dispatched so far."""
         shown = len(self._seen.names)
-        results = [
-            self._held_out.score(params, index=i, rows=0 if i else shown)
-            for i in range(len(self._held_out))
-        ]
-        drawn = self._held_out.pictures(results[0][1], shown)
+        batches = range(len(self._held_out))
+        results = [self._held_out.score(params, index=i) for i in batches]
+        drawn = self._held_out.pictures(self._held_out.redraw(params), shown)
         if jax.process_index() != 0:
             return
         while len(self._images) >= JOBS:  # or results would pile up on the devices
             self._show(*self._images.popleft())
-        self._losses.append((step, [metrics for metrics, _ in results]))
+        self._losses.append((step, results))
         self._images.append((step, self._thread.submit(self._draw, step, drawn)))
 
     def _draw(self, step: int, drawn):
@@ -183,7 +199,7 @@ class Evaluation:
         """Waits for the losses of all steps up to `last` and writes them."""
         while self._losses and self._losses[0][0] <= last:
             step, metrics = self._losses.popleft()
-            self._writer.write_now(step, average_losses(metrics))
+            self._writer.write_now(step, average(metrics) | self._noise)
 
     def collect(self, wait: bool = False) -> None:
         """Writes what is finished; with `wait`, everything."""
@@ -191,14 +207,55 @@ class Evaluation:
             self._show(*self._images.popleft())
 
 
-def average_losses(rows) -> dict[str, float]:
+def average(rows, prefix: str = "eval_") -> dict[str, float]:
     """Waits for the metrics of all batches and averages them over pairs."""
     rows = jax.device_get(rows)
     pairs = np.array([row.pop("pairs") for row in rows])
     return {
-        f"eval_{name}": float(np.average([r[name] for r in rows], weights=pairs))
+        f"{prefix}{name}": float(np.average([r[name] for r in rows], weights=pairs))
         for name in rows[0]
     }
+
+
+def pixel_noise(objective: Objective, size: int, fields, weight) -> dict[str, jax.Array]:
+    """Estimates the error that is left to a model that predicts all but noise.
+
+    Noise, in radar mostly speckle, is what a pixel does not share with its neighbours:
+    its distance from the mean of the up to eight around it, squared, less the noise of
+    that mean, which is one over their number. Detail as fine as a pixel counts as
+    noise; noise that neighbours share does not.
+
+    Args:
+        objective: how it sees the data, and the targets.
+        size: side of the scenes in pixels.
+        fields: stored pixels by field name, [B, H, W, C] each.
+        weight: 0.0 for samples that are padding, [B].
+
+    Returns:
+        `noise_s1` and `noise_s2`, mean squares in the space of the targets; `pairs`.
+    """
+    view = views.fixed_view(len(weight), views.center_box(objective.image_size, size))
+    found = {"pairs": weight.sum()}
+    for s in SENSORS:
+        images = objective.see(fields, view, s)
+        count = sum_of_nine(jnp.ones_like(images))
+        rest = (count * images - sum_of_nine(images)) / jnp.sqrt(count * (count - 1))
+        seen, rest = (patches.patchify(x, objective.patch_size) for x in (images, rest))
+        _, _, std = losses.normalize_patches(
+            seen, objective.normalize, objective.contract[s].families
+        )
+        rest = losses.restore_patches(rest, 0.0 * std, 1.0 / std)
+        found[f"noise_{s}"] = losses.hidden_error(
+            rest, jnp.zeros_like(rest), jnp.broadcast_to(weight[:, None], rest.shape[:2])
+        )
+    return found
+
+
+def sum_of_nine(images: jax.Array) -> jax.Array:
+    """Each pixel of [B, H, W, C] and the up to eight around it, added up."""
+    return jax.lax.reduce_window(
+        images, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME"
+    )
 
 
 def scenes(objective: Objective, size: int, fields, *, rows: int):

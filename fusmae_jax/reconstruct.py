@@ -1,9 +1,10 @@
 """Held-out reconstruction: its error beside simple predictors."""
 
+import concurrent.futures
+import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from data_pipeline.description import SPLITS
 from data_pipeline.fields import choice, text, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
 from fusmae_jax import sharding
+from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.heldout import HeldOut
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.objective import Objective, Outcome
@@ -20,6 +22,7 @@ from fusmae_jax.objective import Objective, Outcome
 log = logging.getLogger("fusmae_jax")
 
 MODEL = "Fus-MAE"
+NOISE = "noise, an estimate"
 
 # What the config may say.
 TABLE = {
@@ -34,40 +37,52 @@ TABLE = {
 }
 
 
-def compare(
-    outcomes: Iterable[Outcome], objective: Objective
-) -> dict[str, dict[str, float]]:
-    """Mean squared error on hidden patches, {predictor: {sensor: error}}.
+def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]]:
+    """Mean squared errors on hidden patches, {predictor: {sensor: one for each pair}}.
 
     Everything is compared in the space of the loss: with normalised targets, what a
     simple predictor draws is normalised with its own statistics.
     """
-    errors = {name: {s: [] for s in SENSORS} for name in (MODEL, *baselines.PREDICTORS)}
-    for outcome in outcomes:
-        for s in SENSORS:
-            families = objective.contract[s].families
+    errors = {name: {} for name in (MODEL, *baselines.PREDICTORS)}
+    for s in SENSORS:
+        families = objective.contract[s].families
 
-            def normalize(x):
-                target, _, _ = losses.normalize_patches(
-                    x, objective.normalize, families
-                )
-                return np.asarray(target)
+        def normalize(x):
+            target, _, _ = losses.normalize_patches(x, objective.normalize, families)
+            return np.asarray(target)
 
-            seen = np.asarray(outcome.patches[s])
-            hidden = np.asarray(outcome.hidden[s]) == 1.0
-            target = normalize(seen)
-            guesses = {MODEL: np.asarray(outcome.predicted[s])}
+        seen = np.asarray(outcome.patches[s])
+        hidden = np.asarray(outcome.hidden[s]) == 1.0
+        target = normalize(seen)
+        guesses = {MODEL: np.asarray(outcome.predicted[s])}
+        sizes = itertools.repeat(objective.patch_size)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
             for name, predictor in baselines.PREDICTORS.items():
-                filled = [
-                    predictor(x, m, objective.patch_size) for x, m in zip(seen, hidden)
-                ]
-                guesses[name] = normalize(np.stack(filled))
-            for name, guess in guesses.items():
-                error = np.square(guess - target).mean(axis=-1)
-                errors[name][s] += list((error * hidden).sum(1) / hidden.sum(1))
+                filled = pool.map(predictor, seen, hidden, sizes)
+                guesses[name] = normalize(np.stack(list(filled)))
+        for name, guess in guesses.items():
+            error = np.square(guess - target).mean(axis=-1)
+            errors[name][s] = list((error * hidden).sum(1) / hidden.sum(1))
+    return errors
+
+
+def compare_all(held_out: HeldOut, params, draws: int) -> dict[str, dict[str, float]]:
+    """The mean of `compare` over all pairs and draws; nothing but on the first host."""
+    total = {}
+    work = [(i, draw) for i in range(len(held_out)) for draw in range(draws)]
+    with Progress("Comparing with simple predictors", len(work), "batch") as bar:
+        for i, draw in work:
+            outcome = held_out.redraw(params, index=i, draw=draw)
+            if jax.process_index() == 0:
+                pairs = held_out.pairs_in(i)
+                outcome = jax.tree.map(lambda x: x[:pairs], jax.device_get(outcome))
+                for name, found in compare(outcome, held_out.objective).items():
+                    for s, errors in found.items():
+                        total.setdefault(name, {}).setdefault(s, []).extend(errors)
+            bar.update()
     return {
-        name: {s: float(np.mean(values)) for s, values in by_sensor.items()}
-        for name, by_sensor in errors.items()
+        name: {s: float(np.mean(errors)) for s, errors in found.items()}
+        for name, found in total.items()
     }
 
 
@@ -84,7 +99,6 @@ def table(errors: dict[str, dict[str, float]], *, title: str) -> str:
 def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: int):
     """Scores `params` beside simple predictors; prints, saves, and draws.
 
-    Uses the pairs of the first held-out batch, at most 64: simple predictors are slow.
     Writes `scores.json` and `figures/reconstruction.png` into `workdir`.
 
     Args:
@@ -95,14 +109,13 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         draws: masks of each pair.
         shown: pairs in the picture.
     """
-    objective, pairs = held_out.objective, held_out.first
-    outcomes = [held_out.score(params, draw=i, rows=pairs)[1] for i in range(draws)]
-    shown = min(shown, pairs)
-    seen, drawn = held_out.scenes(shown), held_out.pictures(outcomes[0], shown)
+    objective, pairs = held_out.objective, held_out.count
+    shown = min(shown, held_out.pairs_in(0))
+    seen = held_out.scenes(shown)
+    drawn = held_out.pictures(held_out.redraw(params), shown)
+    noise, errors = held_out.noise, compare_all(held_out, params, draws)
     if jax.process_index() != 0:
         return
-    log.info("Comparing with simple predictors: %d pairs, %d masks.", pairs, draws)
-    errors = compare(outcomes, objective)
     note = f"step {step}; hidden patches are grey, {objective.mask_mode} masks"
     if objective.normalize != "none":
         note += "; predictions carry the true mean and contrast of each patch"
@@ -116,6 +129,7 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         "draws": draws,
         "normalize": objective.normalize,
         "mean_squared_error": errors,
+        "noise": noise,
     }
     files.write_whole(workdir / "scores.json", json.dumps(scores, indent=2) + "\n")
     space = {"none": "", "patch": " and patch", "group": ", patch and family of bands"}
@@ -124,7 +138,8 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         f"(mean squared, of pixels normalised per band{space[objective.normalize]}; "
         "less is better)"
     )
-    print(table(errors, title=title), flush=True)
+    noise = {s: noise[f"noise_{s}"] for s in SENSORS}
+    print(table(errors | {NOISE: noise}, title=title), flush=True)
 
 
 def check_config(config) -> None:

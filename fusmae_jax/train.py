@@ -215,25 +215,23 @@ def make_eval_step(
     *,
     seed: int,
     scene_size: int,
+    whole: bool = False,
 ):
-    """Returns the compiled `step(params, fields, weight, first, draw, rows)`.
+    """Returns the compiled `step(params, fields, weight, first, draw)`.
 
-    It scores the plain middle of each scene. Masks depend on (seed, `draw`) and on
-    the number of the pair, `first` for the first of the batch: numbers are comparable
-    between steps, runs and devices. Results are whole on every device, for any host to
-    read; of the outcome only the first `rows` pairs leave the step.
+    It scores the plain middle of each scene: metrics, or with `whole` the outcome of
+    all patches. Masks depend on (seed, `draw`) and on the number of the pair, `first`
+    for the first of the batch: numbers are comparable between steps, runs and devices.
+    Results are whole on every device, for any host to read.
     """
 
-    @functools.partial(
-        jax.jit, static_argnames="rows", out_shardings=sharding.whole(mesh)
-    )
-    def eval_step(params, fields, weight, first, draw, *, rows):
+    @functools.partial(jax.jit, out_shardings=sharding.whole(mesh))
+    def eval_step(params, fields, weight, first, draw):
         key = jax.random.fold_in(streams.key(seed, "held_out"), draw)
         pairs = first + jnp.arange(len(weight))
         fixed = objective.draw_fixed(key, pairs, scene_size)
         model = nnx.merge(graphdef, params)
-        loss, metrics, outcome = objective(model, fields, fixed, weight, whole=True)
-        metrics = {"loss": loss, **metrics, "pairs": weight.sum()}
-        return metrics, jax.tree.map(lambda x: x[:rows], outcome)
+        loss, metrics, outcome = objective(model, fields, fixed, weight, whole=whole)
+        return outcome or {"loss": loss, **metrics, "pairs": weight.sum()}
 
     return eval_step

@@ -60,7 +60,8 @@ def test_a_training_step_is_lowered_for_machines_that_are_not_here(changes, plat
 def test_so_is_every_step_of_an_evaluation(platform):
     make = maker(platform)
     steps = {
-        "held out": make.held_out(8),
+        "held out": make.held_out(8, whole=False),
+        "redrawn": make.held_out(8, whole=True),
         "features": make.features(8),
         "fine-tune": make.finetune(8),
         "dense": make.dense(8, "linear")[0],

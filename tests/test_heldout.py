@@ -1,12 +1,18 @@
 """Held-out pairs: what is drawn of them is right, and drawn without disturbing."""
 
+import dataclasses
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from data_pipeline import sources
-from fusmae_jax import build, heldout, losses, metrics, patches, sharding, views
+from data_pipeline import sources, synthetic
+from fusmae_jax import build, heldout, losses, metrics, patches, reconstruct
+from fusmae_jax import sharding, views
 from tests import tiny
 
 
@@ -23,7 +29,7 @@ def held():
 
 def test_pictures_are_targets_and_predictions_in_native_units(held):
     held_out, params = held
-    outcome = held_out.score(params, rows=2)[1]
+    outcome = held_out.redraw(params)
     drawn = jax.device_get(held_out.pictures(outcome, 1))
     for s, sensor in held_out.objective.contract.items():
         seen, hidden = outcome.patches[s], np.asarray(outcome.hidden[s])[..., None] == 1
@@ -34,6 +40,57 @@ def test_pictures_are_targets_and_predictions_in_native_units(held):
             assert drawn[s][name].shape == (1, 24, 24, len(sensor.bands))
             np.testing.assert_allclose(drawn[s][name], want[:1], rtol=1e-4, atol=1e-3)
         assert drawn[s]["hidden"].dtype == bool and drawn[s]["hidden"].mean() == 0.75
+
+
+def test_a_score_is_the_error_of_the_hidden_patches_alone(held):
+    held_out, params = held
+    outcome, score = held_out.redraw(params), held_out.score(params)
+    for s, sensor in held_out.objective.contract.items():
+        seen, _, _ = losses.normalize_patches(
+            outcome.patches[s], "patch", sensor.families
+        )
+        error = np.square(outcome.predicted[s] - seen).mean(axis=-1)[:2]
+        hidden = np.asarray(outcome.hidden[s])[:2]
+        assert hidden.mean() == 0.75
+        want = (error * hidden).sum() / hidden.sum()
+        np.testing.assert_allclose(score[f"loss_{s}"], want, rtol=1e-5)
+    # Visible patches are not drawn where nobody asks for them.
+    ask = lambda step: step.lower(params, *held_out._parts[0], 0, 0).cost_analysis()
+    score, redraw = held_out._score, held_out._redraw
+    assert ask(score)["flops"] < 0.97 * ask(redraw)["flops"]
+
+
+@pytest.mark.parametrize("how", losses.NORMALIZATIONS)
+def test_noise_is_what_pixels_do_not_share_with_their_neighbours(held, how):
+    held_out, _ = held
+    objective = dataclasses.replace(held_out.objective, normalize=how)
+    fields = jax.tree.map(np.array, held_out._parts[0][0])
+    ramp = np.linspace(-20, 0, fields["s1_10m"].shape[1], dtype=np.float32)
+    noise = np.random.default_rng(0).normal(size=fields["s1_10m"].shape)
+    fields["s1_10m"] = (ramp[None, :, None, None] + noise).astype(np.float32)
+    weight = jnp.ones(len(fields["s1_10m"]))
+    got = jax.jit(functools.partial(heldout.pixel_noise, objective, 24))(fields, weight)
+    # The same by SciPy, pixel by pixel.
+    bands = objective.contract["s1"].bands
+    means, stds = np.array([(band.mean, band.std) for band in bands]).T
+    image = (fields["s1_10m"] - means) / stds
+    count = ndimage.convolve(np.ones((24, 24)), np.ones((3, 3)), mode="constant")
+    ring = np.ones((3, 3))
+    ring[1, 1] = 0.0
+    around = np.stack([
+        [ndimage.convolve(x, ring, mode="constant") for x in np.moveaxis(pair, -1, 0)]
+        for pair in image
+    ])
+    image = np.moveaxis(image, -1, 1)
+    rest = np.square(image - around / (count - 1)) * (count - 1) / count
+    if how != "none":  # by patches of 6 x 6 pixels
+        parts = image.reshape(len(image), 2, 4, 6, 4, 6)
+        axes = (1, 3, 5) if how == "patch" else (3, 5)  # VV and VH: two families
+        variance = parts.var(axis=axes, keepdims=True) + 1e-6
+        rest = rest.reshape(parts.shape) / variance
+    np.testing.assert_allclose(got["noise_s1"], rest.mean(), rtol=1e-3)
+    if how == "none":  # what was put in, where the ramp hardly counts
+        np.testing.assert_allclose(got["noise_s1"], (1 / stds**2).mean(), rtol=0.1)
 
 
 def test_scenes_are_whole_and_in_native_units(held):
@@ -78,3 +135,30 @@ def test_computing_something_in_the_background_is_an_error(
         scoring.start(3, params)
         with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-dev"):
             scoring.collect(wait=True)
+
+
+def test_held_out_pairs_are_spread_over_the_split_and_all_are_compared(
+    tmp_path, monkeypatch
+):
+    config, mesh = tiny.config(), sharding.make_mesh()
+    source = synthetic.Scenes(21, size=24)
+    objective = build.objective(config, layout=source.description.layout)
+    graphdef, params = tiny.nnx.split(tiny.model())
+    monkeypatch.setattr(heldout, "PAIRS_AT_ONCE", 4)
+    kw = dict(seed=0, count=11)
+    made = heldout.HeldOut(graphdef, objective, mesh, source, **kw)
+    names = [made.source[i]["id"] for i in range(len(made.source))]
+    assert names == [source[i]["id"] for i in range(0, 21, 2)]
+    params = jax.device_put(params, sharding.whole(mesh))
+    kw = dict(step=1, draws=2, shown=3)
+    reconstruct.report(made, params, tmp_path, **kw)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["pairs"] == 11 and scores["draws"] == 2
+    rows = [
+        made.score(params, index=i, draw=draw) for i in range(3) for draw in range(2)
+    ]
+    want = heldout.average(rows)
+    for s, error in scores["mean_squared_error"]["Fus-MAE"].items():
+        np.testing.assert_allclose(error, want[f"eval_loss_{s}"], rtol=1e-5)
+    # One program for scores and one for what is drawn, whatever asks for them.
+    assert made._score._cache_size() == made._redraw._cache_size() == 1

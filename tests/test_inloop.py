@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipeline import sensors, synthetic
+from data_pipeline import sensors, subsets, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, pretrain, sharding
 from fusmae_jax.evaluation import backbone, inloop
@@ -137,7 +137,7 @@ def test_features_that_have_collapsed_are_told_in_words(lines):
 def test_pairs_to_judge_on_are_spread_over_the_split():
     source = synthetic.Scenes(10, size=24)
     for count, want in ((4, [0, 3, 6, 9]), (10, range(10)), (99, range(10)), (1, [0])):
-        some = inloop._spread(source, count)
+        some = subsets.spread(source, count)
         ids = [f"synthetic-{i:06d}" for i in want]
         assert some.index["id"].tolist() == ids
 

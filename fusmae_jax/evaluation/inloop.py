@@ -48,8 +48,8 @@ class Judge:
                 f"judged with scenes of {train.description.layout.size} px; set "
                 "--config.judge.every=0."
             )
-        self._train = _spread(train, config.judge.train_pairs)
-        self._held = _spread(held, config.judge.eval_pairs)
+        self._train = subsets.spread(train, config.judge.train_pairs)
+        self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]
         self._extractor = features.Extractor(
             backbone, None, features.Recipe(), mesh, tuple(SENSOR_SETS)
@@ -108,9 +108,3 @@ class Judge:
 
     def _score(self, predicted: np.ndarray) -> float:
         return scores.headline(predicted, self._labels[1], self._single)
-
-
-def _spread(source, count: int) -> subsets.Subset:
-    """About `count` pairs of a source, evenly spaced."""
-    places = np.linspace(0, len(source) - 1, min(count, len(source)))
-    return subsets.Subset(source, np.unique(places.round().astype(int)))
