@@ -94,7 +94,7 @@ class Program:
         self.bodies[home].append(op)
         for operand in operands:
             self.users[operand].add(kind)
-        if kind == "constant" and shape.startswith("s32[]"):
+        if kind == "constant" and re.match(r"[su]\d+\[\]", shape):
             self._limits.setdefault(home, int(DIGITS.findall(inside)[0]))
         called = op.called()
         if kind == "while":

@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         decoder_dim=256,
         decoder_depth=2,
         decoder_heads=8,
+        global_token="encoder",  # or "decoders" see it too, and teach its output
         dtype="auto",  # of matrix products: bfloat16 where devices are made for it,
         # else float32, as parameters always are
         attention="auto",  # or "xla", "cudnn"

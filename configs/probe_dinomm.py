@@ -6,7 +6,8 @@ r"""Probes an encoder about as DINO-MM did, to be laid beside older BigEarthNet 
 The global tokens of the last four blocks, one setting of SGD, 1 % and all of the
 labels, and micro mAP of every 64 pairs, averaged. It reports on the validation split,
 where those tables also chose their best epoch; here the last epoch counts and nothing
-is chosen, so `val_split` only repeats the training pairs. Made for one accelerator.
+is chosen, so `val_split` only repeats the training pairs. Made for one accelerator, and
+for encoders that were pretrained with `--config.model.global_token=decoders`.
 
 What still differs: they used other lists of pairs, 8-bit images of 128 px, random crops
 while training, and subsets drawn with replacement. docs/evaluation.md says what is

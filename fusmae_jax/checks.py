@@ -13,6 +13,7 @@ from data_pipeline.fields import SEED, choice, flag, number, several, text, whol
 from fusmae_jax import attention, build, dtypes, layers, losses, masking, patches
 from fusmae_jax import sharding, views
 from fusmae_jax.encoder import REMAT
+from fusmae_jax.model import GLOBAL_TOKENS
 
 TWO = several(number(), length=2, twice=True)
 
@@ -53,6 +54,7 @@ TABLE = {
     "model.decoder_dim": whole(1),
     "model.decoder_depth": whole(0),
     "model.decoder_heads": whole(1),
+    "model.global_token": choice(*GLOBAL_TOKENS),
     "model.dtype": choice(dtypes.AUTO, *dtypes.DTYPES),
     "model.attention": choice(*attention.IMPLEMENTATIONS),
     "model.remat": choice(*REMAT),

@@ -75,11 +75,18 @@ class Decoder(nnx.Module):
         self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
 
     def __call__(
-        self, visible: jax.Array, mask: masking.Mask, whole: bool = False
+        self,
+        visible: jax.Array,
+        mask: masking.Mask,
+        summary: jax.Array | None = None,
+        *,
+        whole: bool = False,
     ) -> jax.Array:
         """Predicts patches [B, M, E] from visible tokens [B, K, D].
 
-        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`.
+        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`. The
+        encoder's global token, `summary` [B, D], is one more to attend to, without a
+        position.
         """
         b, hidden = mask.hidden.shape
         blanks = jnp.broadcast_to(self.mask_token[...], (b, hidden, self.dim))
@@ -87,8 +94,11 @@ class Decoder(nnx.Module):
         code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
         x = jnp.concatenate([x, blanks], axis=1)
         x = x + code.at[mask.order].get(mode="promise_in_bounds")
-        x = x.astype(self.arithmetic.dtype)
         wanted = x.shape[1] if whole else hidden
+        if summary is not None:
+            first = self.bridge(summary[:, None]).astype(jnp.float32)
+            x = jnp.concatenate([first, x], axis=1)
+        x = x.astype(self.arithmetic.dtype)
         for i, block in enumerate(self.blocks):
             last = i + 1 == len(self.blocks)
             x = block(x, first=x.shape[1] - wanted if last else 0)

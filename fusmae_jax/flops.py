@@ -71,6 +71,7 @@ def train_step_flops(
         encoder             L block(2 K + 1, 2 K + 1, D)
         feature fusion      2 block(K, K, D)
         two decoders        2 (2 K D W + (R - 1) block(N, N, W) + block(T, N, W))
+                            where K and N count the global token if decoders see it
         prediction          2 T W P
 
     T is N - K, or N where a sensor may be absent and is then predicted whole. The
@@ -100,8 +101,10 @@ def train_step_flops(
 def _decoders(model: dict, values: int, n: int, k: int, predicted: int) -> int:
     """The forward pass of both decoders, see `train_step_flops`."""
     d, w, depth = model["dim"], model["decoder_dim"], model["decoder_depth"]
-    queries = [n] * (depth - 1) + [predicted] * (depth > 0)  # of each block
-    each = _linear(k, d, w) + sum(_block(q, n, w) for q in queries)
+    more = model.get("global_token") == "decoders"
+    tokens = n + more
+    queries = [tokens] * (depth - 1) + [predicted] * (depth > 0)  # of each block
+    each = _linear(k + more, d, w) + sum(_block(q, tokens, w) for q in queries)
     return 2 * each + _linear(predicted, w, values)
 
 

@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipeline.errors import InputError
 from fusmae_jax import dtypes, masking, patches
 from fusmae_jax.decoder import Decoder, XAttnDecoder
 from fusmae_jax.encoder import Encoded, Encoder, Present
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.products import Arithmetic
+
+
+GLOBAL_TOKENS = ("encoder", "decoders")
 
 
 class Reconstruction(NamedTuple):
@@ -43,6 +47,9 @@ class FusMAE(nnx.Module):
         decoder_dim: width of the per-sensor decoders.
         decoder_depth: blocks of each decoder.
         decoder_heads: attention heads of the decoders.
+        global_token: who sees the global token, one of `GLOBAL_TOKENS`: the "encoder"
+            alone, and then pretraining never asks its output for anything; or the
+            "decoders" too, as in MAE and MultiMAE.
         dtype: of matrix products; parameters stay float32.
         attention: who computes it, see `attention.choose`.
         remat: what of an encoder block is computed again for the gradient: "none",
@@ -69,6 +76,7 @@ class FusMAE(nnx.Module):
         decoder_dim: int = 256,
         decoder_depth: int = 2,
         decoder_heads: int = 8,
+        global_token: str = "encoder",
         dtype: str = "float32",
         attention: str = "auto",
         remat: str = "none",
@@ -79,7 +87,12 @@ class FusMAE(nnx.Module):
         dtype = jnp.dtype(dtypes.settled(dtype)).name
         arithmetic = Arithmetic(dtype, platform, devices, attention)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
-        self.patch_size = patch_size
+        if global_token not in GLOBAL_TOKENS:
+            raise InputError(
+                f"model.global_token is {global_token!r}; choose one of "
+                f"{list(GLOBAL_TOKENS)}."
+            )
+        self.patch_size, self.global_token = patch_size, global_token
         self.encoder = Encoder(
             bands=bands,
             image_size=image_size,
@@ -163,10 +176,14 @@ class FusMAE(nnx.Module):
         k = {s: ids[s].shape[1] for s in SENSORS}
         # Hidden patches are dropped before they are embedded, let alone attended to.
         visible = {s: pixels[s][:, : k[s]] for s in SENSORS}
-        tokens = self.encoder(visible, ids, present).tokens
+        tokens, summary = self.encoder(visible, ids, present)
+        summary = summary if self.global_token == "decoders" else None
         if self.fuse is not None:
             tokens = self.fuse(tokens, present)
-        predicted = {s: self.decoders[s](tokens[s], masks[s], whole) for s in SENSORS}
+        predicted = {
+            s: self.decoders[s](tokens[s], masks[s], summary, whole=whole)
+            for s in SENSORS
+        }
         if not whole:
             pixels = {s: pixels[s][:, k[s] :] for s in SENSORS}
         return Reconstruction(predicted, pixels)

@@ -10,7 +10,7 @@ from jax.extend import core
 
 from configs import pretrain_base
 from fusmae_jax import flops, masking
-from fusmae_jax.model import FusMAE
+from fusmae_jax.model import GLOBAL_TOKENS, FusMAE
 from tests import tiny
 
 VARIANTS = [(early, late) for early in (True, False) for late in (True, False)]
@@ -73,8 +73,11 @@ def product_flops(jaxpr):
 @pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
 @pytest.mark.parametrize("early, late", VARIANTS)
 @pytest.mark.parametrize("drop_sensor", [0.0, 0.5])
-def test_the_formula_counts_every_matrix_product(sizes, early, late, drop_sensor):
-    sizes = sizes | dict(fuse_early=early, fuse_features=late)
+@pytest.mark.parametrize("seen_by", GLOBAL_TOKENS)
+def test_the_formula_counts_every_matrix_product(
+    sizes, early, late, drop_sensor, seen_by
+):
+    sizes = sizes | dict(fuse_early=early, fuse_features=late, global_token=seen_by)
     step, args = gradient(sizes, dropping=drop_sensor > 0)
     want = product_flops(jax.make_jaxpr(step)(*args).jaxpr)
     assert flops.train_step_flops(sizes, tiny.BANDS, 0.75, drop_sensor) == want

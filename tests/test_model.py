@@ -1,5 +1,7 @@
 """The model: symmetric where it should be, fused where told, all of it trained."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,38 @@ def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key, depth):
         np.testing.assert_array_equal(some.patches[s], every.patches[s][:, 4:])
         pixels = masking.put_back(every.patches[s], m[s])
         np.testing.assert_array_equal(pixels, model.patchify(x)[s])
+
+
+def test_only_decoders_that_see_the_global_token_teach_its_output(key):
+    x, m, encode = images(), masks(key), Encoder.__call__
+
+    def loss(summary, seen_by, whole):
+        model = tiny.model(global_token=seen_by)
+        instead = lambda *args: encode(*args)._replace(summary=summary)
+        with mock.patch.object(Encoder, "__call__", instead):
+            predicted = model(x, m, whole=whole).predicted
+        return sum(jnp.square(y).mean() for y in predicted.values())
+
+    def gradient(seen_by, whole=False):
+        return jax.grad(loss)(jnp.ones((2, 32)), seen_by, whole)
+
+    assert not gradient("encoder").any()
+    assert (jnp.abs(gradient("decoders")).max(axis=1) > 0).all()
+    assert (jnp.abs(gradient("decoders", whole=True)).max(axis=1) > 0).all()
+
+
+def test_hidden_patches_are_the_same_whoever_is_asked_for(key):
+    model, x, m = tiny.model(global_token="decoders"), images(), masks(key)
+    some, every = model(x, m), model(x, m, whole=True)
+    for s in x:
+        np.testing.assert_allclose(
+            some.predicted[s], every.predicted[s][:, 4:], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_an_unknown_place_of_the_global_token_is_refused():
+    with pytest.raises(InputError, match="global_token is 'nowhere'; choose one of"):
+        tiny.model(global_token="nowhere")
 
 
 @pytest.mark.parametrize("fuse_early", [True, False])

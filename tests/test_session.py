@@ -125,6 +125,12 @@ def test_another_evaluation_is_refused_with_both_values(
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
 
 
+def test_a_global_token_that_nothing_has_taught_is_told(trained, whole, lines):
+    with pytest.raises(InputError):
+        evaluate.evaluate(config(trained, features__pool="global"), whole)
+    assert "Nothing has taught this encoder's global token" in " ".join(lines)
+
+
 def test_another_encoder_in_the_same_directory_is_refused(trained, whole):
     with pytest.raises(InputError, match=r"dataset.parameters \('\w+' there"):
         evaluate.evaluate(config(trained, step=judging.STEPS[0]), whole)

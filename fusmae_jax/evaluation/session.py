@@ -57,6 +57,12 @@ class Session:
         self.backbone = pretrained.look_at(data.description, config.normalize)
         self.recipe = features.Recipe(**config.features)
         self.recipe.check(self.backbone.blocks)
+        seen = pretrained.config.model.get("global_token", "encoder")
+        if self.recipe.pool == "global" and seen == "encoder":
+            log.warning(
+                "Nothing has taught this encoder's global token what to say, as its "
+                "pretraining had model.global_token='encoder'; pool the mean instead."
+            )
         if "retrieval" in config.methods and max(config.retrieval.ks) >= len(data.test):
             raise InputError(
                 f"retrieval.ks is {config.retrieval.ks}, and there are "
