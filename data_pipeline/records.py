@@ -15,7 +15,7 @@ from array_record.python import array_record_data_source
 from google.protobuf import message
 from tensorflow_datasets.proto import tf_feature_pb2
 
-from data_pipeline import metadata, shards
+from data_pipeline import files, metadata, shards
 from data_pipeline.description import Description
 from data_pipeline.errors import DamagedRecord, InputError
 from data_pipeline.metadata import HOW_TO_BUILD
@@ -53,7 +53,7 @@ class Records:
             InputError: there is no such dataset, split or field, its fields are not
                 what its card says, or a shard is missing or damaged.
         """
-        self.directory, self.split = os.fspath(directory), split
+        self.directory, self.split = files.absolute(directory), split
         info = metadata.info(self.directory)
         self.description = metadata.read_description(self.directory, statistics)
         metadata.check_features(self.directory, self.description, info.features)
