@@ -137,6 +137,18 @@ print(*Recorder.asked)
     assert module in asked and not asked & unused
 
 
+def test_plain_pytest_finds_what_it_tests():
+    # The script's own start: without the current folder among those of modules.
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", "-q", "--collect-only", "tests/test_run.py"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert result.returncode == 0, result.stdout
+
+
 def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("import math\n\n\ndef get_config():\n    return math.nothing\n")
