@@ -7,6 +7,6 @@ import sys
 
 if sys.platform == "win32":
     raise ImportError(
-        "fusmae_jax runs on Linux and macOS, whose locks it uses; on Windows, run it in "
-        "WSL."
+        "fusmae_jax runs on Linux and macOS, whose locks it uses; on Windows, run it "
+        "in WSL."
     )

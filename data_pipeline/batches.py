@@ -1,4 +1,4 @@
-"""Batches of stored pixels, addressed by step. NumPy only.
+"""Batches of stored pixels, addressed by step; never imports jax.
 
 Batch `s` is a function of (seed, s): the same for any number of hosts, threads or
 worker processes, so resuming is starting at a step and needs no saved iterator.

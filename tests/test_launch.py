@@ -141,8 +141,9 @@ print(*Recorder.asked)
 
 def test_plain_pytest_finds_what_it_tests():
     # The script's own start: without the current folder among those of modules.
+    arguments = ("pytest", "-q", "--collect-only", "tests/test_run.py")
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "--collect-only", "tests/test_run.py"],
+        [sys.executable, "-P", "-m", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -175,6 +176,22 @@ def test_a_terminal_that_knows_ascii_alone_gets_tables_too():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "57.5 ? 4.4\n"
+
+
+def test_the_example_of_the_readme_runs_from_anywhere(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    example = example.replace("FusMAE(", "FusMAE(depth=1, dim=48, num_heads=2, ")
+    example += "\nprint(encoded.tokens['s1'].shape, encoded.summary.shape)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "(1, 196, 48) (1, 48)\n"
 
 
 def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
