@@ -125,9 +125,9 @@ def parse(argv: list[str]) -> list[str]:
         known = isinstance(error, TypeError | flags.Error)
         raise InputError(explain(error) if known else unknown(error)) from error
     except OSError as error:
+        reason = str(error).splitlines()[-1].strip()  # which has the file's name
         raise InputError(
-            f"{config_flags.get_config_filename(flags.FLAGS['config'])} cannot be "
-            f"loaded; name a file of configs/. ({str(error).splitlines()[-1].strip()})"
+            f"The config file cannot be loaded; name one of configs/. ({reason})"
         ) from error
     if not flags.FLAGS["config"].present:
         raise InputError("Name a run: --config=configs/quickstart.py, for example.")
@@ -145,6 +145,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"Unexpected arguments: {' '.join(argv[1:])}.")
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a sign of a table
     gc.set_threshold(100_000)  # imports and tracing make objects that stay
     log = logging.getLogger("fusmae_jax")
     log.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Batches of stored pixels, addressed by step. NumPy only.
+"""Batches of stored pixels, addressed by step; never imports jax.
 
 Batch `s` is a function of (seed, s): the same for any number of hosts, threads or
 worker processes, so resuming is starting at a step and needs no saved iterator.
@@ -79,9 +79,16 @@ def train_batches(
     return watch.watched(iter(stream), stall_seconds, host, what, tell, stop)
 
 
+def cores() -> int:
+    """Cores that this process may use, of which Slurm and containers grant a part."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _stream(steps, threads: int = 0, workers: int = 0, stall_seconds: float = 0.0):
     """Has threads, or those of worker processes, read what `steps` maps to."""
-    threads = threads or min(os.cpu_count() or 1, MOST_THREADS)
+    threads = threads or min(cores(), MOST_THREADS)
     threads = max(1, threads // max(1, workers))
     # The buffer counts batches; Grain's default of 500 would hold gigabytes.
     options = grain.ReadOptions(

@@ -5,17 +5,18 @@ from collections.abc import Iterable
 from data_pipeline import damage, layout, metadata, mixtures, sources
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
-from data_pipeline.fields import SEED, Field, choice, flag, number, several, text, whole
+from data_pipeline.fields import SEED, Field, choice, flag, number, location, several
+from data_pipeline.fields import text, whole
 
 FIELDS = {
     "source": choice(*sources.SOURCES),
-    "dir": text(),
+    "dir": location(many=True),
     "weights": several(number(above=0.0), twice=True),
     "split": choice(*SPLITS),
     "eval_split": choice(*SPLITS),
     "val_split": choice(*SPLITS),
     "test_split": choice(*SPLITS),
-    "eval_dir": text(),
+    "eval_dir": location(many=True),
     "classes": several(text(filled=True)),
     "fraction": number(above=0.0, most=1.0),
     "subset_seed": SEED,

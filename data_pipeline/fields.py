@@ -7,11 +7,13 @@ the config: what a table refuses is refused before a file or a device is touched
 
 import dataclasses
 import difflib
+import functools
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from data_pipeline import files
 from data_pipeline.errors import InputError
 
 MOST = 2**31 - 1  # steps and sizes are counted in 32 bits
@@ -28,6 +30,7 @@ class Field:
         choices: the texts to choose from, where there are only some.
         spell: what makes texts that mean the same choice alike.
         optional: whether a config may lack the field.
+        resolve: makes of a value what its readers get, see `resolve`.
     """
 
     what: str
@@ -35,6 +38,7 @@ class Field:
     choices: tuple[str, ...] = ()
     spell: Callable[[str], str] = str.lower
     optional: bool = False
+    resolve: Callable[[Any], Any] = lambda value: value
 
 
 def whole(least: int, most: int = MOST) -> Field:
@@ -92,6 +96,18 @@ def text(*, filled: bool = False, lines: bool = False) -> Field:
     return Field("a text that is not empty" if filled else "a text", fits)
 
 
+def location(*, filled: bool = False, many: bool = False) -> Field:
+    """Where a file or folder is; with `many` perhaps several, with commas between."""
+    written = text(filled=filled)
+
+    def fits(value) -> bool:
+        return written.fits(value) and "://" not in value
+
+    what = "a path on a file system, to which an object store can be mounted"
+    # Several are for their reader to take apart.
+    return Field(what, fits) if many else Field(what, fits, resolve=files.absolute)
+
+
 def choice(*names: str, spell: Callable[[str], str] = str.lower) -> Field:
     """One of some texts."""
 
@@ -123,7 +139,8 @@ def several(
     count = f" of {length}" if length else f" of at least {least}" if least else ""
     once = "" if twice else ", none of them twice"
     what = f"a tuple{count}, each {each.what}{once}"
-    return Field(what, fits, each.choices, each.spell)
+    resolve = lambda values: tuple(map(each.resolve, values))
+    return Field(what, fits, each.choices, each.spell, resolve=resolve)
 
 
 def group() -> Field:
@@ -163,6 +180,18 @@ def check(config, table: Mapping[str, Field], like: str) -> None:
             raise InputError(
                 f"The config has no field {name}; give it {row.what}, as {like} does."
             )
+
+
+def resolve(config, table: Mapping[str, Field]):
+    """A copy of a config that `table` allows, in which paths are absolute."""
+    config = config.copy_and_resolve_references()
+    for name, row in table.items():
+        *groups, key = name.split(".")
+        found, value = find(config, name)
+        if found:
+            place = functools.reduce(getattr, groups, config)
+            place[key] = row.resolve(value)
+    return config
 
 
 def check_value(name: str, value, row: Field) -> None:

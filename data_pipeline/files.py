@@ -29,6 +29,21 @@ class Locked(Exception):
     """Another process holds a file; says which, where, and since when."""
 
 
+def absolute(path: str | os.PathLike, folder: str = "") -> str:
+    """A path without `~` and from the root, which every library reads alike.
+
+    TFDS expands `~`, and `open` does not; other processes may be in other folders.
+
+    Args:
+        path: "" and addresses, such as gs://bucket, stay as they are.
+        folder: what it is relative to; "" for the current one.
+    """
+    path = os.fspath(path)
+    if not path or "://" in path:
+        return path
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+
+
 def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file that appears under its name only when it is complete.
 

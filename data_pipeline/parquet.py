@@ -4,7 +4,6 @@ import os
 from collections.abc import Collection
 
 from data_pipeline import untrusted
-from data_pipeline.errors import InputError
 
 MOST_ROWS = 1 << 22  # BigEarthNet v2 has half a million
 
@@ -19,17 +18,12 @@ def read(path: str | os.PathLike, columns: Collection[str]) -> dict[str, list]:
         The values of each column, None where one is empty.
 
     Raises:
-        InputError: pyarrow is missing.
         OSError: the file cannot be read.
         ValueError: it is damaged, or holds anything else.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"Reading {path} needs pyarrow; run pip install -e '.[archives]'."
-        ) from None
+    import pyarrow  # only now: it is large
+    from pyarrow import parquet
+
     with untrusted.open_file(path) as opened:
         try:
             with parquet.ParquetFile(opened) as file:

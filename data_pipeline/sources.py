@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import damage, metadata, mixtures, patterns, records, subsets
+from data_pipeline import damage, files, metadata, mixtures, patterns, records, subsets
 from data_pipeline import synthetic
 from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
@@ -164,7 +164,7 @@ def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
         )
     elsewhere = data.get("eval_dir", "") if split != data.get("split") else ""
     named = (split and elsewhere) or data.dir
-    found = [folder.strip() for folder in named.split(",") if folder.strip()]
+    found = [files.absolute(x.strip()) for x in named.split(",") if x.strip()]
     if not found:
         raise InputError(HOW_TO_GET_DATA)
     return found

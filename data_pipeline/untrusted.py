@@ -39,13 +39,16 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # else a pipe waits for its writer
 
 
-def read(path: str | os.PathLike, most: int) -> bytes:
-    """The content of a file of at most so many bytes; raises what `open_file` does."""
+def read(path: str | os.PathLike, most: int, count: int = -1) -> bytes:
+    """The content of a file of at most so many bytes, or its first `count` bytes.
+
+    Raises what `open_file` does, and a ValueError for a larger file.
+    """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"it has {size} bytes, where {most} would be many")
-        return file.read()
+        return file.read(count)
 
 
 def read_json(path: str | os.PathLike):

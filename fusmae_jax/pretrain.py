@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from data_pipeline import batches, damage, sources
+from data_pipeline import batches, damage, files, sources
 from data_pipeline.errors import DamagedRecord, InputError
 from fusmae_jax import (
     attention,
@@ -318,6 +318,7 @@ def pretrain(config, workdir) -> train.PretrainState:
     """
     checks.check_config(config)
     checks.check_data(config)
+    workdir = files.absolute(workdir)
     mesh = sharding.make_mesh(config.fsdp)
     config = run.settle_dtype(config, workdir, sharding.platform(mesh))
     checks.check_config(config)  # once more: a run that began in float32 has no cuDNN

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipeline import data_fields, fields, files, sources
 from data_pipeline.description import SPLITS
-from data_pipeline.fields import choice, text, whole
+from data_pipeline.fields import choice, location, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
 from fusmae_jax import sharding
 from fusmae_jax.evaluation.progress import Progress
@@ -27,7 +27,7 @@ NOISE = "noise, an estimate"
 # What the config may say.
 TABLE = {
     "task": choice("reconstruct"),
-    "checkpoint": text(),
+    "checkpoint": location(),
     "step": whole(0),
     **data_fields.rows(("source", "dir", "count", "size", "seed")),
     "split": choice(*SPLITS),
@@ -164,18 +164,20 @@ def reconstruct(config, workdir) -> None:
         InputError: there is no such run, checkpoint or data.
     """
     check_config(config)
-    trained, contract = run.load(config.checkpoint)
+    workdir = files.absolute(workdir)
+    trained_in = pathlib.Path(files.absolute(config.checkpoint))
+    trained, contract = run.load(trained_in)
     description = sources.describe(config.data)
     wanted = build.check_data(contract, description)
     source = sources.open_split(config.data, config.split, (*wanted, "id"))
     objective = build.objective(trained, contract, description.layout)
-    seen = run.trained_on(config.checkpoint, sources.place_codes(source))
+    seen = run.trained_on(trained_in, sources.place_codes(source))
     if seen:
         log.warning("%d of these %d pairs were trained on.", seen, len(source))
     mesh = sharding.make_mesh(1)
     graphdef, params = build.abstract_params(trained, mesh)
     step, params = checkpoint.restore_params(
-        pathlib.Path(config.checkpoint) / "checkpoints", params, config.step or None
+        trained_in / "checkpoints", params, config.step or None
     )
     held_out = HeldOut(
         graphdef, objective, mesh, source, seed=trained.seed, count=config.pairs

@@ -65,8 +65,8 @@ PRETRAINING = [
     ({"data.classes": ["a"]}, r"data.classes is \['a'\]; it must be a tuple"),
     ({"data.classes": "a"}, r"data.classes is 'a'; .* such as \('a',\)"),
     ({"bands.s1": "VV"}, r"bands.s1 is 'VV'; it must be a tuple of at least 1"),
-    ({"data.dir": 5}, "data.dir is 5; it must be a text"),
-    ({"data.dir": "a\0b"}, "data.dir is .*; it must be a text"),
+    ({"data.dir": 5}, "data.dir is 5; it must be a path"),
+    ({"data.dir": "a\0b"}, "data.dir is .*; it must be a path"),
     # Out of range.
     ({"batch_size": 0}, "batch_size is 0; .* at least 1"),
     ({"batch_size": 2**40}, "batch_size is 1099511627776; it must be a whole number"),
@@ -140,7 +140,6 @@ EVALUATION = [
     ({"normalize": "dataset"}, r"normalize is 'dataset'; choose one of \['run', 'dat"),
     ({"data.statistics": "computed"}, "data.statistics is 'computed', but normalize"),
     ({"checkpoint": ""}, "--config.checkpoint="),
-    ({"cache": "gs://bucket"}, "cache is 'gs://bucket', an object store"),
     ({"single_label": True, "score_per_batch": 64}, "score_per_batch is 64, but"),
     ({"data.test_split": "train"}, "'train' would be tested on and learnt from"),
     ({"data.val_split": "dev"}, r"data.val_split is 'dev'; choose one of"),
@@ -163,7 +162,8 @@ EVALUATION = [
 PREPARATION = [
     ("prepare_bigearthnet", {"source": ""}, "Pass --config.source=DIR"),
     ("prepare_bigearthnet", {"out": "DIR"}, "must be different folders"),
-    ("prepare_bigearthnet", {"out": "gs://b"}, "out=gs://b .* is an object store"),
+    ("prepare_bigearthnet", {"out": "a,b"}, "out is 'a,b'; .* no comma"),
+    ("prepare_bigearthnet", {"out": "a "}, "out is 'a '; .* no space at its ends"),
     ("prepare_bigearthnet", {"archive": "so2sat"}, "no field read.speckle; give it"),
     ("prepare_bigearthnet", {"archive": "so2satt"}, r"did you mean 'so2sat'\?"),
     ("prepare_bigearthnet", {"holdout_share": 1.0}, "holdout_share is 1.0"),

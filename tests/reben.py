@@ -3,8 +3,10 @@
 import pathlib
 
 import numpy as np
+import pyarrow
 import pytest
 import tifffile
+from pyarrow import parquet
 
 from configs import prepare_bigearthnet_v2
 from data_pipeline import sensors
@@ -14,8 +16,6 @@ from tests import shared_data
 
 WHY = "reading BigEarthNet v2 takes the extra 'archives'"
 lmdb = pytest.importorskip("lmdb", reason=WHY)
-pyarrow = pytest.importorskip("pyarrow", reason=WHY)
-parquet = pytest.importorskip("pyarrow.parquet", reason=WHY)
 pytest.importorskip("rasterio", reason=WHY)
 safetensors = pytest.importorskip("safetensors.numpy", reason=WHY)
 

@@ -1,7 +1,10 @@
 """Batches: addressed by step, the same for any hosts, threads and workers."""
 
 import collections
+import contextlib
 import itertools
+import os
+import threading
 import time
 
 import numpy as np
@@ -56,6 +59,41 @@ def test_threads_do_not_change_the_order(options):
 
 def test_worker_processes_do_not_change_the_order():
     assert order(3, workers=2) == order(3)
+
+
+class Readers(Numbers):
+    """A source whose records say who read them, slowly enough for all to have turns."""
+
+    def __getitem__(self, i):
+        time.sleep(0.01)
+        return {"reader": np.array([os.getpid(), threading.get_ident()])}
+
+
+def readers(**options):
+    """Threads that read, by process."""
+    stream = batches.train_batches(Readers(40), batch_size=1, seed=0, **options)
+    with contextlib.closing(stream):
+        read = [batch["reader"][0].tolist() for batch in itertools.islice(stream, 60)]
+    found = collections.defaultdict(set)
+    for process, thread in read:
+        found[process].add(thread)
+    return found
+
+
+def test_worker_processes_share_the_threads_among_them():
+    found = readers(threads=4, workers=2)
+    assert [len(threads) for threads in found.values()] == [2, 2]
+    assert os.getpid() not in found
+
+
+@pytest.mark.parametrize("granted, threads", [({3}, 1), (set(range(3)), 3)])
+def test_a_thread_reads_for_every_core_that_the_process_may_use(
+    monkeypatch, granted, threads
+):
+    # Slurm and containers grant a part of the machine, which is what counts.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: granted, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert len(readers()[os.getpid()]) == threads
 
 
 def test_neighbouring_seeds_do_not_share_orders():

@@ -4,8 +4,10 @@ import pathlib
 import shutil
 
 import numpy as np
+import pyarrow
 import pytest
 import tifffile
+from pyarrow import parquet
 
 from configs import prepare_bigearthnet
 from data_pipeline import classes, sensors
@@ -14,7 +16,6 @@ from data_pipeline.archives import bigearthnet_v2_metadata as metadata
 from data_pipeline.errors import InputError
 from tests import reben, shared_data
 
-pyarrow, parquet = reben.pyarrow, reben.parquet
 rasterio = pytest.importorskip("rasterio", reason=reben.WHY)
 
 

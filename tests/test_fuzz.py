@@ -118,17 +118,6 @@ def test_whatever_is_serialised_is_what_is_read(tmp_path_factory, seed, texts, l
 
 
 @tried(max_examples=300)
-@hypothesis.given(st.integers(0, 2**35 - 1), st.binary(max_size=5))
-def test_lengths_are_read_as_they_are_written(value, after):
-    written = records._varint(value)
-    assert written == mutations.varint(value)
-    assert records._length(b"\n" + written + after, 0) == (value, 1 + len(written))
-    for end in range(len(written)):
-        with pytest.raises(ValueError, match="has no end"):
-            records._length(b"\n" + written[:end], 0)
-
-
-@tried(max_examples=300)
 @hypothesis.given(st.binary(max_size=80))
 def test_bytes_that_are_no_record_are_refused(tmp_path_factory, data):
     source = opened(tmp_path_factory.getbasetemp() / "no-record")

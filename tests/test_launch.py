@@ -69,7 +69,9 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
     "arguments, message",
     [
         ([], "--config="),
-        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config=configs/nothing.py"], "cannot be loaded; .*nothing.py"),
+        (["--config=configs/nothing.py", "--config.epochs=3"], "cannot .*nothing.py"),
+        (["--config=configs", "--config.epochs=3"], "cannot .*configs"),
         (["--unknown=1"], "unknown"),
         ([config("quickstart"), "--config.stepz=1"], "stepz"),
         ([config("quickstart"), "--config.epochs=many"], "epochs"),
@@ -135,6 +137,61 @@ print(*Recorder.asked)
     assert result.returncode == 0, result.stderr
     asked = set(result.stdout.split())
     assert module in asked and not asked & unused
+
+
+def test_plain_pytest_finds_what_it_tests():
+    # The script's own start: without the current folder among those of modules.
+    arguments = ("pytest", "-q", "--collect-only", "tests/test_run.py")
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_windows_is_told_in_a_sentence_that_this_is_not_for_it():
+    script = "import sys; sys.platform = 'win32'; import data_pipeline.files"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    last = result.stderr.splitlines()[-1]
+    assert re.fullmatch(r"ImportError: .*Linux.*macOS.*Windows.*WSL.*\.", last), last
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_tables_too():
+    script = (
+        "import launch\nfrom absl import app\n"
+        "launch.TASKS['pretrain'] = lambda config, workdir: print('57.5 \\xb1 4.4')\n"
+        "app.run(launch.main, flags_parser=launch.parse)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, config("quickstart")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "57.5 ? 4.4\n"
+
+
+def test_the_example_of_the_readme_runs_from_anywhere(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    example = example.replace("FusMAE(", "FusMAE(depth=1, dim=48, num_heads=2, ")
+    example += "\nprint(encoded.tokens['s1'].shape, encoded.summary.shape)\n"
+    result = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "(1, 196, 48) (1, 48)\n"
 
 
 def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):

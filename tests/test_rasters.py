@@ -14,6 +14,7 @@ from data_pipeline.errors import InputError
 from tests import shared_data
 
 IMAGE = np.random.default_rng(0).integers(0, 9000, (3, 40, 50), np.uint16)
+IO = pathlib.Path("/proc/self/io")
 PLANES = dict(planarconfig="separate", photometric="minisblack")
 
 
@@ -53,6 +54,18 @@ def test_pixels_survive_any_form_of_the_file(tmp_path, form, dtype):
 
     assert raster.pixels.dtype == dtype
     np.testing.assert_array_equal(raster.pixels, image)
+
+
+@pytest.mark.skipif(not IO.exists(), reason="only Linux counts what is read")
+def test_a_file_is_read_once(tmp_path):
+    image = np.zeros((3, 1000, 1000), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", image, **PLANES)
+    rasters.read(str(tmp_path / "a.tif"))  # which imports what it needs
+
+    read = lambda: int(IO.read_text().split()[1])  # bytes, of the disk or its cache
+    before = read()
+    rasters.read(str(tmp_path / "a.tif"))
+    assert image.nbytes < read() - before < 1.2 * image.nbytes
 
 
 def test_what_the_file_says_of_itself_is_read(tmp_path):

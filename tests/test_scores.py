@@ -2,6 +2,8 @@
 
 import math
 import os
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -343,11 +345,26 @@ def test_intervals_depend_on_the_seed_alone(monkeypatch):
     p, t = split(digits=2)
 
     def found(threads, seed=0):
-        monkeypatch.setattr(os, "cpu_count", lambda: threads)
+        granted = set(range(threads))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: granted, raising=False)
         return scores.multi_label(p, t, resamples=100, seed=seed)
 
     assert found(1) == found(8)
     assert found(1) != found(1, seed=1)
+
+
+def test_resamples_are_scored_on_the_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    threads = set()
+
+    def statistic(counts):
+        time.sleep(0.01)
+        threads.add(threading.get_ident())
+        return {"mean": counts.mean(axis=0)}
+
+    bootstrap.bootstrap(statistic, 5, resamples=640, seed=0)
+    assert len(threads - {threading.get_ident()}) == 2
 
 
 def test_the_order_of_the_samples_does_not_change_the_scores():

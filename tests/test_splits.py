@@ -1,6 +1,8 @@
 """Who is in which split, who is left out, and that nobody is lost in between."""
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from configs import prepare_bigearthnet
 from data_pipeline import lists
@@ -46,8 +48,6 @@ def write_folder(folder, train="", val="", test=""):
 
 
 def write_parquet(path, **columns):
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
     parquet.write_table(pyarrow.table(columns), path)
     return str(path)
 
@@ -286,7 +286,6 @@ def test_name_in_two_lists_is_refused(tmp_path):
 
 
 def test_damaged_parquet_is_refused(tmp_path):
-    pytest.importorskip("pyarrow", reason="pip install pyarrow")
     (tmp_path / "m.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="m.parquet cannot be read"):
         assign(make_config(splits=str(tmp_path / "m.parquet")), make_pairs())

@@ -1,5 +1,6 @@
 """What is carried to a machine without a network, and what of it is unpacked there."""
 
+import configparser
 import importlib.metadata
 import pathlib
 import re
@@ -48,6 +49,17 @@ def test_all_that_the_project_needs_beyond_jax_can_be_carried():
     lines = [line for line in lines if line and not line.startswith("#")]
     needed = closure(lines) - closure(["jax"]) - LEFT_OUT
     assert needed <= listed()
+
+
+def test_no_extra_asks_for_what_comes_anyway():
+    setup = configparser.ConfigParser()
+    setup.read(wheels.ROOT / "setup.cfg")
+    plain = wheels.asked(wheels.ROOT / "setup.cfg").splitlines()
+    plain = closure([line for line in plain if line and not line.startswith("#")])
+    for name, lines in setup["options.extras_require"].items():
+        wanted = [x for x in lines.splitlines() if x and not x.startswith("#")]
+        extra = {wheels.normal(requirements.Requirement(x).name) for x in wanted}
+        assert name in ("cuda13", "tpu") or not extra & plain, name
 
 
 def wheel(folder: pathlib.Path, name: str, version: str, *needs: str) -> pathlib.Path:

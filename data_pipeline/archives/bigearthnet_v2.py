@@ -18,7 +18,7 @@ from data_pipeline.archives import bigearthnet_v2_stores as stores
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from data_pipeline.fields import flag, text
+from data_pipeline.fields import flag, location
 
 LICENCE = """\
 The data in this folder is licensed under the Community Data License Agreement -
@@ -83,7 +83,7 @@ _STORED = {"s1": "float32", "s2": "uint16"}
 
 
 # What `config.read` may say.
-SETTINGS = {"metadata": text(), "maps": flag(), "snow_and_clouds": flag()}
+SETTINGS = {"metadata": location(), "maps": flag(), "snow_and_clouds": flag()}
 
 
 def open_archive(config) -> "BigEarthNet":

@@ -13,15 +13,15 @@ MOST_BYTES = 1 << 29  # of a file, decompressed too; a patch's take some MB
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def read(path: str) -> bytes:
-    """The content of a file.
+def read(path: str, count: int = -1) -> bytes:
+    """The content of a file, or its first `count` bytes.
 
     Raises:
         InputError: there is no such file, or it is none that an archive has.
         OSError: it cannot be read.
     """
     try:
-        return untrusted.read(path, MOST_BYTES)
+        return untrusted.read(path, MOST_BYTES, count)
     except (*MISSING, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
 

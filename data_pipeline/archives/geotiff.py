@@ -1,7 +1,7 @@
 """Single-band uncompressed GeoTIFFs, read without GDAL.
 
-BigEarthNet's bands are plain strips. General readers take nine to forty times as long
-as these few lines, which over 8 million files is hours.
+BigEarthNet's bands are plain strips. For one, tifffile takes 4 to 9 times as long as
+these few lines and rasterio 19 to 47 times: over 8 million files, up to hours.
 """
 
 import struct

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 
-from data_pipeline import untrusted
+from data_pipeline import files, untrusted
 from data_pipeline.archive import Skipped
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
@@ -37,8 +37,8 @@ def rows(source: str) -> tuple[list[dict], list[Skipped]]:
 
 def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
     """Files of s1/ and s2/ that have the same name."""
-    files = {"s1": {}, "s2": {}}
-    for sensor, found in files.items():
+    sensors = {"s1": {}, "s2": {}}
+    for sensor, found in sensors.items():
         folder = os.path.join(root, sensor)
         if not os.path.isdir(folder):
             raise InputError(
@@ -49,8 +49,8 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
             if file.lower().endswith(_SUFFIXES):
                 found.setdefault(stem(file), []).append(os.path.join(folder, file))
     table, skipped = [], []
-    for name in sorted(files["s1"].keys() | files["s2"].keys()):
-        s1, s2 = (files[sensor].get(name, []) for sensor in ("s1", "s2"))
+    for name in sorted(sensors["s1"].keys() | sensors["s2"].keys()):
+        s1, s2 = (sensors[sensor].get(name, []) for sensor in ("s1", "s2"))
         if len(s1) == len(s2) == 1:
             row = {"s1": s1[0], "s2": s2[0], "id": name}
             table.append(dict.fromkeys(COLUMNS, "") | row)
@@ -94,7 +94,7 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
                 f"{', '.join(SPLITS)} or none."
             )
         for name in ("s1", "s2"):
-            row[name] = os.path.join(os.path.dirname(path), row[name])
+            row[name] = files.absolute(row[name], os.path.dirname(path))
         table.append(row | {"id": row["id"] or stem(row["s2"])})
     return table, []
 

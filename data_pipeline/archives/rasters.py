@@ -52,8 +52,7 @@ def read(path: str) -> Raster:
             f"Reading {path} needs rasterio; install it with "
             "`pip install -e '.[archives]'`."
         ) from None
-    # GDAL would also take addresses and recipes, and a failing disk for a bad file.
-    files.read(path)
+    files.read(path, 0)  # GDAL would also take addresses and recipes
     try:
         with warnings.catch_warnings(), _complaints() as complaints:
             # Whether a patch needs coordinates is for its archive to say.
@@ -65,6 +64,7 @@ def read(path: str) -> Raster:
     except (rasterio.errors.RasterioError, ValueError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
     if reason:
+        files.read(path)  # which says so if it is the disk that fails
         raise InputError(
             f"{path} is damaged or no GeoTIFF ({reason}); unpack or write it again."
         )

@@ -21,7 +21,7 @@ from data_pipeline.archives import files, geotiff, names, offsets
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, choice, text
+from data_pipeline.fields import check_each, choice, location
 
 SIZE = 264
 SEASONS = 4
@@ -33,7 +33,11 @@ MOST_DAYS = 60
 FOLDERS = {"L2A": "s2a", "L1C": "s2c"}
 DTYPES = {"s1": "float32", "s2": "uint16"}
 # What `config.read` may say.
-SETTINGS = {"level": choice(*FOLDERS), "s2_offset": offsets.CHOICE, "void_ids": text()}
+SETTINGS = {
+    "level": choice(*FOLDERS),
+    "s2_offset": offsets.CHOICE,
+    "void_ids": location(),
+}
 
 LICENCE = """\
 The data in this folder is licensed under Creative Commons Attribution 4.0

@@ -3,9 +3,10 @@
 import importlib
 import types
 
-from data_pipeline import fields, rules, shards
+from data_pipeline import fields, files, rules, shards
 from data_pipeline.building import splits
-from data_pipeline.fields import choice, flag, group, several, text, whole
+from data_pipeline.fields import Field, choice, flag, group, location, several
+from data_pipeline.fields import text, whole
 
 ARCHIVES = (
     *("bigearthnet_v1", "bigearthnet_v2", "sen12ms", "ssl4eo", "so2sat"),
@@ -15,18 +16,18 @@ ARCHIVES = (
 TABLE = {
     "task": choice("prepare"),
     "archive": choice(*ARCHIVES),
-    "source": text(),
-    "out": text(),
-    "splits": text(),
+    "source": location(),
+    "out": location(),
+    "splits": location(),
     "holdout_tiles": several(text(filled=True)),
     "holdout_share": splits.SHARE,
-    "exclude": several(text(filled=True)),
+    "exclude": several(location(filled=True)),
     "pairs_per_shard": whole(1),
     "workers": whole(0, 4096),
     "strict": flag(),
     "check_values": flag(),
     "compression": choice(*shards.COMPRESSION),
-    "scratch": text(),
+    "scratch": location(),
     "runner": text(),
     "runner_options": several(text(filled=True)),
     "read": group(),  # SETTINGS of the archive's module
@@ -40,14 +41,14 @@ RULES = (
         "folder to build in.",
     ),
     (
-        lambda c: c.out not in (c.source, c.scratch) and c.scratch != c.source,
+        lambda c: _differ(c.source, c.out, c.scratch),
         "source={c.source}, out={c.out} and scratch={c.scratch} must be different "
         "folders; the archive stays as it is, and scratch is emptied.",
     ),
     (
-        lambda c: "://" not in c.out + c.scratch,
-        "out={c.out} or scratch={c.scratch!r} is an object store, where nothing can be "
-        "built; pass folders, and copy the dataset when it is complete.",
+        lambda c: "," not in c.out and c.out == c.out.strip(),
+        "out is {c.out!r}; it must have no comma in it and no space at its ends, which "
+        "data.dir has between folders.",
     ),
     (
         lambda c: c.runner or not c.runner_options,
@@ -62,9 +63,21 @@ RULES = (
 )
 
 
+def _differ(*paths: str) -> bool:
+    """Whether those that are not empty are different places."""
+    places = [files.absolute(path) for path in paths if path]
+    return len(set(places)) == len(places)
+
+
 def reader(archive: str) -> types.ModuleType:
     """The module that reads an archive."""
     return importlib.import_module(f"data_pipeline.archives.{archive}")
+
+
+def table(archive: str) -> dict[str, Field]:
+    """What each field may hold in a config that reads an archive."""
+    settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
+    return TABLE | fields.within("read", settings)
 
 
 def check_config(config) -> None:
@@ -75,8 +88,7 @@ def check_config(config) -> None:
     """
     archive = config.get("archive")
     fields.check_value("archive", archive, TABLE["archive"])
-    settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
-    table = TABLE | fields.within("read", settings)
-    fields.check(config, table, like=f"the config of configs/ that reads {archive}")
+    like = f"the config of configs/ that reads {archive}"
+    fields.check(config, table(archive), like=like)
     rules.check(config, RULES)
     splits.check_ways(config)

@@ -23,9 +23,9 @@ def options(config) -> dict:
     """What a restarted build must have in common with the first one."""
     return {
         "archive": config.archive,
-        "source": os.path.abspath(config.source),
-        "splits": config.splits and os.path.abspath(config.splits),
-        "exclude": [os.path.abspath(path) for path in config.exclude],
+        "source": config.source,
+        "splits": config.splits,
+        "exclude": list(config.exclude),
         "holdout_tiles": list(config.holdout_tiles),
         "holdout_share": config.holdout_share,
         "pairs_per_shard": config.pairs_per_shard,
@@ -44,7 +44,7 @@ def facts(config) -> dict:
         for path in lists.files(config.splits, config.exclude)
     }
     return {
-        "splits": os.path.basename(os.path.normpath(config.splits or "")).strip("."),
+        "splits": os.path.basename(config.splits),
         "exclude": [os.path.basename(entry) for entry in config.exclude],
         "lists": {os.path.basename(path): digest for path, digest in listed.items()},
         "holdout_tiles": list(config.holdout_tiles),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data_pipeline import fields
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.building import (
     engines,
@@ -38,6 +39,7 @@ def prepare(config) -> None:
             something else, or a pair is bad and `config.strict` is set.
     """
     options.check_config(config)
+    config = fields.resolve(config, options.table(config.archive))
     begun, out = plan.options(config), pathlib.Path(config.out)
     splits.check(config)  # all this before an archive is searched, which takes minutes
     plan.check_out(out, begun)

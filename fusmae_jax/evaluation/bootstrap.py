@@ -1,11 +1,12 @@
 """Bootstrap intervals: how far a score would move with other samples."""
 
 import concurrent.futures
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from data_pipeline import batches
 
 AT_ONCE = 16  # resamples per call of the statistic: a cache line of int32 weights
 TAILS = (0.025, 0.975)
@@ -59,7 +60,7 @@ def bootstrap(
 
     values = statistic(np.ones((count, 1), np.int32))
     starts = range(0, resamples if count > 1 else 0, AT_ONCE)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(batches.cores()) as pool:
         parts = list(pool.map(part, starts))
 
     def score(name):

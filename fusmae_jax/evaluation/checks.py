@@ -4,7 +4,8 @@ import jax
 
 from data_pipeline import data_fields, fields, rules, sources
 from data_pipeline.errors import InputError
-from data_pipeline.fields import SEED, choice, flag, group, number, several, text, whole
+from data_pipeline.fields import SEED, choice, flag, group, number, location, several
+from data_pipeline.fields import text, whole
 from fusmae_jax import checks
 from fusmae_jax.evaluation import (
     dense,
@@ -28,7 +29,7 @@ MOMENTS = {k: row for k, row in finetune.FIELDS.items() if k in ("b1", "b2")}
 TABLE = {
     "task": choice("evaluate"),
     "methods": several(choice(*rows.TASKS), least=1),
-    "checkpoint": text(),
+    "checkpoint": location(),
     "step": whole(0),
     "seed": SEED,
     **data_fields.rows(
@@ -44,7 +45,7 @@ TABLE = {
     "fractions": several(number(above=0.0, most=1.0), least=1),
     "repeats": several(whole(1), least=1, twice=True),
     **fields.within("features", features.FIELDS),
-    "cache": text(),
+    "cache": location(),
     "batch_size": whole(1),
     "bootstrap": whole(0),
     "score_per_batch": whole(0),
@@ -93,11 +94,6 @@ RULES = (
         lambda c: c.data.statistics == "published" or c.normalize == "data",
         "data.statistics is {c.data.statistics!r}, but normalize={c.normalize} takes "
         "the statistics of the pretraining; set normalize=data too.",
-    ),
-    (
-        lambda c: "://" not in c.cache,
-        "cache is {c.cache!r}, an object store, to which features cannot be written; "
-        "name a folder.",
     ),
 )
 

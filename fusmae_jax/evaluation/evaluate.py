@@ -4,6 +4,7 @@ import logging
 
 import jax
 
+from data_pipeline import files
 from fusmae_jax import sharding
 from fusmae_jax.evaluation import backbone, checks, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session
@@ -29,8 +30,10 @@ def evaluate(config, workdir) -> list[rows.Row]:
     checks.check_config(config)
     checks.check_data(config)
     checks.check_devices(config)
+    workdir = files.absolute(workdir)
     mesh = sharding.make_mesh(1)
-    pretrained = backbone.restore(config.checkpoint, mesh, config.step)
+    checkpoint = files.absolute(config.checkpoint)
+    pretrained = backbone.restore(checkpoint, mesh, config.step)
     trainings.check_encoder(config, backbone.blocks(pretrained.config))
     data = open_labelled(config, pretrained)
     session = Session(config, workdir, mesh, pretrained, data)

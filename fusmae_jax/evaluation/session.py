@@ -115,7 +115,8 @@ class Session:
         extractor = features.Extractor(
             self.backbone, params, self.recipe, self.mesh, self.config.sensors
         )
-        folder = self.config.cache or self.pretrained.directory / "features"
+        cached = files.absolute(self.config.cache)
+        folder = cached or self.pretrained.directory / "features"
         return {
             name: cache.extract(
                 extractor,
