@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from data_pipeline import damage, watch
+from data_pipeline import watch
 from data_pipeline.errors import InputError
 
 MOST_THREADS = 8
@@ -38,8 +38,7 @@ def train_batches(
     them; of each, max(2, its threads) + 4 batches are in the making or waiting.
 
     Args:
-        source: random-access pairs, dicts of arrays; or a `sources.Mixture`, or a
-            `damage.Replacing`.
+        source: random-access pairs, dicts of arrays; or a `mixtures.Mixture`.
         batch_size: pairs of a global batch, over all hosts.
         seed: of the order; each epoch is shuffled anew.
         start_step: the first batch.
@@ -63,10 +62,9 @@ def train_batches(
     order, local = Order(source, seed), batch_size // hosts
 
     @told
-    def read(step: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    def read(step: int) -> dict[str, np.ndarray]:
         first = step * batch_size + host * local
-        batch = stack(source, order.pairs(first, first + local))
-        return batch, damage.take_notes(source)
+        return stack(source, order.pairs(first, first + local))
 
     steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
     stream = _stream(steps, threads, workers, stall_seconds)
@@ -75,8 +73,7 @@ def train_batches(
         step = start_step + number + 1
         return f"the batch of step {step} from {watch.directories(source)}"
 
-    tell = damage.Damages().tell
-    return watch.watched(iter(stream), stall_seconds, host, what, tell, stop)
+    return watch.watched(iter(stream), stall_seconds, host, what, stop)
 
 
 def _stream(steps, threads: int = 0, workers: int = 0, stall_seconds: float = 0.0):

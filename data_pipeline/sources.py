@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import damage, metadata, mixtures, patterns, records, subsets
+from data_pipeline import metadata, mixtures, patterns, records, subsets
 from data_pipeline import synthetic
 from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
@@ -33,8 +33,8 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
             are; `statistics` of the bands, "published" or "computed"; `weights` of
             several datasets, else they count by their pairs; `classes`, of which a pair
             must have one; and `fraction` and `subset_seed` of the pairs that are drawn
-            of the split `data.split`; and `damaged`, where "skip" opens that split even
-            if shards are missing. Datasets without a held-out split have no part in it.
+            of the split `data.split`. Datasets without a held-out split have no part in
+            it.
         split: "train", "validation" or "test".
         fields: the record's fields that are wanted; None for all.
 
@@ -139,10 +139,7 @@ def _open(data, split: str, fields) -> list:
     if split != data.get("split"):
         having = [f for f in found if split in metadata.read_card(f)["splits"]]
         found = having or found  # of which the first says what it has
-    damaged = data.get("damaged", "stop")
-    damage.check_choice(damaged)
-    whole = damaged == "stop" or split != data.get("split")
-    return [records.Records(f, split, fields, statistics, whole) for f in found]
+    return [records.Records(f, split, fields, statistics) for f in found]
 
 
 def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
