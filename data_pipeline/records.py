@@ -189,7 +189,10 @@ def _decoders(description: Description, fields: Iterable[str] | None) -> dict:
     decoders |= dict.fromkeys(shards.TEXTS, _text)
     chosen = list(decoders if fields is None else fields)
     if not chosen or not decoders.keys() >= set(chosen):
-        raise InputError(f"Fields {chosen} must be some of {list(decoders)}.")
+        raise InputError(
+            f"Fields {chosen} must be some of {list(decoders)}, which the pairs of "
+            f"{description.name} have; name datasets that were prepared alike."
+        )
     return {field: decoders[field] for field in chosen}
 
 

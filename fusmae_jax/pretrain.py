@@ -206,11 +206,12 @@ def explain_memory(config):
 
 
 def open_data(config):
-    """Opens the training pairs and the held-out ones, which must be others."""
+    """Opens the training pairs and the held-out ones: alike, but others."""
     description = sources.describe(config.data)
     fields = build.check_data(build.contract(config, description.sensors), description)
     source = sources.open_split(config.data, config.data.split, fields)
     held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
+    sources.check_alike(source, held)
     for other in (held, *sources.held_out(config.data)):
         sources.check_overlap(source, other, allow=config.data.allow_overlap)
     source[0], source[len(source) - 1]  # a damaged dataset shows itself here

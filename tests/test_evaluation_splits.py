@@ -87,7 +87,7 @@ def test_another_class_table_is_refused(config, pretrained, tmp_path):
         classes=datasets.CLASSES | {"labels": ("water", "forest, mixed")}
     )
     rewrite(config, "test", tmp_path, described=other, prefix="x")
-    refused(config, pretrained, "'labels' of split test have other classes .*water, f")
+    refused(config, pretrained, r"differ in classes of labels .*and \('water', 'f")
 
 
 def test_pixels_of_another_size_or_unit_are_refused(config, pretrained, tmp_path):
@@ -95,7 +95,7 @@ def test_pixels_of_another_size_or_unit_are_refused(config, pretrained, tmp_path
     wide["s2"] = sensors.S2.select([b for b in sensors.S2.band_names[::-1]])
     other = datasets.description(layout=layout.native(datasets.SIZE, wide))
     rewrite(config, "validation", tmp_path, described=other, prefix="x")
-    refused(config, pretrained, "split validation are not stored .*bands of s2_10m")
+    refused(config, pretrained, "validation-2 do not go together.*bands of s2_10m")
 
 
 def test_a_dataset_without_a_band_is_refused(config, pretrained):

@@ -98,7 +98,7 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
     )
     description = train.source.description  # data.classes may have narrowed it
     for other in (validation, test):
-        check_alike(train, other, fields, config.labels)
+        sources.check_alike(train.source, other.source)
     if "dense" in config.methods:
         check_map_classes(description, config.dense.field, config)
     classes, single = description.classes[config.labels], config.single_label
@@ -161,39 +161,6 @@ def _open(data, name: str, fields, labels: str) -> Split:
     source = sources.open_split(data, name, fields)
     index = source.index
     return Split(name, source, index["id"], index[labels])
-
-
-def check_alike(train: Split, other: Split, fields, labels: str) -> None:
-    """Refuses a split that means something else by its labels or its pixels."""
-    descriptions = [split.source.description for split in (train, other)]
-    want, found = (description.classes[labels] for description in descriptions)
-    if want != found:
-        raise InputError(
-            f"The labels {labels!r} of split {other.name} have other classes "
-            f"({', '.join(found)}) than those to train on ({', '.join(want)}); judge "
-            "on datasets with one class table."
-        )
-    want, found = (_stored(description, fields) for description in descriptions)
-    if want != found:
-        differing = "; ".join(
-            f"{k}: {found.get(k)}, not {want.get(k)}"
-            for k in sorted({*want, *found})
-            if want.get(k) != found.get(k)
-        )
-        raise InputError(
-            f"The pixels of split {other.name} are not stored as those to train on "
-            f"({differing}); judge on datasets that were prepared alike."
-        )
-
-
-def _stored(description: Description, fields) -> dict:
-    """What the stored arrays that are read mean."""
-    stored = {"size": description.layout.size}
-    for grid in description.layout.grids:
-        if grid.field in fields:
-            stored[f"bands of {grid.field}"] = grid.bands
-            stored[f"unit of {grid.field}"] = description.sensors[grid.sensor].unit
-    return stored
 
 
 def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
