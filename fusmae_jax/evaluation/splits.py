@@ -164,23 +164,23 @@ def _open(data, name: str, fields, labels: str) -> Split:
 
 
 def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
-    """Refuses to test on what was trained on, here or in the pretraining."""
-    test = sources.Places(
-        f"split {data.test.name}, to be tested on,",
-        getattr(data.test.source, "places", np.empty(0, str)),
-    )
-    for other in (data.train, data.validation):
-        if other.name == data.test.name:
-            shared = len(data.test)
-        else:
-            shared = sources.check_overlap(other.source, test, allow=allow)
-        if shared:
-            log.warning("%d tested pairs are in split %s too.", shared, other.name)
-    if data.train.name == data.validation.name:
-        log.warning(
-            "Settings are chosen on the pairs that they were trained on, split %s.",
-            data.train.name,
-        )
+    """Refuses to choose or test on what was learnt from, here or in the pretraining."""
+    for split, use, others in (
+        (data.validation, "to choose settings on", (data.train,)),
+        (data.test, "to be tested on", (data.train, data.validation)),
+    ):
+        title = f"split {split.name}, {use},"
+        known = getattr(split.source, "places", np.empty(0, str))
+        for other in others:
+            if other.name == split.name:
+                shared = len(split)
+            else:
+                places = sources.Places(title, known)
+                shared = sources.check_overlap(other.source, places, allow=allow)
+            if shared:
+                log.warning(
+                    "%d pairs of %s are in split %s too.", shared, title, other.name
+                )
     codes = sources.place_codes(data.test.source)
     if len(codes) < len(data.test) or not run.keeps_places(pretrained.directory):
         log.warning(
