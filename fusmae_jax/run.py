@@ -40,6 +40,7 @@ FREE = (
     "bad_steps",  # no state that is saved depends on it
     "accumulate",
     "data.dir",
+    "data.eval_dir",
     "data.allow_overlap",
     "data.threads",
     "data.workers",
