@@ -155,6 +155,7 @@ class Order:
         self._sizes = np.array([len(part) for part in parts])
         self._starts = np.cumsum([0, *self._sizes[:-1]])
         self._seed = seed
+        self._shuffles = [{} for _ in parts]  # of each part, by epoch
 
     def pairs(self, first: int, last: int) -> list[int]:
         """Indices into the source of the pairs at positions `first` to `last` - 1."""
@@ -163,12 +164,24 @@ class Order:
         index = np.empty(len(part), np.int64)
         for p, e in {*zip(part.tolist(), epoch.tolist())}:
             mine = (part == p) & (epoch == e)
-            order = shuffled(int(self._sizes[p]), self._seed, p, e)
-            index[mine] = self._starts[p] + order[place[mine]]
+            index[mine] = self._starts[p] + self._shuffle(p, e)[place[mine]]
         return index.tolist()
 
+    def _shuffle(self, part: int, epoch: int) -> np.ndarray:
+        """The order of a part in an epoch; its last two are kept, 16 bytes a pair.
 
-@functools.lru_cache(maxsize=8)  # some 20 MB of the largest archives
+        Each part keeps its own, so that the many epochs of a small one do not drive out
+        the shuffle of a large one.
+        """
+        kept = self._shuffles[part]
+        if epoch not in kept:
+            order = shuffled(int(self._sizes[part]), self._seed, part, epoch)
+            # Another dict, as other threads may be at this one.
+            kept = dict([*kept.items()][-1:]) | {epoch: order}
+            self._shuffles[part] = kept
+        return kept[epoch]
+
+
 def shuffled(count: int, seed: int, part: int, epoch: int) -> np.ndarray:
     """The numbers up to `count` in an order that the other arguments decide."""
     bits = np.random.MT19937(np.random.SeedSequence([seed, part, epoch]))

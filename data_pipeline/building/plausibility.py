@@ -106,8 +106,8 @@ def _wrong_s2(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> Wrong
     if visible and min(empty.values()) > 0.5:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in empty.items())
         return Wrong(
-            f"is 0 or {units.DARKEST} DN in most pixels ({shares}), as where nothing was "
-            "measured",
+            f"is 0 or {units.DARKEST} DN in most pixels ({shares}), as where nothing "
+            "was measured",
             "s2_offset",
             f"if the offset of {units.OFFSET} DN was removed before, set "
             "--config.read.s2_offset=0",
