@@ -137,7 +137,8 @@ def mixture_of_numbers(counts, weights=()) -> mixtures.Mixture:
 
 
 @pytest.mark.parametrize(
-    "counts, weights", [((1000,) * 9, ()), ((3, 5000), (1, 1)), ((2, 1, 9000), (3, 2, 1))]
+    "counts, weights",
+    [((1000,) * 9, ()), ((3, 5000), (1, 1)), ((2, 1, 9000), (3, 2, 1))],
 )
 @pytest.mark.parametrize("threads", [1, 4])
 def test_large_datasets_are_shuffled_once_an_epoch_whatever_they_are_mixed_with(
