@@ -94,7 +94,6 @@ def data() -> dict:
         allow_overlap=False,  # let training pairs be held-out ones too
         threads=0,  # that read records; 0 for one a core, at most 8
         workers=0,  # processes that do, instead
-        damaged="stop",  # at a damaged record, or "skip": another in its place, counted
         stall_seconds=60,  # of waiting for data, until the log says so; 0 for never
         count=10_000,  # synthetic scenes,
         size=120,  # their side at 10 m,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from data_pipeline import damage, watch
+from data_pipeline import watch
 from data_pipeline.errors import InputError
 
 MOST_THREADS = 8
@@ -38,8 +38,7 @@ def train_batches(
     them; of each, max(2, its threads) + 4 batches are in the making or waiting.
 
     Args:
-        source: random-access pairs, dicts of arrays; or a `sources.Mixture`, or a
-            `damage.Replacing`.
+        source: random-access pairs, dicts of arrays; or a `mixtures.Mixture`.
         batch_size: pairs of a global batch, over all hosts.
         seed: of the order; each epoch is shuffled anew.
         start_step: the first batch.
@@ -63,10 +62,9 @@ def train_batches(
     order, local = Order(source, seed), batch_size // hosts
 
     @told
-    def read(step: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    def read(step: int) -> dict[str, np.ndarray]:
         first = step * batch_size + host * local
-        batch = stack(source, order.pairs(first, first + local))
-        return batch, damage.take_notes(source)
+        return stack(source, order.pairs(first, first + local))
 
     steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
     stream = _stream(steps, threads, workers, stall_seconds)
@@ -75,8 +73,7 @@ def train_batches(
         step = start_step + number + 1
         return f"the batch of step {step} from {watch.directories(source)}"
 
-    tell = damage.Damages().tell
-    return watch.watched(iter(stream), stall_seconds, host, what, tell, stop)
+    return watch.watched(iter(stream), stall_seconds, host, what, stop)
 
 
 def cores() -> int:
@@ -165,6 +162,7 @@ class Order:
         self._sizes = np.array([len(part) for part in parts])
         self._starts = np.cumsum([0, *self._sizes[:-1]])
         self._seed = seed
+        self._shuffles = [{} for _ in parts]  # of each part, by epoch
 
     def pairs(self, first: int, last: int) -> list[int]:
         """Indices into the source of the pairs at positions `first` to `last` - 1."""
@@ -173,12 +171,24 @@ class Order:
         index = np.empty(len(part), np.int64)
         for p, e in {*zip(part.tolist(), epoch.tolist())}:
             mine = (part == p) & (epoch == e)
-            order = shuffled(int(self._sizes[p]), self._seed, p, e)
-            index[mine] = self._starts[p] + order[place[mine]]
+            index[mine] = self._starts[p] + self._shuffle(p, e)[place[mine]]
         return index.tolist()
 
+    def _shuffle(self, part: int, epoch: int) -> np.ndarray:
+        """The order of a part in an epoch; its last two are kept, 16 bytes a pair.
 
-@functools.lru_cache(maxsize=8)  # some 20 MB of the largest archives
+        Each part keeps its own, so that the many epochs of a small one do not drive out
+        the shuffle of a large one.
+        """
+        kept = self._shuffles[part]
+        if epoch not in kept:
+            order = shuffled(int(self._sizes[part]), self._seed, part, epoch)
+            # Another dict, as other threads may be at this one.
+            kept = dict([*kept.items()][-1:]) | {epoch: order}
+            self._shuffles[part] = kept
+        return kept[epoch]
+
+
 def shuffled(count: int, seed: int, part: int, epoch: int) -> np.ndarray:
     """The numbers up to `count` in an order that the other arguments decide."""
     bits = np.random.MT19937(np.random.SeedSequence([seed, part, epoch]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from data_pipeline import damage, layout, metadata, mixtures, sources
+from data_pipeline import layout, metadata, mixtures, sources
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, Field, choice, flag, number, location, several
@@ -24,7 +24,6 @@ FIELDS = {
     "allow_overlap": flag(),
     "threads": whole(0, 1024),
     "workers": whole(0, 1024),
-    "damaged": choice(*damage.CHOICES),
     "stall_seconds": number(least=0.0),
     "count": whole(1),
     "size": whole(1, 4096),

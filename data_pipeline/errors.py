@@ -6,7 +6,3 @@ class InputError(ValueError):
 
     `launch.py` prints it as one sentence, without a traceback.
     """
-
-
-class DamagedRecord(InputError):
-    """A stored record cannot be read; other records of its dataset may be whole."""

@@ -25,19 +25,16 @@ class Mixture:
     """
 
     def __init__(self, parts: Sequence, weights: Sequence[float] = ()):
-        """Mixes `parts` by `weights`, or by their numbers of pairs.
+        """Mixes `parts`, which are alike, by `weights` or by their numbers of pairs.
 
         Raises:
-            InputError: a weight is missing or not positive, or the parts hold
-                different fields.
+            InputError: a weight is missing or not positive.
         """
         weights = list(weights) or [len(part) for part in parts]
         check_weights(weights, len(parts))
         self.parts = tuple(parts)
         self.shares = tuple(weight / sum(weights) for weight in weights)
         self.fields = self.parts[0].fields
-        for part in self.parts[1:]:
-            _check_alike(self.parts[0], part)
         self.description = _common(self.parts, self.shares)
         self._starts = np.cumsum([0, *map(len, self.parts)])
 
@@ -102,35 +99,6 @@ def check_weights(weights: Sequence[float], count: int) -> None:
             f"data.weights {list(weights)} must be {count} positive numbers, one for "
             "each dataset."
         )
-
-
-def _check_alike(first, other) -> None:
-    """Refuses two sources whose pairs do not fit in one batch."""
-    names = " and ".join(source.description.name for source in (first, other))
-    if set(first.fields) != set(other.fields):
-        raise InputError(
-            f"Pairs of {names} cannot be mixed, as they hold the fields "
-            f"{sorted(first.fields)} and {sorted(other.fields)}."
-        )
-    a, b = (_traits(source) for source in (first, other))
-    differing = sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
-    if differing:
-        what = "; ".join(f"{k}: {a.get(k)} and {b.get(k)}" for k in differing)
-        raise InputError(f"Pairs of {names} cannot be mixed, as they differ in {what}.")
-
-
-def _traits(source) -> dict:
-    """What pairs must have in common to be in one batch."""
-    description, fields = source.description, source.fields
-    traits = {"size": description.layout.size}
-    for grid in description.layout.grids:
-        if grid.field in fields:
-            sensor = description.sensors[grid.sensor]
-            traits[f"bands of {grid.field}"] = grid.bands
-            traits[f"level of {sensor.title}"] = sensor.level
-            traits[f"unit of {sensor.title}"] = sensor.unit
-    known = {**description.classes, **description.maps}
-    return traits | {f"classes of {k}": v for k, v in known.items() if k in fields}
 
 
 def _common(parts: Sequence, shares: Sequence[float]) -> Description:

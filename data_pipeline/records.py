@@ -16,7 +16,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from data_pipeline import files, metadata, shards
 from data_pipeline.description import Description
-from data_pipeline.errors import DamagedRecord, InputError
+from data_pipeline.errors import InputError
 from data_pipeline.metadata import HOW_TO_BUILD
 
 
@@ -34,7 +34,6 @@ class Records:
         split: str,
         fields: Iterable[str] | None = None,
         statistics: str = "published",
-        whole: bool = True,
     ):
         """Opens a split to decode `fields` of its records, or all fields.
 
@@ -43,8 +42,6 @@ class Records:
             split: one of its splits.
             fields: that are decoded.
             statistics: of the bands, see `metadata.read_description`.
-            whole: refuse it if a shard is missing or damaged; else those records are
-                refused that cannot be read.
 
         Raises:
             InputError: there is no such dataset, split or field, its fields are not
@@ -66,7 +63,7 @@ class Records:
             )
         self._info = info.splits[split]
         self._name = info.name
-        self._source = self._open(whole)
+        self._source = self._open()
 
     def __len__(self) -> int:
         return self._info.num_examples
@@ -79,7 +76,7 @@ class Records:
             uint8 [number of classes], 1 where the class is present; texts as str.
 
         Raises:
-            DamagedRecord: it does not decode.
+            InputError: it does not decode.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Record {index} of {len(self)}.")
@@ -92,7 +89,7 @@ class Records:
                 raise ValueError(f"it lacks {absent}")  # what is asked for is made up
             return {name: make(stored[name]) for name, make in self._decoders.items()}
         except (RuntimeError, ValueError, message.DecodeError) as error:
-            raise DamagedRecord(
+            raise InputError(
                 f"Record {index} of split {self.split} in {self.directory} does not "
                 f"decode ({error}); copy or rebuild the shard {self._shard(index)}."
             ) from error
@@ -155,11 +152,8 @@ class Records:
         """Place and time of all records, [N] as str, "" where unknown."""
         return self.index["place"]
 
-    def _open(self, whole: bool) -> array_record_data_source.ArrayRecordDataSource:
+    def _open(self) -> array_record_data_source.ArrayRecordDataSource:
         paths = [os.fspath(path) for path in self._info.filepaths]
-        if not whole:  # a shard of known length is not opened before it is read
-            lengths = self._info.shard_lengths
-            paths = [f"{path}[0:{count}]" for path, count in zip(paths, lengths)]
         try:
             source = array_record_data_source.ArrayRecordDataSource(paths)
         except RuntimeError as error:
@@ -191,7 +185,10 @@ def _decoders(description: Description, fields: Iterable[str] | None) -> dict:
     decoders |= dict.fromkeys(shards.TEXTS, _text)
     chosen = list(decoders if fields is None else fields)
     if not chosen or not decoders.keys() >= set(chosen):
-        raise InputError(f"Fields {chosen} must be some of {list(decoders)}.")
+        raise InputError(
+            f"Fields {chosen} must be some of {list(decoders)}, which the pairs of "
+            f"{description.name} have; name datasets that were prepared alike."
+        )
     return {field: decoders[field] for field in chosen}
 
 

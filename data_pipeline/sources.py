@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import damage, files, metadata, mixtures, patterns, records, subsets
+from data_pipeline import files, metadata, mixtures, patterns, records, subsets
 from data_pipeline import synthetic
 from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
@@ -33,8 +33,8 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
             are; `statistics` of the bands, "published" or "computed"; `weights` of
             several datasets, else they count by their pairs; `classes`, of which a pair
             must have one; and `fraction` and `subset_seed` of the pairs that are drawn
-            of the split `data.split`; and `damaged`, where "skip" opens that split even
-            if shards are missing. Datasets without a held-out split have no part in it.
+            of the split `data.split`. Datasets without a held-out split have no part in
+            it.
         split: "train", "validation" or "test".
         fields: the record's fields that are wanted; None for all.
 
@@ -47,6 +47,8 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
     """
     fields = None if fields is None else tuple(fields)
     parts = [_part(data, split, source) for source in _open(data, split, fields)]
+    for part in parts[1:]:
+        check_alike(parts[0], part)
     weights = data.get("weights", ()) if split == data.get("split") else ()
     return mixtures.Mixture(parts, weights) if len(parts) > 1 else parts[0]
 
@@ -78,6 +80,52 @@ def held_out(data) -> Iterator[Places]:
             if split != data.split:
                 index = metadata.read_index(folder, split)
                 yield Places(f"split {split} of {folder}", index["place"])
+
+
+def check_alike(first, other, fields: Iterable[str] | None = None) -> None:
+    """Refuses two sources that cannot take each other's place.
+
+    They can if scenes have one size, and if what is read of both means the same: every
+    array holds the same bands, in the same order, at the same level and in the same
+    unit, and every label the same classes.
+
+    Args:
+        first: pairs, with a `description` and the `fields` that they hold.
+        other: pairs that are mixed with those, or that are to show what was learnt
+            from them.
+        fields: that are compared; by default all that pairs of either hold.
+
+    Raises:
+        InputError: they differ.
+    """
+    compared = {*first.fields, *other.fields} if fields is None else {*fields}
+    a, b = (_meanings(source.description, compared) for source in (first, other))
+    differing = sorted(key for key in {*a, *b} if a.get(key) != b.get(key))
+    if differing:
+        what = "; ".join(f"{k} ({a.get(k)} and {b.get(k)})" for k in differing)
+        raise InputError(
+            f"Pairs of {_name(first)} and of {_name(other)} do not go together, as "
+            f"they differ in {what}; name datasets that were prepared alike."
+        )
+
+
+def _name(source) -> str:
+    """A dataset's name, and where it lies, as several may have one name."""
+    folders = ", ".join(getattr(source, "directories", ()))
+    return source.description.name + (f" in {folders}" if folders else "")
+
+
+def _meanings(description: Description, fields: set[str]) -> dict:
+    """What the stored values of some fields mean."""
+    found = {"size": description.layout.size}
+    for grid in description.layout.grids:
+        if grid.field in fields:
+            sensor = description.sensors[grid.sensor]
+            found[f"bands of {grid.field}"] = grid.bands
+            found[f"level of {sensor.title}"] = sensor.level
+            found[f"unit of {sensor.title}"] = sensor.unit
+    known = {**description.classes, **description.maps}
+    return found | {f"classes of {k}": v for k, v in known.items() if k in fields}
 
 
 def check_overlap(train, other, allow: bool = False) -> int:
@@ -139,10 +187,7 @@ def _open(data, split: str, fields) -> list:
     if split != data.get("split"):
         having = [f for f in found if split in metadata.read_card(f)["splits"]]
         found = having or found  # of which the first says what it has
-    damaged = data.get("damaged", "stop")
-    damage.check_choice(damaged)
-    whole = damaged == "stop" or split != data.get("split")
-    return [records.Records(f, split, fields, statistics, whole) for f in found]
+    return [records.Records(f, split, fields, statistics) for f in found]
 
 
 def folders(data, split: str | None = None) -> list[str | pathlib.Path]:

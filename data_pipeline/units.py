@@ -19,6 +19,9 @@ _MAX_REFLECTANCE = 3.2767  # what the contract can hold; clouds stay far below
 # so that reflectance down to -0.1 fits in an unsigned number.
 OFFSET = 1000
 OFFSET_SINCE = 4.0
+# What was measured and is darker than this becomes this, as in products before that
+# baseline: 0 is left to mean that nothing was measured.
+DARKEST = 1
 
 _PRODUCT = re.compile(r"_N(\d\d)(\d\d)_")
 _TAG = re.compile(r"PROCESSING[_ ]?BASELINE\W{1,4}(\d\d)\.(\d\d)", re.IGNORECASE)
@@ -38,11 +41,13 @@ def db_to_linear(db: np.ndarray) -> np.ndarray:
 def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
     """Reflectance x 10000, rounded, as floating point.
 
-    Dark surfaces may come out slightly below zero, and become 0. What no DN can
-    express, less than -0.1, stays negative.
+    Dark surfaces may come out slightly below zero, and become `DARKEST`. 0 stays 0, for
+    it means that nothing was measured; what no DN can express, less than -0.1, stays
+    negative.
     """
     dn = np.rint(np.asarray(reflectance) * DN_PER_REFLECTANCE)
-    return np.where((dn < 0) & (dn >= -OFFSET), 0, dn)
+    dark = (reflectance != 0) & (dn < DARKEST) & (dn >= -OFFSET)
+    return np.where(dark, DARKEST, dn)
 
 
 def dn_to_reflectance(dn: np.ndarray) -> np.ndarray:
@@ -51,13 +56,13 @@ def dn_to_reflectance(dn: np.ndarray) -> np.ndarray:
 
 
 def remove_offset(dn: np.ndarray, offset: int) -> np.ndarray:
-    """DN without the offset of its processing baseline, at least 0.
+    """DN without the offset of its processing baseline, at least `DARKEST`.
 
     0 stays 0, for it means that nothing was measured; so do negative values.
     """
     dn = np.asarray(dn)
     dn = dn.astype(np.result_type(dn, np.uint16), copy=False)  # wide enough
-    return np.where(dn < 0, dn, np.maximum(dn, offset) - offset)
+    return np.where(dn <= 0, dn, np.maximum(dn, offset + DARKEST) - offset)
 
 
 def processing_baseline(text: str) -> float | None:

@@ -60,7 +60,6 @@ def watched(
     seconds: float,
     host: int,
     what: Callable[[int], str],
-    then: Callable = lambda element: element,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator:
     """Yields what `stream` yields; waiting for it is never silent, nor for nothing.
@@ -73,7 +72,6 @@ def watched(
         seconds: until a wait is logged, then as long again, and so on; 0 for never.
         host: which one waits.
         what: names the element that comes after so many.
-        then: what is done with each element before it is yielded.
         stop: whether to end rather than to wait on, asked while waiting.
 
     Raises:
@@ -95,7 +93,7 @@ def watched(
                 raise answer[1]
             if not number:
                 workers.meet()
-            yield then(answer.pop())  # keeping none of it in memory
+            yield answer.pop()  # keeping none of it in memory
     finally:
         asked.put(StopIteration)
         _close(stream, workers)

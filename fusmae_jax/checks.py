@@ -29,8 +29,7 @@ TABLE = {
     **data_fields.rows(
         ("fraction", "subset_seed", "statistics", "allow_overlap", "threads", "workers")
     ),
-    **data_fields.rows(("count", "size", "seed")),
-    **data_fields.rows(("damaged", "stall_seconds")),
+    **data_fields.rows(("count", "size", "seed", "stall_seconds")),
     "bands.s1": several(
         choice(*sensors.S1.band_names, spell=sensors.canonical), least=1
     ),

@@ -94,7 +94,7 @@ class HeldOut:
 
     @functools.cached_property
     def noise(self) -> dict[str, float]:
-        """What no model can be expected to predict, see `pixel_noise`; all hosts must call.
+        """What no model can predict, see `pixel_noise`; all hosts must call.
 
         Returns:
             `noise_s1` and `noise_s2`, comparable to `loss_s1` and `loss_s2`.
@@ -217,7 +217,7 @@ def average(rows, prefix: str = "eval_") -> dict[str, float]:
     }
 
 
-def pixel_noise(objective: Objective, size: int, fields, weight) -> dict[str, jax.Array]:
+def pixel_noise(objective: Objective, size: int, fields, weight):
     """Estimates the error that is left to a model that predicts all but noise.
 
     Noise, in radar mostly speckle, is what a pixel does not share with its neighbours:
@@ -246,7 +246,9 @@ def pixel_noise(objective: Objective, size: int, fields, weight) -> dict[str, ja
         )
         rest = losses.restore_patches(rest, 0.0 * std, 1.0 / std)
         found[f"noise_{s}"] = losses.hidden_error(
-            rest, jnp.zeros_like(rest), jnp.broadcast_to(weight[:, None], rest.shape[:2])
+            rest,
+            jnp.zeros_like(rest),
+            jnp.broadcast_to(weight[:, None], rest.shape[:2]),
         )
     return found
 

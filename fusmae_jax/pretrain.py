@@ -8,8 +8,8 @@ import time
 
 import jax
 
-from data_pipeline import batches, damage, files, sources
-from data_pipeline.errors import DamagedRecord, InputError
+from data_pipeline import batches, files, sources
+from data_pipeline.errors import InputError
 from fusmae_jax import (
     attention,
     build,
@@ -34,10 +34,6 @@ from fusmae_jax.evaluation import backbone, inloop
 
 log = logging.getLogger("fusmae_jax")
 
-DAMAGE_ADVICE = (
-    "Or go on with --config.data.damaged=skip, which trains on another pair instead."
-)
-
 
 def load_batches(config, source, mesh, first: int, stop=lambda: False):
     """Yields batches on their way to the devices; ends where it waits after `stop`."""
@@ -56,8 +52,6 @@ def load_batches(config, source, mesh, first: int, stop=lambda: False):
     try:
         for batch in stream:
             yield sharding.to_devices(batch, mesh)
-    except DamagedRecord as error:
-        raise InputError(f"{error} {DAMAGE_ADVICE}") from error
     finally:
         stream.close()  # worker processes would leave shared memory behind
 
@@ -212,15 +206,15 @@ def explain_memory(config):
 
 
 def open_data(config):
-    """Opens the training pairs and the held-out ones, which must be others."""
+    """Opens the training pairs and the held-out ones: alike, but others."""
     description = sources.describe(config.data)
     fields = build.check_data(build.contract(config, description.sensors), description)
     source = sources.open_split(config.data, config.data.split, fields)
     held = sources.open_split(config.data, config.data.eval_split, (*fields, "id"))
+    sources.check_alike(source, held)
     for other in (held, *sources.held_out(config.data)):
         sources.check_overlap(source, other, allow=config.data.allow_overlap)
-    read = damage.for_training(source, config.data.damaged)
-    read[0], read[len(source) - 1]  # a damaged dataset shows itself here
+    source[0], source[len(source) - 1]  # a damaged dataset shows itself here
     return source, held
 
 
@@ -272,7 +266,6 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
         The state, when it is on disk.
     """
     source, objective, held_out, judge = opened
-    pairs = damage.for_training(source, config.data.damaged)
     state, layout, train_step = compile_step(config, objective, mesh, rate)
     log.info(describe(config, state, len(source), held_out.count, steps))
     warn_of_attention(config, mesh)
@@ -284,13 +277,13 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
         watch = guard.Guard(config, source, workdir, state, first or None)
         with (
             contextlib.closing(
-                load_batches(config, pairs, mesh, first, notice.asked)
+                load_batches(config, source, mesh, first, notice.asked)
             ) as stream,
             metrics.MetricWriter(workdir, first_step=first) as writer,
         ):
             if first < steps:
                 train_step, start = compile_ahead(
-                    config, train_step, state, pairs, mesh
+                    config, train_step, state, source, mesh
                 )
             scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
             tools = loop.Tools(writer, scoring, judge, saves, watch, notice)

@@ -40,12 +40,14 @@ FREE = (
     "bad_steps",  # no state that is saved depends on it
     "accumulate",
     "data.dir",
+    "data.eval_dir",
     "data.allow_overlap",
     "data.threads",
     "data.workers",
-    "data.damaged",  # means something only where a run would have stopped
     "data.stall_seconds",
 )
+# Runs of earlier versions still state these fields, which mean nothing any more.
+GONE = ("data.damaged",)
 LOCK = ".lock"
 PLACES = "places.npy"
 # Of run directories. A run goes on in the format in which it began: before format 2
@@ -67,11 +69,11 @@ def flatten(config: dict, prefix: str = "") -> dict:
 
 
 def differences(old: dict, new: dict, free: Container[str] = FREE) -> list[str]:
-    """Names the fields, other than `free`, in which two configs differ."""
+    """Names the fields, other than `free` and `GONE`, in which two configs differ."""
     old, new = flatten(old), flatten(new)
     return [
         f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted((old.keys() | new.keys()).difference(GONE))
         if key not in free and old.get(key) != new.get(key)
     ]
 

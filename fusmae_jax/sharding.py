@@ -112,7 +112,7 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
         return rule
     if math.prod(shape) < min_size:
         return P()
-    # Of moments a device has a part of what it has of the parameter: so "fsdp" is first.
+    # Of moments a device has a part of its part of the parameter: so "fsdp" is first.
     moment = path.startswith("opt_state/")
     for axes in ("fsdp", "data") if moment else (), ("fsdp",):
         size = math.prod(mesh.shape[axis] for axis in axes)

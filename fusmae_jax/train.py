@@ -10,7 +10,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipeline import damage
 from fusmae_jax import sharding, streams, views
 from fusmae_jax.objective import Objective
 
@@ -153,7 +152,8 @@ def make_train_step(
         )
         grads, params = split(grads), split(state.params)
         state = dataclasses.replace(state, params=params)
-        metrics |= faults_of(fields) | {"lr": rate(state.step)}
+        metrics["invalid_pixels"] = views.invalid_pixels(fields)
+        metrics["lr"] = rate(state.step)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         good &= state.skipped_in_a_row < bad_steps
@@ -163,14 +163,6 @@ def make_train_step(
         return state, metrics
 
     return train_step
-
-
-def faults_of(fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Counts what is not as it should be in a batch of stored pixels."""
-    found = {"invalid_pixels": views.invalid_pixels(fields)}
-    if damage.FIELD in fields:
-        found["replaced_pairs"] = fields[damage.FIELD].sum()
-    return found
 
 
 def split_rows(x: jax.Array, parts: int) -> jax.Array:

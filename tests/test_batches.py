@@ -163,15 +163,44 @@ def test_worker_processes_read_no_more_than_so_many_batches_ahead(tmp_path):
         assert settled(source) - taken <= 2 * (2 + 4)
 
 
-def mixed(counts, weights, **options) -> list[list[int]]:
-    """Batches of a mixture of number sources, pairs of later sources on top."""
+def mixture_of_numbers(counts, weights=()) -> mixtures.Mixture:
+    """Number sources of these counts, each with as much as `Mixture` asks for."""
     parts = []
     for part, count in enumerate(counts):
         source = Numbers(count)
         source.fields, source.description = ("x",), datasets.description()
         source.fingerprint = dict
         parts.append(source)
-    mixture = mixtures.Mixture(parts, weights)
+    return mixtures.Mixture(parts, weights)
+
+
+@pytest.mark.parametrize(
+    "counts, weights",
+    [((1000,) * 9, ()), ((3, 5000), (1, 1)), ((2, 1, 9000), (3, 2, 1))],
+)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_large_datasets_are_shuffled_once_an_epoch_whatever_they_are_mixed_with(
+    monkeypatch, counts, weights, threads
+):
+    shuffles = collections.Counter()
+
+    class State(np.random.RandomState):
+        def permutation(self, count):
+            shuffles[count] += 1
+            return super().permutation(count)
+
+    monkeypatch.setattr(np.random, "RandomState", State)
+    source = mixture_of_numbers(counts, weights)
+    stream = batches.train_batches(source, batch_size=60, seed=7, threads=threads)
+    assert len(list(itertools.islice(stream, 20))) == 20
+    stream.close()
+    # Threads that begin at the same time may each shuffle for themselves.
+    assert shuffles[max(counts)] <= threads * counts.count(max(counts))
+
+
+def mixed(counts, weights, **options) -> list[list[int]]:
+    """Batches of a mixture of number sources, pairs of later sources on top."""
+    mixture = mixture_of_numbers(counts, weights)
     order = batches.Order(mixture, options.pop("seed", 0))
     first, last = options.pop("span", (0, 100))
     return order.pairs(first, last)

@@ -87,7 +87,7 @@ def test_another_class_table_is_refused(config, pretrained, tmp_path):
         classes=datasets.CLASSES | {"labels": ("water", "forest, mixed")}
     )
     rewrite(config, "test", tmp_path, described=other, prefix="x")
-    refused(config, pretrained, "'labels' of split test have other classes .*water, f")
+    refused(config, pretrained, r"differ in classes of labels .*and \('water', 'f")
 
 
 def test_pixels_of_another_size_or_unit_are_refused(config, pretrained, tmp_path):
@@ -95,7 +95,7 @@ def test_pixels_of_another_size_or_unit_are_refused(config, pretrained, tmp_path
     wide["s2"] = sensors.S2.select([b for b in sensors.S2.band_names[::-1]])
     other = datasets.description(layout=layout.native(datasets.SIZE, wide))
     rewrite(config, "validation", tmp_path, described=other, prefix="x")
-    refused(config, pretrained, "split validation are not stored .*bands of s2_10m")
+    refused(config, pretrained, "validation-2 do not go together.*bands of s2_10m")
 
 
 def test_a_dataset_without_a_band_is_refused(config, pretrained):
@@ -127,7 +127,8 @@ def test_a_split_tested_on_and_learnt_from_is_a_warning_if_allowed(
     config.data.test_split, config.data.allow_overlap = "train", True
     data = splits.open_labelled(config, pretrained)
     assert data.test.ids.tolist() == data.train.ids.tolist()
-    assert any("7 tested pairs are in split train too" in line for line in lines)
+    want = "7 pairs of split train, to be tested on, are in split train too"
+    assert any(want in line for line in lines)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -138,7 +139,18 @@ def test_test_pairs_that_were_learnt_from_are_refused(
     refused(config, pretrained, "7 of 7 in split test, to be tested on, are training")
     config.data.allow_overlap = True
     splits.open_labelled(config, pretrained)
-    assert any(f"7 tested pairs are in split {split} too" in line for line in lines)
+    assert any(f"tested on, are in split {split} too" in line for line in lines)
+
+
+def test_pairs_to_choose_settings_on_that_were_learnt_from_are_refused(
+    config, pretrained, tmp_path, lines
+):
+    rewrite(config, "validation", tmp_path, prefix="train")  # the same places
+    refused(config, pretrained, "7 of 7 in split validation, to choose settings on,")
+    config.data.allow_overlap = True
+    splits.open_labelled(config, pretrained)
+    want = "7 pairs of split validation, to choose settings on, are in split train too"
+    assert any(want in line for line in lines)
 
 
 def test_test_pairs_that_were_pretrained_on_are_refused(config, pretrained, lines):

@@ -132,6 +132,23 @@ def test_the_offset_follows_from_the_file_name_or_tags(tmp_path, name, tags, add
     np.testing.assert_array_equal(record["s2_10m"], np.moveaxis(s2_image(0), 0, -1))
 
 
+@pytest.mark.parametrize(
+    "unit, offset, water", [("DN", "1000", 985), ("reflectance", "0", -0.0015)]
+)
+def test_water_too_dark_for_the_contract_is_measured_and_told_from_no_data(
+    tmp_path, unit, offset, water
+):
+    image = np.full((12, SIDE, SIDE), water, np.float32)
+    image[0, 3] = 0.0  # no data
+    write(tmp_path / "s1" / "a.tif", s1_image(0), S1_BANDS)
+    write(tmp_path / "s2" / "a.tif", image, S2_BANDS)
+    got = only_record(tmp_path, s2_unit=unit, s2_offset=offset)["s2_10m"]
+    assert (got[3, :, 0] == 0).all() and (got[:, :, 1:] == 1).all()
+    write(tmp_path / "s2" / "a.tif", image * 0, S2_BANDS)
+    with pytest.raises(InputError, match="0 everywhere, as where nothing was measured"):
+        only_record(tmp_path, s2_unit=unit, s2_offset=offset)
+
+
 def test_metadata_that_says_nothing_of_the_offset_stops_the_build(tmp_path):
     write_pairs(tmp_path)
     with pytest.raises(InputError, match=r"baseline.*s2_offset=1000 .* and =0"):
@@ -146,7 +163,7 @@ def test_an_explicit_offset_overrules_the_metadata(tmp_path):
     assert only_record(tmp_path, s2_offset="0")["s2_10m"].min() >= 100
     reduced = only_record(tmp_path, s2_offset="1000")["s2_10m"]
     np.testing.assert_array_equal(
-        reduced, np.moveaxis(np.maximum(s2_image(0), 1000) - 1000, 0, -1)
+        reduced, np.moveaxis(np.maximum(s2_image(0), 1001) - 1000, 0, -1)
     )
 
 

@@ -70,7 +70,8 @@ def test_a_run_of_a_later_format_is_refused(golden, tmp_path):
     described = json.loads((golden / "config.json").read_text())
     later = tmp_path / "config.json"
     later.write_text(json.dumps(described | {"format": run.FORMAT + 1}))
-    with pytest.raises(InputError, match=r"has format 3 and this version reads \[1, 2\]"):
+    message = r"has format 3 and this version reads \[1, 2\]"
+    with pytest.raises(InputError, match=message):
         run.load(tmp_path)
     with pytest.raises(InputError, match="update fusmae_jax"):
         pretrain.pretrain(config(), tmp_path)

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline import layout, mixtures, records, sensors
+from data_pipeline import layout, mixtures, records, sensors, sources
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -69,22 +70,23 @@ L1C = dataclasses.replace(sensors.S2, level="L1C")
 @pytest.mark.parametrize(
     "changes, fields, message",
     [
-        (dict(layout=layout.native(24)), ("s1_10m",), "size: 12 and 24"),
+        (dict(layout=layout.native(24)), ("s1_10m",), r"size \(12 and 24\)"),
         (dict(layout=layout.resampled(12)), ("s2_10m",), "bands of s2_10m"),
         (dict(sensors={"s1": sensors.S1, "s2": L1C}), ("s2_10m",), "L2A and L1C"),
         (dict(classes={"labels": ("x",)}), ("labels",), "classes of labels"),
-        (dict(classes={"labels": ("x",)}), None, r"fields .*'labels_43'"),
+        (dict(classes={"labels": ("x",)}), None, "classes of labels_43 .*and None"),
     ],
 )
 def test_datasets_that_do_not_fit_are_refused_with_what_differs(
     tmp_path, changes, fields, message
 ):
-    parts = [
-        opened(tmp_path / "a", fields=fields),
-        opened(tmp_path / "b", fields=fields, name="other", **changes),
-    ]
-    with pytest.raises(InputError, match=f"tiny and other cannot be mixed.*{message}"):
-        mixtures.Mixture(parts)
+    opened(tmp_path / "a")
+    opened(tmp_path / "b", name="other", **changes)
+    folders = f"{tmp_path}/a,{tmp_path}/b"
+    data = ml_collections.ConfigDict(dict(source="records", dir=folders, split="train"))
+    want = f"tiny in .*/a and of other in .*/b do not go together.*{message}"
+    with pytest.raises(InputError, match=want):
+        sources.open_split(data, "train", fields)
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1, np.nan)])

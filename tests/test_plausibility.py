@@ -157,7 +157,7 @@ WRONG = {
     ),
     "the offset removed twice": (
         dict(s2_10m=lambda dn: units.remove_offset(dn, 1000)),
-        r"0, or not measured, in most pixels .*B04 8\d%.*s2_offset=0",
+        r"0 or 1 DN in most pixels .*B04 8\d%.*s2_offset=0",
     ),
 }
 

@@ -1,5 +1,6 @@
 """Pretraining's own parts: the data it opens, and the stream it closes."""
 
+import dataclasses
 import shutil
 import types
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from data_pipeline import metadata, sources, synthetic
+from data_pipeline import layout, metadata, sensors, sources, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build, flops, metrics, optim, pretrain, run, sharding
-from tests import tiny
+from tests import datasets, tiny
 
 
 @pytest.fixture
@@ -53,6 +54,49 @@ def test_a_run_remembers_what_it_was_trained_on(config, tmp_path):
     assert run.trained_on(tmp_path, sources.place_codes(train)) == 17
     assert run.trained_on(tmp_path, sources.place_codes(held)) == 1
     assert run.trained_on(tmp_path / "elsewhere", sources.place_codes(held)) == 0
+
+
+S2_STORED = sensors.S2.select(("B02", "B03", "B04"))
+
+
+def stored(bands=("B02", "B04"), known=S2_STORED, gsd=10, **changes):
+    """A dataset that stores these bands of Sentinel-2 on one grid."""
+    grids = (*sensors.S1.grids, sensors.Grid("s2", gsd, bands))
+    return datasets.description(
+        layout=layout.Layout(datasets.SIZE, grids),
+        sensors={"s1": sensors.S1, "s2": known.select(bands)},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    "other, reason",
+    [
+        (stored(("B02", "B03", "B04")), "bands of s2_10m"),
+        (stored(("B04", "B02")), "bands of s2_10m"),
+        (stored(known=dataclasses.replace(S2_STORED, level="L1C")), "L2A and L1C"),
+        (stored(known=dataclasses.replace(S2_STORED, unit="x")), "unit of Sentinel-2"),
+        (stored(classes={"labels": ("water", "forest, mixed")}), "classes of labels"),
+        (datasets.description(), "bands of s2_10m"),
+        (datasets.description(layout=layout.resampled(12)), "bands of s2_10m"),
+        (stored(gsd=20), r"\['s1_10m', 's2_10m', 'id'\] must be some of .* 's2_20m'"),
+    ],
+)
+def test_held_out_pairs_that_are_stored_otherwise_are_refused(tmp_path, other, reason):
+    config = tiny.config()
+    config.bands.s2, config.judge.every = ("B02", "B04"), 1
+    config.data.update(
+        source="records",
+        dir=str(datasets.write(tmp_path / "a", described=stored())),
+        eval_dir=str(
+            datasets.write(
+                tmp_path / "b", described=other, split="validation", prefix="other "
+            )
+        ),
+    )
+    with pytest.raises(InputError, match=f"{reason}.*; name .* prepared alike"):
+        pretrain.pretrain(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_stream_is_closed_when_training_ends(monkeypatch):

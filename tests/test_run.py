@@ -67,6 +67,12 @@ def test_how_a_run_is_carried_out_may_change(tmp_path, field):
     claim(tmp_path, config, DATA)
 
 
+@pytest.mark.parametrize("field", ["data.dir", "data.eval_dir"])
+def test_a_run_goes_on_when_its_datasets_have_moved(tmp_path, field):
+    claim(tmp_path, changed(**{field: "/here"}), DATA)
+    claim(tmp_path, changed(**{field: "/there"}), DATA)
+
+
 @pytest.mark.parametrize(
     "field, old, new",
     [

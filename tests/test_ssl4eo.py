@@ -225,7 +225,8 @@ def test_offset_of_the_processing_baseline_is_taken_away(tmp_path, baseline, off
     (product / "metadata.json").write_text(json.dumps(content))
     for choice, taken in (("auto", offset), ("0", 0), ("1000", 1000)):
         got = read(tmp_path, s2_offset=choice)["s2_10m"][..., 1]
-        np.testing.assert_array_equal(got, np.maximum(image, taken) - taken)
+        want = np.where(image > 0, np.maximum(image, taken + 1) - taken, 0)
+        np.testing.assert_array_equal(got, want)
 
 
 def test_offset_must_be_said_where_the_metadata_do_not_tell_it(tmp_path):

@@ -1,6 +1,5 @@
 """Streams of random numbers never share a key."""
 
-import inspect
 import pkgutil
 import re
 

@@ -31,22 +31,22 @@ def test_reflectance_is_rounded_to_dn_and_back():
     np.testing.assert_allclose(units.dn_to_reflectance(dn), reflectance, atol=5e-5)
 
 
-def test_reflectance_slightly_below_zero_is_zero_and_what_cannot_be_stays():
-    dn = units.reflectance_to_dn(np.array([-0.05, -0.1, -0.2, -9999.0, np.nan]))
-    np.testing.assert_array_equal(dn, [0, 0, -2000, -99990000, np.nan])
+def test_reflectance_about_zero_is_the_darkest_dn_and_what_cannot_be_stays():
+    dn = units.reflectance_to_dn(np.array([1e-5, -0.05, -0.1, -0.2, -9999.0, np.nan]))
+    np.testing.assert_array_equal(dn, [1, 1, 1, -2000, -99990000, np.nan])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
-def test_the_offset_is_removed_and_zero_stays(dtype):
+def test_the_offset_is_removed_and_zero_alone_stays_zero(dtype):
     dn = np.array([0, 1, 999, 1000, 1001, 12000], dtype)
 
-    np.testing.assert_array_equal(units.remove_offset(dn, 1000), [0, 0, 0, 0, 1, 11000])
+    np.testing.assert_array_equal(units.remove_offset(dn, 1000), [0, 1, 1, 1, 1, 11000])
     np.testing.assert_array_equal(units.remove_offset(dn, 0), dn)
 
 
 def test_removing_the_offset_keeps_uint16_and_shows_impossible_values():
     assert units.remove_offset(np.array([5], np.uint16), 1000).dtype == np.uint16
-    assert units.remove_offset(np.array([200], np.uint8), 1000) == 0
+    assert units.remove_offset(np.array([200], np.uint8), 1000) == 1
     assert units.remove_offset(np.array([-9999], np.int16), 1000) == -9999
 
 

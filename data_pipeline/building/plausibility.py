@@ -102,11 +102,12 @@ def _wrong_s2(sensor: sensors.Sensor, values: Mapping[str, np.ndarray]) -> Wrong
             "was made for display, take the original",
         )
     visible = [band.name for band in sensor.bands if band.family == "visible"]
-    empty = {name: np.mean(values[name] == 0) for name in visible}
+    empty = {name: np.mean(values[name] <= units.DARKEST) for name in visible}
     if visible and min(empty.values()) > 0.5:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in empty.items())
         return Wrong(
-            f"is 0, or not measured, in most pixels ({shares})",
+            f"is 0 or {units.DARKEST} DN in most pixels ({shares}), as where nothing "
+            "was measured",
             "s2_offset",
             f"if the offset of {units.OFFSET} DN was removed before, set "
             "--config.read.s2_offset=0",

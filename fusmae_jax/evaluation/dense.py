@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipeline import sources
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, number, whole
 from fusmae_jax import optim, streams
@@ -114,7 +115,7 @@ def fit(
         InputError: the data cannot be used, or no head stayed finite.
     """
     task = _task(backbone, params, train_source, field, mesh, recipe)
-    task.check(validation_source)
+    sources.check_alike(train_source, validation_source)
     heads = _train(task, recipe, train_source, sensor_set, seed, directory, title)
     rates, size = recipe.learning_rates, recipe.batch_size
     found = _validate(task, heads, validation_source, sensor_set, size, title)

@@ -114,27 +114,11 @@ class Task:
         self.scene_size = backbone.scene_size
         self.side = min(backbone.image_size, self.scene_size)
         self._head, self._blocks = head, blocks
-        self.check(source)
 
     @property
     def classes(self) -> int:
         """Number of classes C."""
         return len(self.names)
-
-    def check(self, source) -> None:
-        """Refuses pairs of another size or with other classes."""
-        description = source.description
-        if description.layout.size != self.scene_size:
-            raise InputError(
-                f"Pairs of {description.name} have {description.layout.size} px, and "
-                f"{self.scene_size} px are expected; give all splits one size."
-            )
-        if description.maps.get(self.field) != self.names:
-            raise InputError(
-                f"The classes of {self.field!r} in {description.name} are "
-                f"{list(description.maps.get(self.field, ()))}, and the head tells "
-                f"{list(self.names)} apart; use splits of one dataset."
-            )
 
     def here(self, sensor_set: str, rows: int) -> Present:
         """A batch whose samples all show `sensor_set`, on the devices."""

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline import subsets
-from data_pipeline.errors import InputError
+from data_pipeline import sources, subsets
 from fusmae_jax import checks, metrics
 from fusmae_jax.evaluation import collapse, features, knn, linear, scores
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone
@@ -33,21 +32,15 @@ class Judge:
             held: pairs that are not trained on.
 
         Raises:
-            InputError: the data have no such labels.
+            InputError: the data have no such labels, or held-out pairs have others.
         """
         self._every = config.judge.every * len(train)
         self._batch, self._mesh = config.batch_size, mesh
         if not self._every:
             return
         field = config.judge.labels
-        for source in (train, held):
-            checks.check_judged(field, source.description)
-        if train.description.layout.size != held.description.layout.size:
-            raise InputError(
-                f"Held-out scenes of {held.description.layout.size} px cannot be "
-                f"judged with scenes of {train.description.layout.size} px; set "
-                "--config.judge.every=0."
-            )
+        checks.check_judged(field, train.description)
+        sources.check_alike(train, held, (*train.fields, field))
         self._train = subsets.spread(train, config.judge.train_pairs)
         self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]

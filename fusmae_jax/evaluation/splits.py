@@ -98,7 +98,7 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
     )
     description = train.source.description  # data.classes may have narrowed it
     for other in (validation, test):
-        check_alike(train, other, fields, config.labels)
+        sources.check_alike(train.source, other.source)
     if "dense" in config.methods:
         check_map_classes(description, config.dense.field, config)
     classes, single = description.classes[config.labels], config.single_label
@@ -163,57 +163,24 @@ def _open(data, name: str, fields, labels: str) -> Split:
     return Split(name, source, index["id"], index[labels])
 
 
-def check_alike(train: Split, other: Split, fields, labels: str) -> None:
-    """Refuses a split that means something else by its labels or its pixels."""
-    descriptions = [split.source.description for split in (train, other)]
-    want, found = (description.classes[labels] for description in descriptions)
-    if want != found:
-        raise InputError(
-            f"The labels {labels!r} of split {other.name} have other classes "
-            f"({', '.join(found)}) than those to train on ({', '.join(want)}); judge "
-            "on datasets with one class table."
-        )
-    want, found = (_stored(description, fields) for description in descriptions)
-    if want != found:
-        differing = "; ".join(
-            f"{k}: {found.get(k)}, not {want.get(k)}"
-            for k in sorted({*want, *found})
-            if want.get(k) != found.get(k)
-        )
-        raise InputError(
-            f"The pixels of split {other.name} are not stored as those to train on "
-            f"({differing}); judge on datasets that were prepared alike."
-        )
-
-
-def _stored(description: Description, fields) -> dict:
-    """What the stored arrays that are read mean."""
-    stored = {"size": description.layout.size}
-    for grid in description.layout.grids:
-        if grid.field in fields:
-            stored[f"bands of {grid.field}"] = grid.bands
-            stored[f"unit of {grid.field}"] = description.sensors[grid.sensor].unit
-    return stored
-
-
 def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
-    """Refuses to test on what was trained on, here or in the pretraining."""
-    test = sources.Places(
-        f"split {data.test.name}, to be tested on,",
-        getattr(data.test.source, "places", np.empty(0, str)),
-    )
-    for other in (data.train, data.validation):
-        if other.name == data.test.name:
-            shared = len(data.test)
-        else:
-            shared = sources.check_overlap(other.source, test, allow=allow)
-        if shared:
-            log.warning("%d tested pairs are in split %s too.", shared, other.name)
-    if data.train.name == data.validation.name:
-        log.warning(
-            "Settings are chosen on the pairs that they were trained on, split %s.",
-            data.train.name,
-        )
+    """Refuses to choose or test on what was learnt from, here or in the pretraining."""
+    for split, use, others in (
+        (data.validation, "to choose settings on", (data.train,)),
+        (data.test, "to be tested on", (data.train, data.validation)),
+    ):
+        title = f"split {split.name}, {use},"
+        known = getattr(split.source, "places", np.empty(0, str))
+        for other in others:
+            if other.name == split.name:
+                shared = len(split)
+            else:
+                places = sources.Places(title, known)
+                shared = sources.check_overlap(other.source, places, allow=allow)
+            if shared:
+                log.warning(
+                    "%d pairs of %s are in split %s too.", shared, title, other.name
+                )
     codes = sources.place_codes(data.test.source)
     if len(codes) < len(data.test) or not run.keeps_places(pretrained.directory):
         log.warning(
