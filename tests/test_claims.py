@@ -111,7 +111,14 @@ def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
         metadata.read_description(tmp_path)
 
 
-@pytest.mark.parametrize("content", [{"splits": {"a": 3}}, {"splits": {}, "files": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"splits": {"a": 3}},
+        {"splits": {}, "files": 1},
+        {"splits": {"a": {"pairs": "3"}}},
+    ],
+)
 def test_card_with_other_parts_is_none(tmp_path, content):
     (tmp_path / metadata.CARD_FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match="is no card of a dataset"):
