@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import pathlib
 import socket
@@ -23,6 +24,8 @@ FAILED = "see to the disk or the network, then give the same command again"
 ADVICE = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL}
 ADVICE |= {errno.EACCES: CLOSED, errno.EPERM: CLOSED, errno.EROFS: SEALED}
 ADVICE |= {errno.EIO: FAILED, errno.ESTALE: FAILED}
+
+log = logging.getLogger("fusmae_jax")
 
 
 class Locked(Exception):
@@ -84,14 +87,42 @@ def named(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+def advice(error: OSError) -> str:
+    """What to do about an error, as a part of a sentence."""
+    return ADVICE.get(error.errno, "mend it, then give the same command again")
+
+
 def explain(error: OSError) -> str:
     """What of a run cannot be written and what to do about it, in a sentence."""
-    advice = ADVICE.get(error.errno)
     return (
         f"{error.filename or 'A file of this run'} cannot be written "
-        f"({error.strerror or error}); {advice + ', or ' if advice else ''}choose "
-        "another --workdir."
+        f"({error.strerror or error}); {advice(error)}, or choose another --workdir."
     )
+
+
+def from_words(text: str) -> OSError:
+    """The error of the system that the words of another library tell of."""
+    code = next((code for code in ADVICE if os.strerror(code) in text), None)
+    return OSError(code, text) if code else OSError(text)
+
+
+def flock(file, how: int) -> bool:
+    """Locks an open file as `fcntl.flock` does.
+
+    Returns:
+        False where the file system knows no locks.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: it cannot be locked.
+    """
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno in UNKNOWN:
+            return False
+        raise
+    return True
 
 
 def aside(path: str | os.PathLike) -> pathlib.Path:
@@ -110,7 +141,7 @@ def lock(path: str | os.PathLike) -> bool:
     The kernel lets go of it when the process is killed. The file says who holds it.
 
     Returns:
-        Whether it is locked; not where the file system knows no locks.
+        Whether it is locked; where the file system knows no locks, the log says so.
 
     Raises:
         Locked: it is locked already; nothing is changed then.
@@ -118,7 +149,14 @@ def lock(path: str | os.PathLike) -> bool:
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks no other way
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            log.warning(
+                "The file system of %s knows no locks; let nothing else write there "
+                "meanwhile.",
+                os.path.dirname(path),
+            )
+            os.close(file)
+            return False
         holder = f"process {os.getpid()} of {socket.gethostname()}, since "
         holder += time.strftime("%Y-%m-%d %H:%M:%S %Z")
         with named(path):
@@ -130,8 +168,6 @@ def lock(path: str | os.PathLike) -> bool:
         os.close(file)
         if isinstance(error, BlockingIOError):
             raise Locked(who or "another process") from None
-        if error.errno in UNKNOWN:
-            return False
         raise
     unlock(path)  # of one in a folder that was deleted since, and made anew
     _locks[os.path.abspath(path)] = file

@@ -1,6 +1,7 @@
 """What a folder says of the dataset in it: its card, its metadata, its index."""
 
 import dataclasses
+import math
 import os
 import pathlib
 
@@ -26,6 +27,7 @@ _TYPES = {  # that records have, by the names that TFDS has for them
     )
 }
 STATISTICS = ("published", "computed")
+_MOST_INDEX = 1 << 14  # bytes of a pair in the index: its texts and labels
 CARD_FILE = "card.json"  # makes a folder a dataset; written last
 HOW_TO_BUILD = (
     "build one with launch.py --config=configs/prepare_bigearthnet.py "
@@ -65,6 +67,7 @@ def _is_card(card: dict) -> bool:
         isinstance(splits, dict)
         and isinstance(sums, dict)
         and all(isinstance(part, dict) for part in splits.values())
+        and all(isinstance(part.get("pairs", 0), int) for part in splits.values())
         and all(isinstance(text, str) for text in sums.values())
     )
 
@@ -110,15 +113,23 @@ def read_description(
     return dataclasses.replace(description, sensors=computed)
 
 
-def read_index(directory: str | os.PathLike, split: str) -> dict[str, np.ndarray]:
+def read_index(
+    directory: str | os.PathLike, split: str, pairs: int | None = None
+) -> dict[str, np.ndarray]:
     """What is known of all records of a split, see `records.Records.index`.
+
+    Args:
+        directory: of the dataset.
+        split: one of its splits.
+        pairs: how many there are, if that is known; a file of more is not read.
 
     Raises:
         InputError: the index is missing or damaged.
     """
     path = pathlib.Path(directory) / index_name(split)
+    most = math.inf if pairs is None else _MOST_INDEX * (pairs + 1)
     try:
-        index = untrusted.read_arrays(path)
+        index = untrusted.read_arrays(path, most=most)
         kinds = {name: (x.dtype.kind, x.ndim) for name, x in index.items()}
         texts = {name: kinds.pop(name) for name in ("id", "place")}
         if {*texts.values(), *kinds.values()} - {("U", 1), ("u", 2)}:

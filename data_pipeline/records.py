@@ -138,7 +138,7 @@ class Records:
         Raises:
             InputError: the index is missing, damaged, or of other records.
         """
-        index = metadata.read_index(self.directory, self.split)
+        index = metadata.read_index(self.directory, self.split, len(self))
         if {len(values) for values in index.values()} != {len(self)}:
             raise InputError(
                 f"{metadata.index_name(self.split)} in {self.directory} is not the "

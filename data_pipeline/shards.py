@@ -112,7 +112,7 @@ def write_shard(
         finally:
             writer.close()
     except RuntimeError as error:  # so ArrayRecord reports a full disk, when closing
-        raise OSError(str(error)) from error
+        raise files.from_words(str(error)) from error
     os.replace(part, path)
     return ShardInfo(count, size, digest.hexdigest())
 

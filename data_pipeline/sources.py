@@ -76,9 +76,9 @@ def held_out(data) -> Iterator[Places]:
     if data.source in PROCEDURAL:
         return
     for folder in folders(data):
-        for split in metadata.read_card(folder)["splits"]:
+        for split, part in metadata.read_card(folder)["splits"].items():
             if split != data.split:
-                index = metadata.read_index(folder, split)
+                index = metadata.read_index(folder, split, part.get("pairs"))
                 yield Places(f"split {split} of {folder}", index["place"])
 
 

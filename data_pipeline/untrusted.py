@@ -1,7 +1,7 @@
 """Files of strangers: nothing runs or hangs, and no memory is given on their word.
 
 JSON and NumPy arrays are parsed without pickle. How much is read goes by how large a
-file is, never by how large it says that its content is.
+file is and by what is wanted of it, never by how large it says that its content is.
 """
 
 import json
@@ -16,6 +16,8 @@ from typing import BinaryIO
 import numpy as np
 
 MOST_JSON = 1 << 28  # bytes of a JSON file; a card has some thousand
+MOST_ARRAYS = 1 << 30  # bytes of the arrays in a smaller .npz
+_AT_ONCE = 1 << 20  # bytes
 _DEFLATE = 1032  # to 1: deflate compresses nothing better
 _KINDS = "biufU"  # of arrays: numbers and texts, no Python objects
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, as JSON spells it
@@ -78,24 +80,28 @@ def parse_json(content: bytes | str):
 
 
 def read_arrays(
-    path: str | os.PathLike, wanted: Callable[[str], bool] = lambda name: True
+    path: str | os.PathLike,
+    wanted: Callable[[str], bool] = lambda name: True,
+    most: float = math.inf,
 ) -> dict[str, np.ndarray]:
     """The arrays of an .npz, as numbers or texts.
 
     Args:
         path: of the file.
         wanted: tells by its name whether an array is to be read.
+        most: bytes that all its arrays may take; never more than MOST_ARRAYS or, where
+            they are not compressed, than the file has.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no .npz or damaged, or holds anything else.
+        ValueError: it is no .npz or damaged, or holds anything else, or more.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as members:
                 infos = members.infolist()
-                _check_sizes(infos, size)
+                _check_sizes(infos, size, min(most, max(size, MOST_ARRAYS)))
                 named = {info.filename.removesuffix(".npy"): info for info in infos}
                 return {
                     name: _member(members, info)
@@ -122,8 +128,8 @@ def _as_value_error(error: Exception) -> Exception:
     return error if disk else ValueError(f"{type(error).__name__}: {error}")
 
 
-def _check_sizes(infos: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuses members that overlap, or that promise more than they can hold."""
+def _check_sizes(infos: list[zipfile.ZipInfo], size: int, most: int) -> None:
+    """Refuses members that overlap, or promise more than they can or may hold."""
     packed = sum(info.compress_size for info in infos)
     if packed > size:
         raise ValueError(f"its members have {packed} bytes, and the file {size}")
@@ -132,6 +138,9 @@ def _check_sizes(infos: list[zipfile.ZipInfo], size: int) -> None:
             raise ValueError(f"{info.filename} is compressed otherwise than NumPy does")
         if info.file_size > _DEFLATE * (info.compress_size + 1):
             raise ValueError(f"{info.filename} cannot hold {info.file_size} bytes")
+    whole = sum(info.file_size for info in infos)
+    if whole > most:
+        raise ValueError(f"its arrays take {whole} bytes, where {most} would be many")
 
 
 def _member(members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -156,10 +165,17 @@ def _parse(stream: BinaryIO, size: int) -> np.ndarray:
         raise ValueError(f"it holds {dtype} {shape}")
     if math.prod(shape) * dtype.itemsize != left:
         raise ValueError(f"{dtype} {shape} does not take the {left} bytes that follow")
-    data = bytearray(stream.read(left))
+    data, end = bytearray(left), 0
+    while part := stream.read(min(_AT_ONCE, left - end)):
+        data[end : end + len(part)] = part
+        end += len(part)
+    if end < left:
+        raise ValueError(f"it ends {left - end} bytes too soon")
     array = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
     if dtype.kind == "U":
         letters = np.frombuffer(data, dtype.byteorder.replace("=", "<") + "u4")
-        if ((letters > 0x10FFFF) | (letters >> 11 == 0x1B)).any():
-            raise ValueError("it holds texts of no characters")
+        for first in range(0, len(letters), _AT_ONCE):
+            part = letters[first : first + _AT_ONCE]
+            if ((part > 0x10FFFF) | (part >> 11 == 0x1B)).any():
+                raise ValueError("it holds texts of no characters")
     return array

@@ -196,18 +196,12 @@ def _claim(workdir: pathlib.Path) -> None:
     """Makes the directory if need be and locks it against other runs."""
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        locked = files.holds(workdir / LOCK) or files.lock(workdir / LOCK)
+        files.holds(workdir / LOCK) or files.lock(workdir / LOCK)
     except files.Locked as holder:
         raise InputError(
             f"{workdir} is in use by {holder}; wait for it, stop it, or choose another "
             "--workdir."
         ) from None
-    if not locked:
-        log.warning(
-            "The file system of %s knows no locks; launch nothing else with this "
-            "--workdir meanwhile.",
-            workdir,
-        )
 
 
 def load(

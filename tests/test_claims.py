@@ -111,15 +111,46 @@ def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
         metadata.read_description(tmp_path)
 
 
-@pytest.mark.parametrize("content", [{"splits": {"a": 3}}, {"splits": {}, "files": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"splits": {"a": 3}},
+        {"splits": {}, "files": 1},
+        {"splits": {"a": {"pairs": "3"}}},
+    ],
+)
 def test_card_with_other_parts_is_none(tmp_path, content):
     (tmp_path / metadata.CARD_FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match="is no card of a dataset"):
         metadata.read_card(tmp_path)
 
 
+def beside(fields, evil):
+    fields["tile"] = evil
+
+
+def below(fields, evil):
+    """In a sequence."""
+    fields["labels"]["sequence"]["feature"] = evil
+
+
+def deep(fields, evil):
+    """In a dict of a dict in a sequence of sequences."""
+    dicts, lists = ["features_dict.FeaturesDict"] * 2, ["sequence_feature.Sequence"] * 2
+    for kind in (*dicts, *lists):
+        name = f"tensorflow_datasets.core.features.{kind}"
+        if "Dict" in kind:
+            evil = {"featuresDict": {"features": {"a": evil}}, "pythonClassName": name}
+        else:
+            evil = {"sequence": {"feature": evil}, "pythonClassName": name}
+    fields["tile"] = evil
+
+
+@pytest.mark.parametrize("put", [beside, below, deep])
 @pytest.mark.parametrize("how", ["pythonClassName", "type"])
-def test_no_module_is_imported_because_features_name_it(tmp_path, how, monkeypatch):
+def test_no_module_is_imported_because_features_name_it(
+    tmp_path, how, put, monkeypatch
+):
     evil = tmp_path / "code"
     evil.mkdir()
     (evil / "evil_features.py").write_text("raise SystemExit('code of a stranger')")
@@ -127,9 +158,10 @@ def test_no_module_is_imported_because_features_name_it(tmp_path, how, monkeypat
     stored = datasets.write(tmp_path / "data") / "features.json"
     content = json.loads(stored.read_text())
     fields = content["featuresDict"]["features"]
-    fields["tile"] = {how: "evil_features.Text", "text": {}, "content": {}}
+    evil = {how: "evil_features.Text", "text": {}, "content": {}}
     if how == "pythonClassName":
-        del fields["tile"]["content"]
+        del evil["content"]
+    put(fields, evil)
     stored.write_text(json.dumps(content))
     with pytest.raises(InputError, match="metadata of .* cannot be read"):
         records.Records(tmp_path / "data", "train")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -31,9 +32,29 @@ def die(shard, count):
     os._exit(1)
 
 
-def test_killed_worker_is_said_in_a_sentence(work):
+def leave(shard, count):
+    os._exit(0)
+
+
+@pytest.mark.parametrize("end", [die, leave])
+def test_killed_worker_is_said_in_a_sentence(work, end):
     with pytest.raises(InputError, match="process was killed.*--config.workers=1"):
-        engines.run_local(die, work, 1, "writing")
+        engines.run_local(end, work, 1, "writing")
+
+
+COPIED = False
+
+
+def is_a_copy(shard, count):
+    return COPIED
+
+
+def test_workers_are_new_processes_and_no_copies_with_the_locks_of_threads(
+    work, monkeypatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "COPIED", True)
+    assert engines.run_local(is_a_copy, work, 0, "writing") == [True] * 3
+    assert engines.run_local(is_a_copy, work, 1, "writing") == [False] * 3
 
 
 def test_progress_reaches_the_number_of_pairs(work, capsys):

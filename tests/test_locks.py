@@ -1,8 +1,11 @@
 """A run directory in use is refused to everybody else, and let go of by a kill."""
 
 import collections
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +13,11 @@ import sys
 import pytest
 
 from data_pipeline import files
+from data_pipeline.archives import tars
+from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
 from fusmae_jax import build, cluster, run
-from tests import tiny
+from tests import builds, packing, tiny
 
 # Processes that open one directory at the same moment, again and again.
 RACE = """
@@ -139,6 +144,60 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, lines):
     monkeypatch.setattr(files.fcntl, "flock", unknown)
     claim(tmp_path)
     assert "knows no locks" in lines[0] and (tmp_path / "config.json").exists()
+
+
+@pytest.fixture
+def build_from_tars(tmp_path):
+    """The config of a build from compressed tars."""
+    config = builds.false_archive(tmp_path)
+    for folder in sorted((tmp_path / "archive").iterdir()):
+        packed = packing.pack(folder, folder.with_name(f"{folder.name}.tar"))
+        packing.compress(packed, ".gz")
+        shutil.rmtree(folder)
+    return config
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_build_without_locks_is_warned_of_and_works(
+    build_from_tars, code, monkeypatch, lines
+):
+    def unknown(file, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    prepare.prepare(build_from_tars)
+    assert len(builds.ids(build_from_tars, "train")) == 6
+    (warned,) = [line for line in lines if "knows no locks" in line]
+    assert build_from_tars.out in warned
+    assert not os.path.exists(tars.scratch_folder(build_from_tars))
+
+
+@pytest.mark.parametrize("place", ["plan.json", ".array_record-", ".index.json"])
+@pytest.mark.parametrize(
+    "code, advice",
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EACCES, "see to its permissions"),
+        (errno.EROFS, "mount it for writing"),
+        (errno.EIO, "see to the disk or the network"),
+        (errno.ENAMETOOLONG, "mend it"),
+    ],
+)
+def test_a_build_that_cannot_write_says_what_to_do_about_that(
+    build_from_tars, place, code, advice, monkeypatch
+):
+    replace = os.replace
+
+    def fail(source, target):
+        if place in str(target):
+            raise OSError(code, os.strerror(code))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(InputError, match=os.strerror(code)) as caught:
+        prepare.prepare(build_from_tars)
+    assert f"; {advice}" in str(caught.value)
+    assert ("make room" in str(caught.value)) == (code == errno.ENOSPC)
 
 
 def test_a_host_ends_when_another_cannot_go_on(monkeypatch):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import prepare_sample
+from configs import prepare_pairs, prepare_sample
 from data_pipeline.archives import bigearthnet_v1
 from data_pipeline.description import SPLITS
 from data_pipeline.building import plan
@@ -17,6 +17,7 @@ from data_pipeline import shards
 from data_pipeline import sources
 from data_pipeline.errors import InputError
 from tests import builds
+from tests import geotiffs
 from tests import shared_data
 
 
@@ -192,10 +193,60 @@ def test_strict_restart_does_not_accept_what_a_lenient_run_skipped(config):
         prepare.prepare(config)
 
 
-def test_restart_with_other_options_is_refused(stopped):
-    stopped.pairs_per_shard = 3
-    with pytest.raises(InputError, match="pairs_per_shard=2, not pairs_per_shard=3"):
+def test_restart_writes_a_shard_that_went_missing(stopped):
+    name = shards.shard_name("bigearthnet_v1", "train", 0, 3)
+    (pathlib.Path(stopped.out) / name).unlink()
+    prepare.prepare(stopped)
+    assert len(builds.ids(stopped, "train")) == 6
+
+
+OTHER = {
+    "archive": "sen12ms",
+    "source": "other",
+    "splits": "list.csv",
+    "exclude": ("list.csv",),
+    "holdout_tiles": ("33UUP",),
+    "holdout_share": 0.5,
+    "pairs_per_shard": 3,
+    "compression": "none",
+}
+
+
+@pytest.mark.parametrize("option", OTHER)
+def test_restart_with_other_options_is_refused(stopped, tmp_path, option, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").write_text("s2_name,split\nS2A_1,train\n")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    stopped[option] = OTHER[option]
+    with pytest.raises(InputError, match=f"begun with {option}=.*, not {option}="):
         prepare.prepare(stopped)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "option, other",
+    [
+        ("name", "mine"),
+        ("s1_unit", "linear"),
+        ("s2_level", "L1C"),
+        ("s2_offset", "1000"),
+        ("size", 8),
+        ("classes", ("a",)),
+    ],
+)
+def test_restart_with_other_settings_of_the_reader_is_refused(tmp_path, option, other):
+    geotiffs.write_pairs(tmp_path / "pairs", 3)
+    config = prepare_pairs.get_config()
+    config.source, config.out = str(tmp_path / "pairs"), str(tmp_path / "out")
+    config.read.s2_offset = "0"
+    config.pairs_per_shard, config.workers = 1, 0
+    config.strict, config.check_values = True, False
+    (tmp_path / "pairs" / "s2" / "p2.tif").write_bytes(b"")
+    with pytest.raises(InputError, match="p2.tif is damaged"):
+        prepare.prepare(config)
+    config.read[option] = other
+    with pytest.raises(InputError, match=rf"begun with read\.{option}=.*not read\."):
+        prepare.prepare(config)
 
 
 def test_restart_on_a_changed_archive_is_refused(stopped):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ def test_index_that_cannot_be_read_is_an_error(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match="index-train.npz cannot be read"):
         records.Records(tmp_path, "train").index
+
+
+@pytest.mark.parametrize("count, letters", [(1 << 22, 1), (5, 1 << 20)])
+def test_index_of_more_than_the_records_costs_no_memory(tmp_path, count, letters):
+    opened = records.Records(datasets.write(tmp_path), "train")
+    index = opened.index | {"id": np.zeros(count, f"U{letters}")}  # 17 or 21 MB
+    np.savez_compressed(tmp_path / metadata.index_name("train"), **index)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="index-train.npz cannot be read"):
+            opened.index
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("split, count", [("train", 17), ("validation", 5)])

@@ -106,7 +106,28 @@ def test_hold_out_scenes_are_for_testing(tmp_path):
         "ROIs1158_spring_64": "train",
         "ROIs2017_winter_64": "test",
     }
-    assert sum(map(len, sen12ms.HOLD_OUT_SCENES.values())) == 26
+
+
+# SEN12MS_holdOutScenes.txt of github.com/schmitt-muc/SEN12MS.
+HOLD_OUT = {
+    "ROIs1158_spring": {15, 17, 63, 97, 124, 146},
+    "ROIs1868_summer": {15, 19, 43, 72, 79, 104, 131},
+    "ROIs1970_fall": {30, 35, 39, 47, 61, 120, 141, 144},
+    "ROIs2017_winter": {32, 64, 107, 135, 146},
+}
+
+
+def test_the_hold_out_scenes_are_those_that_the_archive_publishes(tmp_path):
+    for season in HOLD_OUT:
+        for scene in range(1, 150):
+            for kind in ("s1", "s2", "lc"):
+                path = path_of(tmp_path, kind, season, scene)
+                path.parent.mkdir(parents=True)
+                path.touch()
+    pairs, _ = opened(tmp_path).find_pairs()
+    test = {pair.tile for pair in pairs if pair.split == "test"}
+    assert test == {f"{s}_{scene}" for s in HOLD_OUT for scene in HOLD_OUT[s]}
+    assert len(pairs) == 4 * 149
 
 
 def test_lists_of_names_without_suffix_split_the_archive(tmp_path):
@@ -203,7 +224,8 @@ def test_names_of_classes_are_at_their_igbp_numbers():
     [
         ({5: 0.5, 12: 0.25, 14: 0.25}, [0, 5], [0]),  # both kinds of cropland
         ({12: 0.25, 14: 0.25, 17: 0.375, 1: 0.125}, [0, 5, 9], [5]),
-        ({13: 0.0625, 16: 0.9375}, [8], [8]),  # urban covers too little
+        ({13: 6553 / 65536, 16: 58983 / 65536}, [8], [8]),  # urban lacks a pixel
+        ({13: 6554 / 65536, 16: 58982 / 65536}, [6, 8], [8]),
         ({0: 0.9375, 11: 0.0625}, [], [4]),  # as shares of all pixels, known or not
         ({0: 1.0}, [], []),
     ],

@@ -144,6 +144,18 @@ def test_shard_with_fewer_records_than_its_result_says_is_noticed(shard):
         units_of_work.check(shard)
 
 
+def test_shard_of_as_many_other_records_is_noticed(shard):
+    units_of_work.build(shard)
+    features = shards.features(shard.archive.description)
+    good = [pair for pair in shard.pairs if pair.where[0][1]]
+    records = [shard.archive.read_pair(pair) for pair in good[::-1]]
+    info = shards.write_shard(shard.path, records, features)
+    result = units_of_work.read_result(shard)
+    assert (info.count, info.bytes) == (result["count"], result["bytes"])
+    with pytest.raises(InputError, match="is not what was written .*their content is"):
+        units_of_work.check(shard)
+
+
 def test_shard_that_an_engine_lost_is_noticed(shard):
     with pytest.raises(InputError, match="was lost on the way; give the same command"):
         units_of_work.check(shard)

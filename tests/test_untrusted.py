@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -83,6 +84,29 @@ def test_zip_whose_members_promise_more_than_can_be_in_them_is_refused(tmp_path)
     path.write_bytes(data.replace(size, (1 << 31).to_bytes(4, "little")))
     with pytest.raises(ValueError, match="a.npy cannot hold 2147483648 bytes"):
         untrusted.read_arrays(path)
+
+
+def test_arrays_that_take_more_than_any_are_refused_unread(tmp_path, monkeypatch):
+    arrays = {"a": np.zeros(1000), "b": np.zeros(1000)}
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    assert len(untrusted.read_arrays(tmp_path / "x.npz")) == 2
+    monkeypatch.setattr(untrusted, "MOST_ARRAYS", 16_000)
+    with pytest.raises(ValueError, match="its arrays take 16256 bytes, where 16000"):
+        untrusted.read_arrays(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", **arrays)  # no more than the file itself
+    assert len(untrusted.read_arrays(tmp_path / "x.npz")) == 2
+
+
+@pytest.mark.parametrize("kind, size", [("u1", 1), ("U1", 4)])
+def test_arrays_take_little_more_memory_than_they_are_large(tmp_path, kind, size):
+    count = (1 << 25) // size
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(count, kind))
+    tracemalloc.start()
+    try:
+        untrusted.read_arrays(tmp_path / "x.npz")
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * (1 << 25)
+    finally:
+        tracemalloc.stop()
 
 
 def test_zip_whose_members_share_their_bytes_is_refused(tmp_path):

@@ -193,6 +193,20 @@ def test_a_killed_worker_ends_training_in_a_sentence_and_the_others(workers):
     assert not any(alive(p.pid) for p in (killed, *others))
 
 
+class Leaving(Numbers):
+    """A source whose reader ends the process, as if all were well."""
+
+    def __getitem__(self, i):
+        os._exit(0)
+
+
+def test_a_worker_that_leaves_ends_training_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(watch, "CLOSE_SECONDS", 0.5)
+    got = stream(Leaving(), threads=1, workers=1)
+    with pytest.raises(InputError, match=r"\(exit code 0\) ended unexpectedly"):
+        next(got)
+
+
 def test_a_worker_that_dies_while_it_is_waited_for_ends_the_wait(pipe):
     got = stream(Piped(pipe, 1), threads=1, workers=1)
     next(got)

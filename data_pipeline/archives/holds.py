@@ -1,6 +1,7 @@
 """Files that processes share: none is replaced or removed while another reads it.
 
-A process that reads such a file holds a lock on it for as long as it lives.
+A process that reads such a file holds a lock on it for as long as it lives; where the
+file system knows no locks, nobody is kept from it.
 """
 
 import contextlib
@@ -8,6 +9,8 @@ import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
+
+from data_pipeline import files
 
 _held: dict[str, int] = {}  # descriptors of the files that this process holds
 
@@ -19,7 +22,7 @@ def hold(path: pathlib.Path) -> bool:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
-    fcntl.flock(file, fcntl.LOCK_SH)  # waits no longer than removing a file takes
+    files.flock(file, fcntl.LOCK_SH)  # waits no longer than removing a file takes
     if os.fstat(file).st_nlink:
         _held[str(path)] = file
     else:  # was removed in the meantime
@@ -31,7 +34,7 @@ def let_go(path: pathlib.Path) -> None:
     """Ends what `hold` began, if it did."""
     file = _held.pop(str(path), None)
     if file is not None:
-        fcntl.flock(file, fcntl.LOCK_UN)  # forked processes have the file open, too
+        files.flock(file, fcntl.LOCK_UN)  # forked processes have the file open, too
         os.close(file)
 
 
@@ -45,7 +48,7 @@ def alone(path: pathlib.Path) -> Iterator[bool]:
     let_go(path)
     with path.open("r+b") as file:  # network file systems lock no other way
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:

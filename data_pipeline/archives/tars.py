@@ -25,6 +25,7 @@ from data_pipeline import untrusted
 from data_pipeline.archives import compressed, files, holds
 from data_pipeline.archives.members import BLOCK, BadHeader, members
 from data_pipeline.errors import InputError
+from data_pipeline.files import advice, flock
 
 SUFFIXES = tuple(f".tar{suffix}" for suffix in ("", *compressed.SUFFIXES))
 
@@ -109,7 +110,7 @@ def index(path: str, scratch: str, noted: str = "") -> tuple[dict, dict]:
             os.replace(part, known)
         except OSError as error:
             raise InputError(
-                f"{path} cannot be indexed in {scratch} ({error}); make room there, or "
+                f"{path} cannot be indexed in {scratch} ({error}); {advice(error)}, or "
                 "pass another --config.scratch=DIR."
             ) from None
         if expand and not holds.hold(plain):  # another build removed it at once
@@ -190,7 +191,7 @@ def _expand(path: str, plain: pathlib.Path, noted: str) -> tuple[dict, dict]:
         )
     with open(part, "ab", buffering=compressed.CHUNK) as sink:
         try:
-            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"Another build is decompressing {path} into {part}; wait for it, or "

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import fields
+from data_pipeline import fields, files
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.building import (
     engines,
@@ -63,8 +63,7 @@ def prepare(config) -> None:
             plan.end(out)
     except OSError as error:
         raise InputError(
-            f"{out} cannot be written ({error}); make room or mend it, then give the "
-            "same command again."
+            f"{out} cannot be written ({error}); {files.advice(error)}."
         ) from error
     archive.clean()
 

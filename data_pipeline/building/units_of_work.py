@@ -92,8 +92,7 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
         files.write_whole(shard.result, json.dumps(result))
     except OSError as error:
         raise Stopped(
-            f"{shard.path} cannot be written ({error}); make room, then give the same "
-            "command again."
+            f"{shard.path} cannot be written ({error}); {files.advice(error)}."
         ) from error
 
 

@@ -1,0 +1,85 @@
+"""The statistics that normalise each archive's bands are those that were published."""
+
+import pytest
+
+from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, sen12ms, so2sat
+from data_pipeline.archives import ssl4eo
+
+# Mean and standard deviation, in dB and DN, copied from where they were published:
+# BigEarthNet v1 (git.tu-berlin.de/rsim/bigearthnet-models-tf), v2 (BENv2_utils of
+# github.com/lhackel-tub/ConfigILM), SSL4EO-S12 (github.com/zhu-xlab/SSL4EO-S12) and
+# SEN12MS (github.com/schmitt-muc/SEN12MS).
+V1 = """
+VV -12.619993741972035 5.115911777546365 VH -19.29044597721542 5.464428464912864
+B01 340.76769064 554.81258967 B02 429.9430203 572.41639287
+B03 614.21682446 582.87945694 B04 590.23569706 675.88746967
+B05 950.68368468 729.89827633 B06 1792.46290469 1096.01480586
+B07 2075.46795189 1273.45393088 B08 2218.94553375 1365.45589904
+B8A 2266.46036911 1356.13789355 B09 2246.0605464 1302.3292881
+B11 1594.42694882 1079.19066363 B12 1009.32729131 818.86747235
+"""
+V2 = """
+VV -12.6438637 5.1334939 VH -19.3525581 5.5905056
+B01 361.0767822 575.0687256 B02 438.3720703 607.0268555
+B03 614.0556641 603.2968140 B04 588.4096069 684.5688477
+B05 942.8433228 738.4326782 B06 1769.9316406 1100.4560547
+B07 2049.5515137 1275.8054199 B08 2193.2919922 1369.3717041
+B8A 2235.5566406 1356.5440674 B09 2241.4553223 1316.3933105
+B11 1568.2268066 1070.1612549 B12 997.7324829 813.5276489
+"""
+SSL4EO = """
+VV -12.54847273 5.25697717 VH -20.19237134 5.91150917
+B01 752.40087073 1108.02887453 B02 884.29673756 1155.15170768
+B03 1144.16202635 1183.6292542 B04 1297.47289228 1368.11351514
+B05 1624.90992062 1370.265037 B06 2194.6423161 1355.55390699
+B07 2422.21248945 1416.51487101 B08 2517.76053101 1474.78900051
+B8A 2581.64687018 1439.3086061 B09 2645.51888987 1582.28010962
+B11 2368.51236873 1455.52084939 B12 1805.06846033 1343.48379601
+"""
+SSL4EO_L1C = """
+VV -12.54847273 5.25697717 VH -20.19237134 5.91150917
+B01 1605.57504906 786.78685367 B02 1390.78157673 850.34818441
+B03 1314.8729939 875.06484736 B04 1363.52445545 1138.84957046
+B05 1549.44374991 1122.17775652 B06 2091.74883118 1161.59187054
+B07 2371.7172463 1274.39184232 B08 2299.90463006 1248.42891965
+B8A 2560.29504086 1345.52684884 B09 830.06605044 577.31607053
+B10 22.10351321 51.15431158 B11 2177.07172323 1336.09932639
+B12 1524.06546312 1136.53823676
+"""
+SEN12MS = """
+VV -11.76858 4.525339 VH -18.294598 4.3586307
+B02 1226.4215 741.6254 B03 1137.3799 740.883 B04 1139.6792 960.1045
+B05 1350.9973 946.76056 B06 1932.9058 985.52747 B07 2211.1584 1082.4341
+B08 2154.9846 1057.7628 B8A 2409.1128 1136.1942 B11 2001.8622 1132.7898
+B12 1356.0801 991.48016
+"""
+
+
+def parse(table: str) -> dict[str, tuple[float, float]]:
+    """{band: (mean, deviation)}."""
+    words = table.split()
+    numbers = zip(map(float, words[1::3]), map(float, words[2::3]))
+    return dict(zip(words[::3], numbers))
+
+
+# Some lack bands, or publish nothing in these units: those are of other archives.
+L1C = parse(SSL4EO_L1C)
+SO2SAT = {band: L1C[band] for band in so2sat.S2_BANDS}
+SO2SAT |= {band: parse(V1)[band] for band in ("VV", "VH")}
+
+
+@pytest.mark.parametrize(
+    "description, published",
+    [
+        (bigearthnet_v1.DESCRIPTION, parse(V1)),
+        (bigearthnet_v2.DESCRIPTION, parse(V2)),
+        (bigearthnet_v2.WITH_MAPS, parse(V2)),
+        (ssl4eo.describe("L2A"), parse(SSL4EO)),
+        (ssl4eo.describe("L1C"), L1C),
+        (sen12ms.DESCRIPTION, L1C | parse(SEN12MS)),
+        (so2sat.DESCRIPTION, SO2SAT),
+    ],
+)
+def test_bands_are_normalised_by_what_was_published(description, published):
+    bands = [b for sensor in description.sensors.values() for b in sensor.bands]
+    assert {b.name: (b.mean, b.std) for b in bands} == published
