@@ -6,6 +6,7 @@ A target makes sound files first, from the sample dataset and the tests' own wri
 import functools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -43,7 +44,7 @@ def shard(folder: pathlib.Path) -> Target:
     opened = records.Records(folder, "train")
 
     def read(path: str) -> None:
-        opened._source = opened._open(True)
+        opened._source = opened._open()
         [opened[i] for i in range(len(opened))]
 
     return Target([path.read_bytes()], by_path(path, read), weight=0.5)
@@ -98,6 +99,9 @@ def _of_tfds(folder: pathlib.Path, name: str) -> Target:
 
 def index(folder: pathlib.Path) -> Target:
     """What is known of all records."""
+    folder = folder / "index"
+    folder.mkdir()
+    shutil.copy(sources.SAMPLE / metadata.CARD_FILE, folder)
     seeds = [(sources.SAMPLE / metadata.index_name("validation")).read_bytes()]
 
     def read(path: str) -> None:

@@ -10,8 +10,9 @@ from data_pipeline import sensors
 
 TRUE_COLOR = ("B04", "B03", "B02")
 LEAST_RANGE = 600.0  # DN; a forest stays dark green however little it varies
-# What is drawn black and what full, in dB.
-RADAR_LIMITS = {"VV": (-20.0, 0.0), "VH": (-27.0, -7.0), "VV - VH": (0.0, 14.0)}
+# What is drawn black and what full, in dB, by family of bands; and of their ratio.
+RADAR_LIMITS = {"co-polarised": (-20.0, 0.0), "cross-polarised": (-27.0, -7.0)}
+RATIO_LIMITS = (0.0, 14.0)
 
 # Words in the names of classes that tell a colour: hue, lightness, saturation.
 HUES = {
@@ -31,8 +32,10 @@ NO_COLOR = (58, 62, 68)  # of pixels without a class
 
 def drawn_bands(sensor: sensors.Sensor) -> tuple[str, ...]:
     """The bands that a picture of the sensor needs; the first one where it is grey."""
-    wanted = ("VV", "VH") if sensor.name == "s1" else TRUE_COLOR
-    names = sensor.band_names
+    names, wanted = sensor.band_names, TRUE_COLOR
+    if sensor.name == "s1":
+        firsts = {band.family: band.name for band in reversed(sensor.bands)}
+        wanted = tuple(firsts.get(family) for family in RADAR_LIMITS)
     return wanted if set(wanted) <= set(names) else names[:1]
 
 
@@ -44,12 +47,15 @@ def true_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
 
 
 def false_color(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
-    """VV, VH and VV - VH of Sentinel-1 images [..., C] in dB; grey without both."""
+    """Co- and cross-polarised backscatter, such as VV and VH, and their ratio.
+
+    Of Sentinel-1 images [..., C] in dB; grey without both.
+    """
     names, drawn = sensor.band_names, drawn_bands(sensor)
     if len(drawn) == 1:
         return np.repeat(pixels[..., :1], 3, axis=-1)
-    vv, vh = (pixels[..., names.index(name)] for name in drawn)
-    return np.stack([vv, vh, vv - vh], axis=-1)
+    co, cross = (pixels[..., names.index(name)] for name in drawn)
+    return np.stack([co, cross, co - cross], axis=-1)
 
 
 def picture(
@@ -63,9 +69,10 @@ def picture(
     """
     if sensor.name == "s1":
         color = false_color(pixels, sensor)
-        drawn = drawn_bands(sensor)
-        names = RADAR_LIMITS if len(drawn) == 2 else drawn
-        low, high = np.transpose([RADAR_LIMITS[name] for name in names])
+        drawn = sensor.select(drawn_bands(sensor))
+        limits = [RADAR_LIMITS[family] for family in drawn.families]
+        limits += [RATIO_LIMITS] * (len(limits) == 2)
+        low, high = np.transpose(limits)
     else:
         color = true_color(pixels, sensor)
         low, high = np.percentile(true_color(like, sensor), (2, 98))

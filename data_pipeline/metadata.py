@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -124,19 +125,33 @@ def read_index(
         pairs: how many there are, if that is known; a file of more is not read.
 
     Raises:
-        InputError: the index is missing or damaged.
+        InputError: the index is missing or damaged, or not as the card describes it.
     """
     path = pathlib.Path(directory) / index_name(split)
     most = math.inf if pairs is None else _MOST_INDEX * (pairs + 1)
+    classes = read_description(directory).classes
     try:
         index = untrusted.read_arrays(path, most=most)
-        kinds = {name: (x.dtype.kind, x.ndim) for name, x in index.items()}
-        texts = {name: kinds.pop(name) for name in ("id", "place")}
-        if {*texts.values(), *kinds.values()} - {("U", 1), ("u", 2)}:
-            raise ValueError("it holds other arrays than an index")
+        _check_index(index, classes)
         return index
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
+
+
+def _check_index(index: Mapping, classes: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises a ValueError where an index has other arrays than the records' fields."""
+    count = max((len(x) for x in index.values() if x.ndim), default=0)
+    want = {name: ("text", (count,)) for name in ("id", "place")}
+    want |= {k: ("uint8", (count, len(names))) for k, names in classes.items()}
+    have = {
+        name: ("text" if x.dtype.kind == "U" else x.dtype.name, x.shape)
+        for name, x in index.items()
+    }
+    for name in sorted({*have, *want}):
+        if have.get(name) != want.get(name):
+            raise ValueError(
+                f"its {name!r} is {have.get(name)} and should be {want.get(name)}"
+            )
 
 
 def info(directory: str) -> tfds.core.DatasetInfo:

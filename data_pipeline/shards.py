@@ -29,6 +29,8 @@ COMPRESSION = {
 }
 OPTIONS = COMPRESSION["zstd:3"]
 
+# Of records; more when the same pair would be written with other bytes.
+FORMAT = 1
 _SUFFIX = "array_record"
 
 

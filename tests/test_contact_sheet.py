@@ -7,10 +7,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from data_pipeline import layout, looks, sensors
-from data_pipeline.building import contact_sheet
+from configs import prepare_pairs
+from data_pipeline import layout, looks, metadata, records, sensors
+from data_pipeline.building import contact_sheet, prepare
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.description import Description
+from tests import builds, geotiffs
 
 COVERS = ("Water", "Mixed forest", "Arable land")
 DESCRIPTION = Description(
@@ -102,6 +104,47 @@ def test_pixel_labels_are_drawn_in_the_colours_of_the_legend(tmp_path):
     below = sheet[sheet.shape[0] - 60 :].reshape(-1, 3)
     swatches = [(below == color).all(axis=-1).sum() for color in colors[:3]]
     assert swatches == [121, 121, 0]  # the third class is nowhere on the maps
+
+
+def test_radar_of_other_polarisations_is_drawn_by_their_families(tmp_path, monkeypatch):
+    bands = zip(("HH", "HV"), sensors.S1.bands)
+    polarised = tuple(dataclasses.replace(b, name=name) for name, b in bands)
+    monkeypatch.setattr(
+        sensors, "S1", dataclasses.replace(sensors.S1, bands=polarised)
+    )
+    for i in range(2):
+        geotiffs.write(tmp_path / "s1" / f"{i}.tif", geotiffs.s1_image(i), ("HH", "HV"))
+        geotiffs.write(
+            tmp_path / "s2" / f"{i}.tif", geotiffs.s2_image(i), geotiffs.S2_BANDS
+        )
+    config = prepare_pairs.get_config()
+    config.source, config.out = str(tmp_path), str(tmp_path / "out")
+    config.read.s2_offset, config.holdout_share, config.workers = "0", 0.0, 0
+    prepare.prepare(config)
+    one = records.Records(config.out, "train")[0]
+    description = metadata.read_description(config.out)
+    assert description.sensors["s1"].band_names == ("HH", "HV")
+    scale = contact_sheet.TILE // geotiffs.SIDE + 1
+    s1 = tiles(drawn(tmp_path / "out" / "contact_sheet.png"), geotiffs.SIDE * scale)[1]
+    same = sensors.SENSORS["s1"]  # in VV and VH
+    want = looks.picture(one["s1_10m"].astype(np.float32), None, same)
+    np.testing.assert_array_equal(s1, magnified(want, scale))
+
+
+def test_a_picture_that_fails_leaves_a_whole_dataset_and_a_warning(
+    tmp_path, monkeypatch, lines
+):
+    config = builds.false_archive(tmp_path)
+
+    def fail(*_):
+        raise ZeroDivisionError("nothing to draw")
+
+    monkeypatch.setattr(looks, "picture", fail)
+    prepare.prepare(config)
+    assert len(records.Records(config.out, "train")) == 6
+    assert sum("contact_sheet.png" in x and "nothing to draw" in x for x in lines) == 1
+    content = {path.name for path in builds.out_files(config)}
+    assert "card.json" in content and "contact_sheet.png" not in content
 
 
 def test_pairs_are_spread_over_the_dataset(tmp_path, monkeypatch):

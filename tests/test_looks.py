@@ -1,9 +1,20 @@
 """Pictures of bands: the right bands in the right colours."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from data_pipeline import classes, looks, sensors
+
+
+OTHER_RADAR = dataclasses.replace(
+    sensors.S1,
+    bands=tuple(
+        dataclasses.replace(band, name=name)
+        for band, name in zip(sensors.S1.bands, ("HH", "HV"))
+    ),
+)
 
 
 def pixels(sensor, seed=0, side=8):
@@ -58,6 +69,8 @@ def test_false_colour_has_limits_of_its_own():
     np.testing.assert_allclose(got[0, 0], 0.5)
     alone = looks.picture(np.array([[[-27.0]]]), None, sensors.S1.select(("VH",)))
     np.testing.assert_array_equal(alone[0, 0], 0.0)
+    other = looks.picture(np.array([[[-10.0, -17.0]]]), None, OTHER_RADAR)
+    np.testing.assert_allclose(other[0, 0], 0.5)
 
 
 def test_a_constant_image_can_be_drawn():
@@ -79,12 +92,14 @@ def test_bands_of_one_grid_in_another_order_give_the_same_picture():
     [
         (("VH", "VV"), ("VV", "VH")),
         (("VH",), ("VH",)),
+        (("HV", "HH"), ("HH", "HV")),
+        (("HV",), ("HV",)),
         (("B08", "B02", "B03", "B04"), ("B04", "B03", "B02")),
         (("B08", "B04"), ("B08",)),
     ],
 )
 def test_a_picture_needs_only_the_bands_of_its_colours(names, want):
-    sensor = sensors.S1 if names[0].startswith("V") else sensors.S2
+    sensor = {"V": sensors.S1, "H": OTHER_RADAR, "B": sensors.S2}[names[0][0]]
     assert looks.drawn_bands(sensor.select(names)) == want
 
 

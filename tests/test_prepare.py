@@ -249,6 +249,34 @@ def test_restart_with_other_settings_of_the_reader_is_refused(tmp_path, option, 
         prepare.prepare(config)
 
 
+@pytest.mark.parametrize("content", ["", '{"archive": "big', "[]", "{}", "7"])
+def test_restart_with_a_half_written_plan_is_refused(stopped, content):
+    (pathlib.Path(stopped.out) / "_build" / "plan.json").write_text(content)
+    with pytest.raises(InputError, match="plan.json cannot be read .*; delete .*/out"):
+        prepare.prepare(stopped)
+
+
+@pytest.mark.parametrize("content", ["", '{"count": 2, "by', "[]", "{}", "7"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_restart_writes_anew_what_has_a_half_written_result(stopped, content, strict):
+    (result,) = (pathlib.Path(stopped.out) / "_build").glob("*-result.json")
+    result.write_text(content)
+    stopped.strict = strict
+    with pytest.raises(InputError, match="result.json cannot be read .* was deleted"):
+        prepare.prepare(stopped)
+    prepare.prepare(stopped)
+    assert len(builds.ids(stopped, "train")) == 6
+
+
+def test_restart_of_a_build_that_wrote_records_otherwise_is_refused(stopped):
+    path = pathlib.Path(stopped.out) / "_build" / "plan.json"
+    begun = json.loads(path.read_text())
+    begun.pop("record_format", None)  # as a version of before wrote it
+    path.write_text(json.dumps(begun))
+    with pytest.raises(InputError, match="in the format None, and this version"):
+        prepare.prepare(stopped)
+
+
 def test_restart_on_a_changed_archive_is_refused(stopped):
     shared_data.write_pair(pathlib.Path(stopped.source), 9)
     with pytest.raises(InputError, match="begun with pairs="):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import tracemalloc
 
+import ml_collections
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -129,6 +130,38 @@ def test_index_of_more_than_the_records_costs_no_memory(tmp_path, count, letters
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": None},
+        {"crops": np.zeros((5, 2), np.uint8)},
+        {"labels": np.zeros((5, 3), np.uint8)},
+        {"labels": np.zeros((2, 5), np.uint8)},
+        {"labels": np.zeros(5, np.uint8)},
+        {"labels": np.zeros((4, 2), np.uint8)},
+        {"labels": np.zeros((5, 2), np.uint64)},
+        {"labels": np.zeros((5, 2), bool)},
+        {"labels": np.full((5, 2), "x")},
+        {"place": None},
+        {"place": np.zeros(5)},
+        {"place": np.full((5, 1), "x")},
+        {"place": np.full(4, "x")},
+        {"id": np.array("x")},
+        {"id": np.arange(5, dtype=np.uint8)},
+    ],
+)
+@pytest.mark.parametrize("options", [{"fraction": 0.5}, {"classes": ("water",)}])
+def test_index_that_is_not_as_the_card_has_it_is_an_error(tmp_path, changes, options):
+    path = datasets.write(tmp_path / "data") / metadata.index_name("train")
+    arrays = dict(np.load(path)) | changes
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    known = dict(source="records", dir=str(tmp_path / "data"), split="train")
+    data = ml_collections.ConfigDict(known | options)
+    with pytest.raises(InputError, match="index-train.npz .*(cannot be read|index of)"):
+        # Whether pairs are drawn by their labels or their places compared.
+        sources.check_overlap(*[sources.open_split(data, "train")] * 2, allow=True)
 
 
 @pytest.mark.parametrize("split, count", [("train", 17), ("validation", 5)])

@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from data_pipeline.building.statistics import Tally
 from data_pipeline.building.units_of_work import Shard
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
+
+log = logging.getLogger("fusmae_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,10 @@ def finish(
     sums = {path.name: checked[path]["sha256"] for path in written}
     content = card.make(description, reports, skipped, found.unlisted, sums, build)
     card.write(out, content)  # from here on the dataset is complete
-    draw(out, description, list(kept))
+    try:
+        draw(out, description, list(kept))
+    except Exception as error:  # whatever is wrong with a picture, the dataset is whole
+        log.warning("%s was not drawn: %r", out / card_text.SHEET_FILE, error)
     counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
     bad = len(skipped)

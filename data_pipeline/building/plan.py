@@ -10,7 +10,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import files, lists, metadata, shards
+from data_pipeline import files, lists, metadata, shards, untrusted
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
@@ -22,6 +22,7 @@ FOLDER = "_build"  # is there until the dataset is complete
 def options(config) -> dict:
     """What a restarted build must have in common with the first one."""
     return {
+        "record_format": shards.FORMAT,
         "archive": config.archive,
         "source": config.source,
         "splits": config.splits,
@@ -90,7 +91,14 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
         return
     if not any((out / FOLDER).glob("*-result.json")):
         return  # nothing would be lost
-    other, plan = _flat(json.loads(begun.read_text())), _flat(plan)
+    other = _read(begun)
+    if other.get("record_format") != plan["record_format"]:
+        raise InputError(
+            f"{out} holds a build of records in the format "
+            f"{other.get('record_format')}, and this version writes "
+            f"{plan['record_format']}; delete it, or pass another --config.out=DIR."
+        )
+    other, plan = _flat(other), _flat(plan)
     differing = [key for key in plan if other.get(key) != plan[key]]
     if differing:
         raise InputError(
@@ -99,6 +107,24 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
             f"{', '.join(f'{key}={plan[key]!r}' for key in differing)}; repeat those "
             "options, delete it, or pass another --config.out=DIR."
         )
+
+
+def _read(path: pathlib.Path) -> dict:
+    """A plan that was written down.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        plan = untrusted.read_json(path)
+        if not isinstance(plan, dict) or not isinstance(plan.get("read"), dict):
+            raise ValueError("it holds no options of a build")
+        return plan
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); delete {path.parents[1]}, or pass "
+            "another --config.out=DIR."
+        ) from error
 
 
 def _flat(plan: dict) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipeline import files, shards
+from data_pipeline import files, shards, untrusted
 from data_pipeline.archive import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.statistics import Tally
@@ -46,6 +46,9 @@ class Shard:
     def pairs(self) -> list[Pair]:
         """What goes in; kept in a file, as a cluster passes units of work around."""
         return [Pair(*map(_tuples, row)) for row in json.loads(self.plan.read_text())]
+
+
+RESULT = {*shards.ShardInfo._fields, "skipped", "tally"}  # what is said of a shard
 
 
 class Stopped(InputError):
@@ -121,15 +124,25 @@ def read_result(shard: Shard) -> dict:
     """What became of a shard: `count`, `bytes`, `digest`, `skipped` and `tally`.
 
     Raises:
-        InputError: it was never written, as when an engine loses a unit of work.
+        InputError: it was never written, as when an engine loses a unit of work; or it
+            is damaged and was deleted, so that the same command writes it again.
     """
     try:
-        return json.loads(shard.result.read_text())
+        result = untrusted.read_json(shard.result)
+        if not isinstance(result, dict) or not result.keys() >= RESULT:
+            raise ValueError(f"it lacks some of {sorted(RESULT)}")
+        return result
     except FileNotFoundError:
         raise InputError(
             f"{shard.path.name} was lost on the way; give the same command again, "
             "which writes only what is missing."
         ) from None
+    except ValueError as error:
+        shard.result.unlink()
+        raise InputError(
+            f"{shard.result} cannot be read ({error}) and was deleted; give the same "
+            "command again to write it anew."
+        ) from error
 
 
 def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> dict:
