@@ -63,14 +63,14 @@ class Keys:
         return self._drawn[place]
 
 
-def create_state(
+def plan_state(
     make_model: Callable[..., nnx.Module],
     tx: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
     min_size: int = 2**18,
-) -> tuple[nnx.GraphDef, PretrainState, PretrainState]:
-    """Initialises every parameter straight into its shards.
+) -> tuple[nnx.GraphDef, Callable[[], PretrainState], PretrainState]:
+    """Plans a state without making it, as most runs have one saved.
 
     Args:
         make_model: builds the module from the keyword `rngs`.
@@ -80,7 +80,8 @@ def create_state(
         min_size: kernels with fewer elements are not split.
 
     Returns:
-        The model's graph definition, the state, and the state's shardings.
+        The model's graph definition, what makes a fresh state, every parameter
+        straight into its shards, and the state's shardings.
     """
 
     def init(key):
@@ -90,8 +91,8 @@ def create_state(
     key = jax.random.key(seed)
     graphdef, shapes = jax.eval_shape(init, key)  # traced once, here
     layout = sharding.layout(shapes, mesh, min_size)
-    _, state = jax.jit(init, out_shardings=(graphdef, layout))(key)
-    return graphdef, state, layout
+    make = jax.jit(init, out_shardings=(graphdef, layout))
+    return graphdef, lambda: make(key)[1], layout
 
 
 def make_train_step(

@@ -171,7 +171,8 @@ def test_the_encoder_learns_too_and_what_only_pretraining_needs_stays(plain):
 def test_only_the_encoder_and_the_head_are_saved_and_optimised(tmp_path, monkeypatch):
     seen = []
 
-    def train(step, state, *args, **kwargs):
+    def train(step, init, *args, **kwargs):
+        state = init()
         seen.append(state)
         return state
 
@@ -282,6 +283,17 @@ def test_a_training_cut_in_two_equals_the_one_left_alone(tmp_path, monkeypatch):
     assert_same(resumed, whole, **exactly)
 
 
+def test_a_resume_holds_one_state_at_a_time(plain, tmp_path, while_loading):
+    tune(tmp_path, Pairs())
+    again = tune(tmp_path, Pairs())  # there is nothing left to do
+    assert_same(again, plain, **exactly)
+    # Parameters and two moments.
+    trained = leaves((again.params["encoder"], again.head))
+    one = 3 * sum(x.nbytes for x in trained.values())
+    (held,) = while_loading
+    assert held < 1.5 * one, held / one
+
+
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_devices_and_layouts_do_not_matter_and_a_step_compiles_once(
     plain, tmp_path, fsdp
@@ -347,7 +359,8 @@ def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path)
 def test_every_step_draws_anew(tmp_path, monkeypatch):
     losses = []
 
-    def train(step, state, layout, open_batches, steps, **_):
+    def train(step, init, layout, open_batches, steps, **_):
+        state = init()
         with contextlib.closing(open_batches(0)) as stream:
             fields, rate = next(stream)
         for _ in range(2):  # on the same pairs, and without learning anything

@@ -143,11 +143,11 @@ def _train(
     tx = optim.adamw(schedule, weight_decay=recipe.weight_decay)
     init_key, draw_key = jax.random.split(jax.random.key(seed))
     here = task.here(sensor_set, recipe.batch_size)
-    state, layout = task.start(tx, len(rates), init_key)
+    init, layout = task.start(tx, len(rates), init_key)
     step = task.train_step(tx, rates, layout, draw_key)
     state = loop.train(
         lambda state, fields: step(state, task.params, fields, here),
-        state,
+        init,
         layout,
         lambda first: loop.load(
             source,

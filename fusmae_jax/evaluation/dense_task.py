@@ -169,13 +169,17 @@ class Task:
         return dense_heads.resize(nnx.merge(self.graphdef, head)(x), self.side)
 
     def start(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
-        """The state of `count` equal heads, and its layout: whole on every device."""
+        """What makes the state of `count` equal heads, and the state's layout.
+
+        It lies whole on every device.
+        """
         _, layout = self.abstract_state(tx, count)
         init = functools.partial(self._init, tx, count)
-        return jax.jit(init, out_shardings=layout)(key), layout
+        init = jax.jit(init, out_shardings=layout)
+        return functools.partial(init, key), layout
 
     def abstract_state(self, tx: optax.GradientTransformation, count: int):
-        """The same, of shapes alone."""
+        """Shapes and layout of that state, and the layout alone."""
         init = functools.partial(self._init, tx, count)
         shapes, whole = (
             jax.eval_shape(init, jax.random.key(0)),

@@ -9,6 +9,7 @@ The last parameters are the result; no step is chosen by looking at any score.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -180,7 +181,7 @@ class Finetuner:
         head_key, draw_key = jax.random.split(jax.random.key(seed))
         state = loop.train(
             lambda state, batch: self.step(state, self.rest, draw_key, here, *batch),
-            self._init(self._encoder, head_key),
+            functools.partial(self._init, self._encoder, head_key),
             self._layout,
             lambda first: self._batches(source, first, rates, seed),
             len(rates),
