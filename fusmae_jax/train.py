@@ -118,35 +118,17 @@ def make_train_step(
     last good one until the host, which does not wait for steps, takes notice.
     """
 
-    def part_gradients(params, part):
-        def loss_fn(params):
-            loss, metrics, _ = objective(nnx.merge(graphdef, params), *part)
-            return loss, {"loss": loss, **metrics}
-
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return grads, metrics
-
-    def gradients(params, fields, draw):
-        if accumulate == 1:
-            return part_gradients(params, (fields, draw))
-        parts = jax.tree.map(lambda x: split_rows(x, accumulate), (fields, draw))
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, part_gradients(params, part)), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.eval_shape(part_gradients, params, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-        (total, metrics), _ = jax.lax.scan(add, zeros, parts)
-        # As parameters lie, so that devices sum what they have once and not every part.
-        total = jax.lax.with_sharding_constraint(total, layout.params)
-        return jax.tree.map(lambda x: x / accumulate, (total, metrics))
+    def loss_fn(params, fields, draw):
+        loss, metrics, _ = objective(nnx.merge(graphdef, params), fields, draw)
+        return loss, {"loss": loss, **metrics}
 
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
     def train_step(state, fields):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
-        grads, metrics = gradients(state.params, fields, draw)
+        grads, metrics = gradients(
+            loss_fn, state.params, (fields, draw), accumulate, layout.params
+        )
         # Every device updates a part, as it holds the moments of that part alone.
         split = functools.partial(
             jax.lax.with_sharding_constraint,
@@ -172,6 +154,39 @@ def faults_of(fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
     if damage.FIELD in fields:
         found["replaced_pairs"] = fields[damage.FIELD].sum()
     return found
+
+
+def gradients(loss_fn: Callable, params, batch: tuple, parts: int, layout):
+    """Gradients of a mean over samples, in `parts` of the batch one after the other.
+
+    Args:
+        loss_fn: `loss_fn(params, *batch) -> (loss, metrics)`, means over the batch.
+        params: what to differentiate by.
+        batch: trees of arrays [B, ...].
+        parts: that B divides into; the least memory is that of one.
+        layout: of the parameters on the devices.
+
+    Returns:
+        Gradients and metrics, means over the whole batch.
+    """
+
+    def part_gradients(part):
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *part)
+        return grads, metrics
+
+    if parts == 1:
+        return part_gradients(batch)
+    split = jax.tree.map(lambda x: split_rows(x, parts), batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, part_gradients(part)), None
+
+    zeros = jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+    (total, metrics), _ = jax.lax.scan(add, zeros, split)
+    # As parameters lie, so that devices sum what they have once and not every part.
+    total = jax.lax.with_sharding_constraint(total, layout)
+    return jax.tree.map(lambda x: x / parts, (total, metrics))
 
 
 def split_rows(x: jax.Array, parts: int) -> jax.Array:
