@@ -205,7 +205,8 @@ class Variant:
             pairs.host_batch(config, config.batch_size), mesh
         )
         with change():
-            self.state, _, step = pretrain.compile_step(config, objective, mesh, rate)
+            init, _, step = pretrain.compile_step(config, objective, mesh, rate)
+            self.state = init()
             if not donate:
                 step = jax.jit(step.__wrapped__)
             self.step = step.lower(self.state, self.fields).compile()

@@ -39,14 +39,12 @@ def save_on(directory: pathlib.Path, pipe, saving: bool = True) -> None:
     """Restores, compares, tells the step, and saves one after the other."""
     jax.config.update("jax_platforms", "cpu")
     with checkpoint.Checkpoints(directory, every=1, keep=2, keep_every=5) as saves:
-        step, same = 0, True
-        if saves.latest is not None:
-            found = saves.restore(*state(0))
-            step = int(found["step"])
-            same = all(
-                np.array_equal(x, y)
-                for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(state(step)[0]))
-            )
+        found = saves.restore(lambda: state(0)[0], state(0)[1])
+        step = int(found["step"])
+        same = all(
+            np.array_equal(x, y)
+            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(state(step)[0]))
+        )
         pipe.send((step, same))
         while saving:
             step += 1

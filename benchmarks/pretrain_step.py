@@ -121,9 +121,10 @@ class Run:
         self.config, self.mesh = config, sharding.make_mesh(config.fsdp)
         self.objective = build.objective(config)
         self.rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
-        self.state, _, step = pretrain.compile_step(
+        init, _, step = pretrain.compile_step(
             config, self.objective, self.mesh, self.rate
         )
+        self.state = init()
         self.fields = sharding.to_devices(
             pairs.host_batch(config, config.batch_size), self.mesh
         )

@@ -104,9 +104,10 @@ class Maker:
         """Stored pixels of a global batch."""
         return sharding.abstract_rows(self._pair, batch, self.mesh)
 
-    def here(self, batch: int) -> dict:
-        """Which sensors are shown."""
-        return {s: self._rows((batch,), bool) for s in self.objective.contract}
+    def here(self, batch: int, alone: bool) -> dict | None:
+        """Which samples show a sensor, as of a sensor `alone`; None where all do."""
+        shown = self._rows((batch,), bool)
+        return dict.fromkeys(self.objective.contract, shown) if alone else None
 
     @property
     def backbone(self) -> Backbone:
@@ -145,25 +146,26 @@ class Maker:
         args = self.params, self.fields(batch), self._rows((batch,), jnp.float32), 0, 0
         return self._program(step, *args)
 
-    def features(self, batch: int) -> Program:
-        """Features of pairs: the judge's, kNN's, the probe's, retrieval's."""
+    def features(self, batch: int, *, alone: bool = False) -> Program:
+        """Features of pairs, or of one sensor: the judge's, kNN's, the probe's, ..."""
         taker = features.Extractor(
             self.backbone, None, features.Recipe(), self.mesh, ("both",)
         )
         box = self._whole((4,))
-        args = self.params, self.fields(batch), self.here(batch), box
+        args = self.params, self.fields(batch), self.here(batch, alone), box
         return self._program(taker.step, *args)
 
-    def finetune(self, batch: int) -> Program:
-        """The fine-tuning step."""
-        field, recipe = "labels", finetune.Recipe(100, batch, 5e-4)
+    def finetune(self, batch: int, *, alone: bool = False, **changes) -> Program:
+        """The fine-tuning step, of pairs or one sensor; `changes` are of the recipe."""
+        field, recipe = "labels", finetune.Recipe(100, batch, 5e-4, **changes)
         kw = dict(classes=CLASSES, single=False)
         tuner = finetune.Finetuner(
             self.backbone, self.params, recipe, self.mesh, field, **kw
         )
         labels = {field: self._rows((batch, CLASSES), jnp.uint8)}
         state, rest = tuner.abstract_state(), tuner.rest
-        args = state, rest, self._key(), self.here(batch), self.fields(batch) | labels
+        here = self.here(batch, alone)
+        args = state, rest, self._key(), here, self.fields(batch) | labels
         program = self._program(tuner.step, *args, np.float32(1e-4))
         # The head's, and the two of its gradient.
         return program._replace(float32_products=RESAMPLING + 3)
@@ -181,7 +183,7 @@ class Maker:
         step = task.train_step(tx, rates, layout, jax.random.key(0))
         fields = self.fields(batch)
         fields[field] = self._rows((batch, size, size), jnp.uint8)
-        seen = self.params, fields, self.here(batch)
+        seen = self.params, fields, None
         train = self._program(step, state, *seen)
         test = self._program(task.judge_step(), state.params, *seen)
         return tuple(x._replace(float32_products=None) for x in (train, test))
@@ -249,7 +251,11 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield Named("held-out pairs, scored", lambda: base().held_out(64, whole=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, whole=True))
     yield Named("features (judge, kNN, probe)", lambda: base().features(256))
+    yield Named("features, one sensor", lambda: base().features(256, alone=True))
     yield Named("fine-tune", lambda: base().finetune(128))
+    yield Named("fine-tune, one sensor", lambda: base().finetune(128, alone=True))
+    yield Named("fine-tune remat=full", lambda: base().finetune(128, remat="full"))
+    yield Named("fine-tune accumulate=4", lambda: base().finetune(128, accumulate=4))
     for head in dense_heads.HEADS:
         yield Named(f"dense, {head} head", lambda: base().dense(64, head)[0])
         yield Named(f"dense, {head} head, test", lambda: base().dense(64, head)[1])

@@ -148,7 +148,8 @@ def start_jax(config):
     mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
     # As in benchmarks/pretrain_step.py: what is the same program is compiled once.
     rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
-    state, _, train_step = pretrain.compile_step(config, objective, mesh, rate)
+    init, _, train_step = pretrain.compile_step(config, objective, mesh, rate)
+    state = init()
     fields = sharding.to_devices(pairs.host_batch(config, _BATCH.value), mesh)
 
     def advance(steps):

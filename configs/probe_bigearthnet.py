@@ -81,6 +81,8 @@ def add_trainings(c: ml_collections.ConfigDict) -> None:
         crop_scale=(0.8, 1.0),  # of the scene's area: small crops lose labels
         turn=True,
         clip_norm=0.0,
+        remat="none",  # or "dots", "full": less memory, more time
+        accumulate=1,  # parts of a batch: less memory, the same steps
     )
     c.scratch = dict(base_lr=(1e-3,), layer_decay=1.0)  # what differs from scratch
     c.dense = dict(

@@ -91,19 +91,23 @@ class Checkpoints:
     def _explaining(self):
         return faults.explain_unsaved(self._directory / str(self._saving))
 
-    def restore(self, state, layout):
-        """The last saved state that is whole.
+    def restore(self, init: Callable, layout):
+        """The last saved state that is whole, or a fresh one before the first.
 
-        Later ones, being damaged, are moved aside as soon as it has been found.
+        Later ones, being damaged, are moved aside as soon as it has been found. There
+        is never more than one state on the devices.
 
         Args:
-            state: a fresh one. What is new in it, and not in the checkpoint, stays.
+            init: makes a fresh state, of which only what no checkpoint holds is made.
             layout: of the state on the devices.
 
         Raises:
             InputError: all are damaged, or of another model or of a newer version.
         """
-        wanted = _named(abstract(state, layout))
+        if self.latest is None:
+            return init()
+        state = abstract(jax.eval_shape(init), layout)
+        wanted = _named(state)
         steps, damaged = saved_steps(self._directory), {}
         for step in reversed(steps):
             try:
@@ -121,8 +125,9 @@ class Checkpoints:
         fresh = sorted(wanted.keys() - found.keys())
         if fresh:
             log.info("New since step %d was saved: %s.", step, ", ".join(fresh))
+            found |= _some(init, {name: wanted[name].sharding for name in fresh})
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: found.get(sharding.leaf_path(path), x), state
+            lambda path, _: found[sharding.leaf_path(path)], state
         )
 
 
@@ -190,6 +195,16 @@ def restore_params(directory, abstract_params, step: int | None = None):
         lambda key, _: found[sharding.leaf_path(key)], tree
     )["params"]
     return wanted, params
+
+
+def _some(init: Callable, layout: dict) -> dict[str, jax.Array]:
+    """Those leaves of what `init` makes that have a layout; no others are computed."""
+
+    def some():
+        leaves = _named(init())
+        return {name: leaves[name] for name in layout}
+
+    return jax.jit(some, out_shardings=layout)()
 
 
 def _named(tree) -> dict:

@@ -89,7 +89,7 @@ def warn_of_attention(config, mesh) -> None:
 
 
 def compile_step(config, objective, mesh, rate):
-    """Makes the state and the step that the config describes.
+    """Plans the state and makes the step that the config describes.
 
     Args:
         config: see `configs/pretrain_base.py`.
@@ -98,16 +98,16 @@ def compile_step(config, objective, mesh, rate):
         rate: learning rate by step.
 
     Returns:
-        The fresh state, its layout, and the step, which compiles when it is called;
-        `compile_ahead` does so before.
+        What makes a fresh state, its layout, and the step, which compiles when it is
+        called; `compile_ahead` does so before.
     """
     tx = build.optimizer(config, rate)
-    graphdef, state, layout = train.create_state(
+    graphdef, init, layout = train.plan_state(
         build.model(config, **build.target(mesh)),
         *(tx, mesh, config.seed, config.fsdp_min_size),
     )
     train_step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
-    return state, layout, train_step
+    return init, layout, train_step
 
 
 def compile_ahead(config, train_step, state, source, mesh):
@@ -266,14 +266,15 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
         The state, when it is on disk.
     """
     source, objective, held_out, judge = opened
-    state, layout, train_step = compile_step(config, objective, mesh, rate)
-    log.info(describe(config, state, len(source), held_out.count, steps))
+    init, layout, train_step = compile_step(config, objective, mesh, rate)
+    shapes = jax.eval_shape(init)
+    log.info(describe(config, shapes, len(source), held_out.count, steps))
     warn_of_attention(config, mesh)
     with open_checkpoints(config, workdir) as saves:
-        if saves.latest is not None:
-            state = saves.restore(state, layout)
-            log.info("Resuming from step %d.", int(state.step))
+        state = saves.restore(init, layout)
         first, start = int(state.step), {}
+        if first:
+            log.info("Resuming from step %d.", first)
         watch = guard.Guard(config, source, workdir, state, first or None)
         with (
             contextlib.closing(

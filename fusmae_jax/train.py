@@ -62,14 +62,14 @@ class Keys:
         return self._drawn[place]
 
 
-def create_state(
+def plan_state(
     make_model: Callable[..., nnx.Module],
     tx: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
     min_size: int = 2**18,
-) -> tuple[nnx.GraphDef, PretrainState, PretrainState]:
-    """Initialises every parameter straight into its shards.
+) -> tuple[nnx.GraphDef, Callable[[], PretrainState], PretrainState]:
+    """Plans a state without making it, as most runs have one saved.
 
     Args:
         make_model: builds the module from the keyword `rngs`.
@@ -79,7 +79,8 @@ def create_state(
         min_size: kernels with fewer elements are not split.
 
     Returns:
-        The model's graph definition, the state, and the state's shardings.
+        The model's graph definition, what makes a fresh state, every parameter
+        straight into its shards, and the state's shardings.
     """
 
     def init(key):
@@ -89,8 +90,8 @@ def create_state(
     key = streams.key(seed, "params")
     graphdef, shapes = jax.eval_shape(init, key)  # traced once, here
     layout = sharding.layout(shapes, mesh, min_size)
-    _, state = jax.jit(init, out_shardings=(graphdef, layout))(key)
-    return graphdef, state, layout
+    make = jax.jit(init, out_shardings=(graphdef, layout))
+    return graphdef, lambda: make(key)[1], layout
 
 
 def make_train_step(
@@ -116,35 +117,17 @@ def make_train_step(
     last good one until the host, which does not wait for steps, takes notice.
     """
 
-    def part_gradients(params, part):
-        def loss_fn(params):
-            loss, metrics, _ = objective(nnx.merge(graphdef, params), *part)
-            return loss, {"loss": loss, **metrics}
-
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return grads, metrics
-
-    def gradients(params, fields, draw):
-        if accumulate == 1:
-            return part_gradients(params, (fields, draw))
-        parts = jax.tree.map(lambda x: split_rows(x, accumulate), (fields, draw))
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, part_gradients(params, part)), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.eval_shape(part_gradients, params, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-        (total, metrics), _ = jax.lax.scan(add, zeros, parts)
-        # As parameters lie, so that devices sum what they have once and not every part.
-        total = jax.lax.with_sharding_constraint(total, layout.params)
-        return jax.tree.map(lambda x: x / accumulate, (total, metrics))
+    def loss_fn(params, fields, draw):
+        loss, metrics, _ = objective(nnx.merge(graphdef, params), fields, draw)
+        return loss, {"loss": loss, **metrics}
 
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
     def train_step(state, fields):
         key = jax.random.fold_in(streams.key(seed, "steps"), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
-        grads, metrics = gradients(state.params, fields, draw)
+        grads, metrics = gradients(
+            loss_fn, state.params, (fields, draw), accumulate, layout.params
+        )
         # Every device updates a part, as it holds the moments of that part alone.
         split = functools.partial(
             jax.lax.with_sharding_constraint,
@@ -163,6 +146,39 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def gradients(loss_fn: Callable, params, batch: tuple, parts: int, layout):
+    """Gradients of a mean over samples, in `parts` of the batch one after the other.
+
+    Args:
+        loss_fn: `loss_fn(params, *batch) -> (loss, metrics)`, means over the batch.
+        params: what to differentiate by.
+        batch: trees of arrays [B, ...].
+        parts: that B divides into; the least memory is that of one.
+        layout: of the parameters on the devices.
+
+    Returns:
+        Gradients and metrics, means over the whole batch.
+    """
+
+    def part_gradients(part):
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *part)
+        return grads, metrics
+
+    if parts == 1:
+        return part_gradients(batch)
+    split = jax.tree.map(lambda x: split_rows(x, parts), batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, part_gradients(part)), None
+
+    zeros = jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+    (total, metrics), _ = jax.lax.scan(add, zeros, split)
+    # As parameters lie, so that devices sum what they have once and not every part.
+    total = jax.lax.with_sharding_constraint(total, layout)
+    return jax.tree.map(lambda x: x / parts, (total, metrics))
 
 
 def split_rows(x: jax.Array, parts: int) -> jax.Array:

@@ -1,11 +1,13 @@
 """Fake devices, strict numerics, and a compile cache for every test."""
 
+import gc
 import logging
 import pathlib
 
 import jax
 import pytest
 from absl import flags
+from orbax.checkpoint import v1 as ocp
 
 jax.config.update("jax_platforms", "cpu")  # on hosts with an accelerator too
 jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
@@ -33,3 +35,20 @@ def lines():
     yield caught
     log.removeHandler(handler)
     log.setLevel(level)
+
+
+@pytest.fixture
+def while_loading(monkeypatch):
+    """Bytes that JAX's arrays have come to hold when a checkpoint has been read."""
+    load, found = ocp.load, []
+    gc.collect()
+    before = {id(x): x for x in jax.live_arrays()}
+
+    def loading(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        new = [x for x in jax.live_arrays() if id(x) not in before]
+        found.append(sum(s.data.nbytes for x in new for s in x.addressable_shards))
+        return loaded
+
+    monkeypatch.setattr(ocp, "load", loading)
+    return found

@@ -32,7 +32,8 @@ def write_run(workdir: pathlib.Path, config) -> pathlib.Path:
     run.remember_places(workdir, np.empty(0, np.uint64))
     mesh, rate = sharding.make_mesh(), optim.schedule(1e-3, 0, 10)
     objective = build.objective(config)
-    state, layout, _ = pretrain.compile_step(config, objective, mesh, rate)
+    init, layout, _ = pretrain.compile_step(config, objective, mesh, rate)
+    state = init()
     fresh = jax.device_get(state.params)
     with checkpoint.Checkpoints(
         workdir / "checkpoints", every=1, keep=len(STEPS)

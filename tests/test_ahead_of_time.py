@@ -1,6 +1,7 @@
 """Programs for machines that are not there: what is in them, what they would take."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 
 from benchmarks import ahead_of_time, choices, gpu_numbers, hlo, lowered, programs
 from benchmarks import roofline
-from fusmae_jax import flops, sharding
+from fusmae_jax import attention, flops, sharding
 from tests import tiny
 
 
@@ -63,7 +64,8 @@ def test_so_is_every_step_of_an_evaluation(platform):
         "held out": make.held_out(8, whole=False),
         "redrawn": make.held_out(8, whole=True),
         "features": make.features(8),
-        "fine-tune": make.finetune(8),
+        "features, one sensor": make.features(8, alone=True),
+        "fine-tune, one sensor": make.finetune(8, alone=True),
         "dense": make.dense(8, "linear")[0],
         "dense, test": make.dense(8, "linear")[1],
         "probe": make.probe(),
@@ -72,6 +74,27 @@ def test_so_is_every_step_of_an_evaluation(platform):
     assert {name: lower(x, platform)[1] for name, x in steps.items()} == dict.fromkeys(
         steps, []
     )
+
+
+RECIPES = [{}, {"accumulate": 2}, {"remat": "dots"}, {"remat": "full"}]
+
+
+@pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_fine_tuning_on_all_sensors_attends_by_cudnn_and_hides_nothing(
+    recipe, platform
+):
+    program = maker(platform).finetune(8, **recipe)
+    found, wrong = lower(program, platform)
+    assert not wrong
+    # A fusion of two directions and a block, and backwards; the block again if nothing
+    # of it is kept, as remat says.
+    calls = 2 * 3 + (recipe.get("remat", "none") != "none")
+    assert found.fused_attention == (calls if platform == "gpu" else 0)
+    # Heads would be wider by what a mask takes of them, and scores be chosen from.
+    text = program.lower(platform).as_text()
+    width = 32 // 2 + attention.MASK_CHANNELS
+    assert not re.search(rf"x{width}xbf16>|select.*x2x\d+x\d+xf32>", text)
 
 
 def test_there_is_a_name_for_each_step_and_none_twice():

@@ -51,9 +51,13 @@ def save(directory, *steps, **options):
             saves.save(step, state(step)[0])
 
 
+def restore(saves, tree, layout):
+    return saves.restore(lambda: tree, layout)
+
+
 def restored(directory, fsdp: int = 1, **more):
     with open_in(directory) as saves:
-        return saves.restore(*state(0, fsdp, **more))
+        return restore(saves, *state(0, fsdp, **more))
 
 
 def check_same(found, wanted):
@@ -117,7 +121,7 @@ def test_a_damaged_checkpoint_is_moved_aside_for_the_one_before(copy, lines):
     spoil(copy, 3)
     shutil.rmtree(copy / "2" / "state")
     with open_in(copy) as saves:
-        found = saves.restore(*state(0))
+        found = restore(saves, *state(0))
         check_same(found, state(1)[0])
         assert saves.latest == 1 and saves.due(2)
         for step in (2, 3):
@@ -161,6 +165,10 @@ def test_a_checkpoint_without_checksums_is_loaded_and_said_to_be(copy, lines):
     assert [line for line in lines if "not verified" in line] == lines[-1:]
 
 
+def test_before_the_first_checkpoint_a_state_is_a_fresh_one(tmp_path):
+    check_same(restored(tmp_path), state(0)[0])
+
+
 def test_what_is_new_in_a_state_stays_as_it_was_given(copy, lines):
     found = restored(copy, skipped=np.int32(7), ids=np.arange(3))
     assert int(found.pop("skipped")) == 7 and found.pop("ids").tolist() == [0, 1, 2]
@@ -184,11 +192,11 @@ def test_a_state_of_other_shapes_is_refused(copy):
     tree["opt_state"][0]["mu"] = tree["opt_state"][0]["mu"].T
     with pytest.raises(InputError, match=r"mu, \[4, 8\] there and \[8, 4\] by"):
         with open_in(copy) as saves:
-            saves.restore(tree, layout)
+            restore(saves, tree, layout)
     del tree["opt_state"][0]["mu"], layout["opt_state"][0]["mu"]
     with pytest.raises(InputError, match=r"mu, \[4, 8\] there and None by"):
         with open_in(copy) as saves:
-            saves.restore(tree, layout)
+            restore(saves, tree, layout)
 
 
 def test_parameters_alone_are_verified_before_they_are_cast(copy):

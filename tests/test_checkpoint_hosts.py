@@ -42,7 +42,8 @@ def host(port: str, index: str, directory: str) -> None:
     for expected in (1, 2):
         multihost_utils.sync_global_devices(f"before {expected}")
         with checkpoint.Checkpoints(directory, every=1, keep=3) as saves:
-            found = saves.restore(*make_state(0, mesh))
+            fresh, layout = make_state(0, mesh)
+            found = saves.restore(lambda: fresh, layout)
             saves.save(expected + 1, make_state(expected + 1, mesh)[0])
         here = [
             [x.addressable_shards[0].data for x in jax.tree.leaves(tree)]

@@ -128,7 +128,8 @@ def train(rates, head, steps=4, mesh=None):
     mesh, source = mesh or sharding.make_mesh(), pairs()
     t = task(source, head=head, mesh=mesh)
     tx = optim.adamw(optim.schedule(1.0, 0, steps), weight_decay=0.01)
-    state, plan = t.start(tx, len(rates), jax.random.key(0))
+    init, plan = t.start(tx, len(rates), jax.random.key(0))
+    state = init()
     step = t.train_step(tx, rates, plan, jax.random.key(1))
     stream = loop.load(source, batch_size=4, seed=0, first=0, mesh=mesh)
     for fields, _ in zip(stream, range(steps)):
@@ -191,7 +192,7 @@ def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     size = 42
     source = pairs(5, size)
     t = task(source, size, head)
-    state, _ = t.start(optax.sgd(1.0), 2, jax.random.key(0))
+    state = t.start(optax.sgd(1.0), 2, jax.random.key(0))[0]()
     noise = np.random.default_rng(0)
     heads = jax.tree.map(
         lambda x: x + jnp.asarray(noise.normal(size=x.shape), x.dtype), state.params
@@ -290,7 +291,8 @@ def test_windows_depend_on_the_step_and_on_nothing_before_it():
     tx = optax.sgd(1e-30)  # heads stay as they are
     fields = {k: np.stack([r[k] for r in pairs(4, 36).records]) for k in t.fields}
     fields = sharding.to_devices(fields, t.mesh)
-    state, plan = t.start(tx, 1, jax.random.key(0))
+    init, plan = t.start(tx, 1, jax.random.key(0))
+    state = init()
     step, losses = t.train_step(tx, (1.0,), plan, jax.random.key(1)), []
     for number in (0, 1, 2, 0):
         state = dataclasses.replace(state, step=jnp.int32(number))

@@ -36,7 +36,8 @@ def train(threads, workers):
     fields = sources.describe(config.data).layout.fields(objective.contract)
     source = sources.open_split(config.data, "train", fields)
     rate = optim.schedule(1e-3, 0, 10)
-    state, _, step = pretrain.compile_step(config, objective, mesh, rate)
+    init, _, step = pretrain.compile_step(config, objective, mesh, rate)
+    state = init()
     stream = pretrain.load_batches(config, source, mesh, 0)
     for _ in range(STEPS):
         state, _ = step(state, next(stream))

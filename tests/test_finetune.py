@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 
 from data_pipeline import batches, sensors, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
+from fusmae_jax import attention, sharding
 from fusmae_jax.evaluation import classifier, features, finetune, layer_decay, loop
 from fusmae_jax.evaluation import scores
 from fusmae_jax.evaluation.backbone import Backbone
@@ -171,7 +171,8 @@ def test_the_encoder_learns_too_and_what_only_pretraining_needs_stays(plain):
 def test_only_the_encoder_and_the_head_are_saved_and_optimised(tmp_path, monkeypatch):
     seen = []
 
-    def train(step, state, *args, **kwargs):
+    def train(step, init, *args, **kwargs):
+        state = init()
         seen.append(state)
         return state
 
@@ -282,6 +283,54 @@ def test_a_training_cut_in_two_equals_the_one_left_alone(tmp_path, monkeypatch):
     assert_same(resumed, whole, **exactly)
 
 
+def test_a_resume_holds_one_state_at_a_time(plain, tmp_path, while_loading):
+    tune(tmp_path, Pairs())
+    again = tune(tmp_path, Pairs())  # there is nothing left to do
+    assert_same(again, plain, **exactly)
+    # Parameters and two moments.
+    trained = leaves((again.params["encoder"], again.head))
+    one = 3 * sum(x.nbytes for x in trained.values())
+    (held,) = while_loading
+    assert held < 1.5 * one, held / one
+
+
+@pytest.mark.parametrize("remat, accumulate", [("none", 4), ("dots", 1), ("full", 2)])
+def test_what_saves_memory_learns_the_same(tmp_path, remat, accumulate):
+    """Mixing samples, leaving out branches and clipping included."""
+    recipe = NOISY | dict(turn=False, base_lr=0.01)
+    plain = tune(tmp_path / "plain", Pairs(), **recipe)
+    saving = dict(remat=remat, accumulate=accumulate)
+    tuned = tune(tmp_path / "saving", Pairs(), **recipe, **saving)
+    assert_same(tuned, plain, rtol=1e-4, atol=1e-5)
+
+
+def step_memory(**recipe):
+    """Bytes between what a step of 64 pairs takes and what it gives."""
+    tuner = finetuner(some_devices(), False, **BASE | recipe | dict(batch_size=64))
+    fields = batches.stack(Pairs(64), range(64))
+    args = tuner.abstract_state(), tuner.rest, jax.random.key(0), None, fields
+    step = tuner.step.lower(*args, np.float32(0.1)).compile()
+    return step.memory_analysis().temp_size_in_bytes
+
+
+def test_parts_of_a_batch_take_less_memory():
+    """What remat saves shows only off the CPU, see tests/test_ahead_of_time.py."""
+    assert step_memory(accumulate=8) < 0.4 * step_memory()
+
+
+def test_where_all_sensors_are_there_nothing_is_masked(tmp_path, monkeypatch):
+    attend, masked = attention.attend, []
+
+    def spy(q, k, v, mask=None, *rest):
+        masked.append(mask is not None)
+        return attend(q, k, v, mask, *rest)
+
+    monkeypatch.setattr(attention, "attend", spy)
+    tuned = tune(tmp_path, Pairs(), drop_path=0.01)  # which nobody else has compiled
+    predict(tuned, Pairs())
+    assert masked and not any(masked)
+
+
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_devices_and_layouts_do_not_matter_and_a_step_compiles_once(
     plain, tmp_path, fsdp
@@ -299,9 +348,13 @@ def test_seeds_decide_and_nothing_else(plain, tmp_path):
     assert not np.allclose(predict(other, Pairs()), predict(plain, Pairs()), atol=1e-4)
 
 
-def test_all_trainings_share_one_compiled_step(plain, tmp_path):
-    tune(tmp_path, Pairs(5), seed=2, sensor_set="s2")
-    assert finetuner(some_devices(), False, **BASE).step._cache_size() == 1
+def test_trainings_share_their_compiled_step(plain, tmp_path):
+    step = finetuner(some_devices(), False, **BASE).step
+    tune(tmp_path / "more", Pairs(5), seed=2)
+    assert step._cache_size() == 1
+    for s in ("s1", "s2"):  # one more, for all trainings without a sensor
+        tune(tmp_path / s, Pairs(5), seed=2, sensor_set=s)
+        assert step._cache_size() == 2
 
 
 @pytest.mark.parametrize(
@@ -347,7 +400,8 @@ def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path)
 def test_every_step_draws_anew(tmp_path, monkeypatch):
     losses = []
 
-    def train(step, state, layout, open_batches, steps, **_):
+    def train(step, init, layout, open_batches, steps, **_):
+        state = init()
         with contextlib.closing(open_batches(0)) as stream:
             fields, rate = next(stream)
         for _ in range(2):  # on the same pairs, and without learning anything
@@ -449,6 +503,7 @@ def test_samples_are_mixed_with_their_targets_in_the_same_shares():
         ("clip_norm", -1.0),
         ("smoothing", 1.0),
         ("mixup", -0.1),
+        ("accumulate", 0),
     ],
 )
 def test_numbers_that_cannot_work_are_refused_by_name(field, value):
@@ -466,6 +521,12 @@ def test_other_options_that_cannot_work_are_refused(tmp_path):
         finetune.Recipe(10, 8, 1e-3, view="corner")
     with pytest.raises(InputError, match="batch of 6 does not divide over 4 devices"):
         tune(tmp_path, Pairs(), batch_size=6, mesh=sharding.make_mesh())
+    with pytest.raises(InputError, match="8 does not divide .* in accumulate=4 parts"):
+        tune(tmp_path, Pairs(), accumulate=4, mesh=sharding.make_mesh())
+    with pytest.raises(InputError, match="batch_size=8 does not divide into accumulat"):
+        finetune.Recipe(10, 8, 1e-3, accumulate=3)
+    with pytest.raises(InputError, match=r"remat is 'all'; choose one of \['none'"):
+        finetune.Recipe(10, 8, 1e-3, remat="all")
     with pytest.raises(InputError, match=r"sensors is \['s3'\]"):
         tune(tmp_path, Pairs(), sensor_set="s3")
     assert not list(tmp_path.iterdir())

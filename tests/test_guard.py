@@ -90,7 +90,8 @@ def test_the_learning_rate_goes_by_steps_and_the_moments_by_updates(whole):
 def test_a_step_left_out_changes_no_parameter_and_too_many_leave_out_all_others():
     c, mesh = config(bad_steps=2), sharding.make_mesh()
     objective, rate = build.objective(c), optim.schedule(1e-3, 0, 10)
-    state, _, step = pretrain.compile_step(c, objective, mesh, rate)
+    init, _, step = pretrain.compile_step(c, objective, mesh, rate)
+    state = init()
     fields = sources.describe(c.data).layout.fields(objective.contract)
     source = sources.open_split(c.data, "train", fields)
     good, bad = (

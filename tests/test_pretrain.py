@@ -128,7 +128,8 @@ def ahead():
     fields = description.layout.fields(objective.contract)
     source = sources.open_split(config.data, "train", fields)
     rate = optim.schedule(1e-3, 0, 10)
-    state, _, step = pretrain.compile_step(config, objective, mesh, rate)
+    init, _, step = pretrain.compile_step(config, objective, mesh, rate)
+    state = init()
     step, takes = pretrain.compile_ahead(config, step, state, source, mesh)
     return step, takes, state, source
 

@@ -72,6 +72,26 @@ def test_a_finished_run_launched_again_only_reports(whole):
     assert int(state.step) == 6 and losses(whole[0]) == before
 
 
+def spoil(checkpoint):
+    """Changes what is to be compared with what was read."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    about = json.loads(path.read_text())
+    about["custom_metadata"]["checksums"]["step"] += 1
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_resume_holds_one_state_at_a_time(whole, tmp_path, while_loading, damaged):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    if damaged:
+        spoil(workdir / "checkpoints" / "6")
+    state = pretrain.pretrain(tiny.config(), workdir)
+    shards = (s for x in jax.tree.leaves(state) for s in x.addressable_shards)
+    one = sum(shard.data.nbytes for shard in shards)
+    assert len(while_loading) == 1 + damaged
+    assert max(while_loading) < 1.5 * one, [x / one for x in while_loading]
+
+
 def test_a_new_run_records_what_auto_stood_for(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(dtypes, "cpu", lambda: ("a CPU without AMX", ("avx512_bf16",)))
     config = tiny.config()

@@ -12,12 +12,12 @@ from tests import tiny
 
 def specs(fsdp):
     mesh = sharding.make_mesh(fsdp=fsdp)
-    _, state, _ = train.create_state(
+    _, init, _ = train.plan_state(
         tiny.make_model, optax.adamw(1e-3), mesh, seed=0, min_size=0
     )
     return {
         sharding.leaf_path(path): leaf.sharding.spec
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(init())
     }
 
 

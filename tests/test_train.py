@@ -18,7 +18,7 @@ def run(steps, *, fsdp=1, accumulate=1, rate=1e-3, repeat=False, **fields):
     mesh, objective = sharding.make_mesh(fsdp), build.objective(config)
     schedule = optax.constant_schedule(rate)
     tx = build.optimizer(config, schedule)
-    graphdef, state, layout = train.create_state(
+    graphdef, init, layout = train.plan_state(
         build.model(config), tx, mesh, seed=0, min_size=0
     )
     step = train.make_train_step(
@@ -28,7 +28,7 @@ def run(steps, *, fsdp=1, accumulate=1, rate=1e-3, repeat=False, **fields):
     source = sources.open_split(config.data, "train", fields)
     stream = batches.train_batches(source, batch_size=8, seed=0, threads=1)
     first = next(stream)
-    losses = []
+    state, losses = init(), []
     for _ in range(steps):
         batch = first if repeat or not losses else next(stream)
         state, metrics = step(state, sharding.to_devices(batch, mesh))
@@ -95,7 +95,8 @@ def test_bfloat16_products_leave_the_state_in_float32(replicated):
     config = tiny.config()
     config.model.dtype = "bfloat16"
     make, tx = build.model(config), optax.adamw(1e-3)
-    _, state, _ = train.create_state(make, tx, sharding.make_mesh(), seed=0)
+    _, init, _ = train.plan_state(make, tx, sharding.make_mesh(), seed=0)
+    state = init()
     kinds = {x.dtype for x in jax.tree.leaves((state.params, state.opt_state))}
     assert kinds == {np.dtype("float32"), np.dtype("int32")}  # and a step counter
     losses, _ = run(3, **{"model.dtype": "bfloat16"})

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -76,13 +77,18 @@ class Backbone:
         self,
         params: nnx.State,
         images: dict[str, jax.Array],
-        present: Present,
+        present: Present | None,
         *,
         last: int = 1,
         branches: jax.Array | None = None,
+        remat: str = "none",
     ) -> Encoded:
-        """Encodes images, nothing hidden; see `FusMAE.encode`."""
+        """Encodes images, nothing hidden; see `FusMAE`, and its `encode`.
+
+        `remat` is whoever's that wants gradients now, not the pretraining's.
+        """
         model = nnx.merge(self.graphdef, params)
+        model.encoder.remat = remat
         return model.encode(images, present, last=last, branches=branches)
 
 
@@ -91,8 +97,13 @@ def blocks(config) -> int:
     return config.model.depth - int(config.model.fuse_early)
 
 
-def present(sensor_set: str, batch: int, mesh: Mesh) -> Present:
-    """A batch whose samples all show the same sensors, split over the mesh."""
+def present(sensor_set: str, batch: int, mesh: Mesh) -> Present | None:
+    """A batch whose samples all show the same sensors, split over the mesh.
+
+    None if they show all, so that attention has nothing to overlook.
+    """
+    if all(SENSOR_SETS[sensor_set]):
+        return None
 
     def rows(shown: bool) -> jax.Array:
         # `device_put` would have all hosts compare what they put.
@@ -101,6 +112,11 @@ def present(sensor_set: str, batch: int, mesh: Mesh) -> Present:
         )
 
     return {s: rows(shown) for s, shown in zip(SENSORS, SENSOR_SETS[sensor_set])}
+
+
+def shown(here: Present | None, batch: int) -> Present:
+    """What `present` has said, in arrays; those of None cost a program nothing."""
+    return here or dict.fromkeys(SENSORS, jnp.ones(batch, bool))
 
 
 def boxes(how: str, image_size: int, scene_size: int) -> list[tuple[float, ...]]:

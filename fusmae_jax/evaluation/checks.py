@@ -134,17 +134,19 @@ def check_devices(config) -> None:
     Raises:
         InputError: names the field and its value.
     """
-    found = []
+    found, tuned = [], config.finetune
     if "finetune" in config.methods:
-        found.append(("finetune", config.finetune.batch_size))
+        found.append(("finetune", tuned.batch_size, tuned.accumulate))
     if "supervised" in config.baselines:
-        size = config.scratch.get("batch_size", config.finetune.batch_size)
-        found.append(("finetune", size))
+        tuned = {**tuned, **config.scratch}
+        found.append(("finetune", tuned["batch_size"], tuned["accumulate"]))
     if "dense" in config.methods:
-        found.append(("dense", config.dense.batch_size))
-    for name, size in found:
-        if size % jax.device_count():
+        found.append(("dense", config.dense.batch_size, 1))
+    for name, size, parts in found:
+        least = jax.device_count() * parts
+        if size % least:
+            how = f" in accumulate={parts} parts" if parts > 1 else ""
             raise InputError(
                 f"{name}.batch_size={size} does not divide over {jax.device_count()} "
-                "devices; choose a multiple of that."
+                f"devices{how}; choose a multiple of {least}."
             )

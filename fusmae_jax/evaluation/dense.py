@@ -143,11 +143,11 @@ def _train(
     schedule = optim.schedule(1.0, int(WARMUP * steps), steps)
     tx = optim.adamw(schedule, weight_decay=recipe.weight_decay)
     here = task.here(sensor_set, recipe.batch_size)
-    state, layout = task.start(tx, len(rates), streams.key(seed, "head"))
+    init, layout = task.start(tx, len(rates), streams.key(seed, "head"))
     step = task.train_step(tx, rates, layout, streams.key(seed, "tuning"))
     state = loop.train(
         lambda state, fields: step(state, task.params, fields, here),
-        state,
+        init,
         layout,
         lambda first: loop.load(
             source,

@@ -22,7 +22,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax import checkpoint, patches, sharding
 from fusmae_jax.encoder import Present
 from fusmae_jax.evaluation import dense_heads, dense_windows, loop
-from fusmae_jax.evaluation.backbone import Backbone, present
+from fusmae_jax.evaluation.backbone import Backbone, present, shown
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.train import TrainState
 
@@ -30,7 +30,11 @@ log = logging.getLogger("fusmae_jax")
 
 
 def tokens(
-    backbone: Backbone, params, images: dict[str, jax.Array], here: Present, blocks: int
+    backbone: Backbone,
+    params,
+    images: dict[str, jax.Array],
+    here: Present | None,
+    blocks: int,
 ) -> jax.Array:
     """Maps of tokens, [B, h, w, D], the mean over the sensors that are present.
 
@@ -39,15 +43,16 @@ def tokens(
     patches of both sensors stand for tokens, zeros for an absent one. These stay as
     they are: bands are normalised already, and a patch would lose its brightness.
     """
-    shown = {s: here[s][:, None, None] for s in SENSORS}
+    there = shown(here, len(images["s1"]))
+    there = {s: there[s][:, None, None] for s in SENSORS}
     if params is None:
         pixels = {s: patches.patchify(images[s], backbone.patch_size) for s in SENSORS}
-        parts = [jnp.where(shown[s], pixels[s], 0.0) for s in SENSORS]
+        parts = [jnp.where(there[s], pixels[s], 0.0) for s in SENSORS]
         x = jnp.concatenate(parts, axis=-1)
     else:
         found = backbone.encode(params, images, here, last=blocks).tokens
-        total = sum(jnp.where(shown[s], found[s], 0.0) for s in SENSORS)
-        x = total / jnp.maximum(sum(shown.values()), 1)
+        total = sum(jnp.where(there[s], found[s], 0.0) for s in SENSORS)
+        x = total / jnp.maximum(sum(there.values()), 1)
         x = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-6)
     return x.reshape(len(x), backbone.side, backbone.side, -1)
 
@@ -120,7 +125,7 @@ class Task:
         """Number of classes C."""
         return len(self.names)
 
-    def here(self, sensor_set: str, rows: int) -> Present:
+    def here(self, sensor_set: str, rows: int) -> Present | None:
         """A batch whose samples all show `sensor_set`, on the devices."""
         return present(sensor_set, rows, self.mesh)
 
@@ -132,8 +137,7 @@ class Task:
             for s, contract in self.backbone.objective.contract.items()
         }
         encode = functools.partial(tokens, self.backbone, blocks=self._blocks)
-        here = dict.fromkeys(SENSORS, np.ones(1, bool))
-        x = jax.eval_shape(encode, self.params, images, here)
+        x = jax.eval_shape(encode, self.params, images, None)
         return dense_heads.make(self._head, x.shape[-1], self.classes, p, rngs=rngs)
 
     @functools.cached_property
@@ -141,7 +145,7 @@ class Task:
         """Of the head."""
         return nnx.graphdef(nnx.eval_shape(lambda: self.head(nnx.Rngs(0))))
 
-    def see(self, params, fields, here: Present, windows) -> jax.Array:
+    def see(self, params, fields, here: Present | None, windows) -> jax.Array:
         """Tokens of windows of stored pixels, [B, h, w, D]."""
         view = dense_windows.view(windows, self.scene_size, self.side)
         images = self.backbone.images(fields, view)
@@ -153,13 +157,17 @@ class Task:
         return dense_heads.resize(nnx.merge(self.graphdef, head)(x), self.side)
 
     def start(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
-        """The state of `count` equal heads, and its layout: whole on every device."""
+        """What makes the state of `count` equal heads, and the state's layout.
+
+        It lies whole on every device.
+        """
         _, layout = self.abstract_state(tx, count)
         init = functools.partial(self._init, tx, count)
-        return jax.jit(init, out_shardings=layout)(key), layout
+        init = jax.jit(init, out_shardings=layout)
+        return functools.partial(init, key), layout
 
     def abstract_state(self, tx: optax.GradientTransformation, count: int):
-        """The same, of shapes alone."""
+        """Shapes and layout of that state, and the layout alone."""
         init = functools.partial(self._init, tx, count)
         shapes, whole = (
             jax.eval_shape(init, jax.random.key(0)),

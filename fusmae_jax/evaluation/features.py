@@ -16,7 +16,7 @@ from fusmae_jax import run, sharding, views
 from fusmae_jax.encoder import Encoded, Present
 from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, VIEWS, Backbone
-from fusmae_jax.evaluation.backbone import boxes, digest, present
+from fusmae_jax.evaluation.backbone import boxes, digest, present, shown
 from fusmae_jax.masking import SENSORS
 
 POOLS = ("mean", "global", "sensors")
@@ -68,10 +68,11 @@ class Recipe:
         return f"{what}, {last}, {self.view} view"
 
 
-def pool(encoded: Encoded, here: Present, how: str) -> jax.Array:
+def pool(encoded: Encoded, here: Present | None, how: str) -> jax.Array:
     """One vector a sample, [B, D] or for "sensors" [B, 2 * D], see `Recipe`."""
     if how == "global":
         return encoded.summary
+    here = shown(here, len(encoded.summary))
     means = {s: encoded.tokens[s].mean(axis=1) for s in SENSORS}
     if how == "sensors":
         return jnp.concatenate(
@@ -82,12 +83,12 @@ def pool(encoded: Encoded, here: Present, how: str) -> jax.Array:
     return total / jnp.maximum(sum(counts.values()), 1)
 
 
-def image_statistics(images: dict[str, jax.Array], here: Present) -> jax.Array:
+def image_statistics(images: dict[str, jax.Array], here: Present | None) -> jax.Array:
     """Mean, deviation and percentiles of every band, [B, 7 * bands].
 
     What pixels say without any network; those of an absent sensor are zeros.
     """
-    parts = []
+    here, parts = shown(here, len(images["s1"])), []
     for s in SENSORS:
         x = images[s].reshape(len(images[s]), -1, images[s].shape[-1])  # [B, HW, C]
         percentiles = jnp.percentile(x, jnp.array(PERCENTILES), axis=1)
@@ -100,7 +101,8 @@ def image_statistics(images: dict[str, jax.Array], here: Present) -> jax.Array:
 class Extractor:
     """Takes features of pairs with one encoder, or with none.
 
-    One compiled graph serves every sensor set and any `params` of the same shapes.
+    One compiled graph serves all sensors, one every other set, with any `params` of the
+    same shapes.
     """
 
     def __init__(
@@ -127,9 +129,9 @@ class Extractor:
         self.step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
 
     def _features(self, params, fields, here, box):
+        rows = len(next(iter(fields.values())))
         view = views.View(
-            jnp.broadcast_to(box, (len(here["s1"]), 4)),
-            jnp.zeros((len(here["s1"]), 3), bool),
+            jnp.broadcast_to(box, (rows, 4)), jnp.zeros((rows, 3), bool)
         )
         images = self._backbone.images(fields, view)
         if params is None:

@@ -9,6 +9,7 @@ The last parameters are the result; no step is chosen by looking at any score.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -19,12 +20,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, flag, number, several, whole
+from data_pipeline.fields import check_each, choice, flag, number, several, whole
 from fusmae_jax import checkpoint, layers, optim, sharding, streams, views
+from fusmae_jax.encoder import REMAT
 from fusmae_jax.evaluation import classifier, features, layer_decay, loop
 from fusmae_jax.evaluation.backbone import Backbone, present
 from fusmae_jax.evaluation.classifier import Classifier
-from fusmae_jax.train import TrainState
+from fusmae_jax.train import TrainState, gradients
 
 FIELDS = {
     "epochs": whole(1),
@@ -41,6 +43,8 @@ FIELDS = {
     "mixup": number(least=0.0),
     "crop_scale": several(number(), length=2, twice=True),
     "turn": flag(),
+    "remat": choice(*REMAT),
+    "accumulate": whole(1),
 }
 
 
@@ -65,6 +69,9 @@ class Recipe:
         crop_scale: least and greatest area of a training crop, as a fraction of the
             scene's. Labels are those of scenes, and small crops lose some.
         turn: whether to draw flips and quarter turns.
+        remat: what of a block is computed again for the gradient, see `FusMAE`.
+        accumulate: parts of a batch whose gradients are summed up one after the other,
+            which takes less memory and changes nothing else.
         pool: what the head sees, see `features.Recipe`.
         view: which part of a scene is shown in predictions, see `backbone.boxes`; it
             should show about as much ground as training crops do.
@@ -84,6 +91,8 @@ class Recipe:
     mixup: float = 0.0
     crop_scale: tuple[float, float] = (0.8, 1.0)
     turn: bool = True
+    remat: str = "none"
+    accumulate: int = 1
     pool: str = "mean"
     view: str = "center"
 
@@ -93,6 +102,11 @@ class Recipe:
             raise InputError(
                 f"finetune.warmup_epochs is {self.warmup_epochs}; it must be below "
                 f"epochs, {self.epochs}."
+            )
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"finetune.batch_size={self.batch_size} does not divide into "
+                f"accumulate={self.accumulate} parts; choose a multiple of that."
             )
         features.Recipe(pool=self.pool, view=self.view)
         views.check_crops(self.crop_scale)
@@ -137,10 +151,11 @@ class Finetuner:
         Raises:
             InputError: the batch does not divide over the devices.
         """
-        if recipe.batch_size % mesh.size:
+        if recipe.batch_size % (mesh.size * recipe.accumulate):
             raise InputError(
                 f"A batch of {recipe.batch_size} does not divide over {mesh.size} "
-                "devices; change finetune.batch_size."
+                f"devices in accumulate={recipe.accumulate} parts; change "
+                "finetune.batch_size."
             )
         self._backbone, self.recipe, self._mesh = backbone, recipe, mesh
         self._labels_field, self._single = labels_field, single
@@ -180,7 +195,7 @@ class Finetuner:
         head_key, draw_key = streams.key(seed, "head"), streams.key(seed, "tuning")
         state = loop.train(
             lambda state, batch: self.step(state, self.rest, draw_key, here, *batch),
-            self._init(self._encoder, head_key),
+            functools.partial(self._init, self._encoder, head_key),
             self._layout,
             lambda first: self._batches(source, first, rates, seed),
             len(rates),
@@ -249,22 +264,32 @@ class Finetuner:
             state: donated.
             rest: the parameters that are not trained.
             key: of this training; each step makes one of its own.
-            here: which sensors are shown.
+            here: which sensors are shown, None for all.
             fields: stored pixels and labels.
             rate: the learning rate.
         """
         step_key = jax.random.fold_in(key, state.step)
         images, targets, branches = self.draw(step_key, fields)
 
-        def loss_fn(params):
+        def loss_fn(params, images, targets, branches, here):
             encoded = self._backbone.encode(
-                join(rest, params["encoder"]), images, here, branches=branches
+                join(rest, params["encoder"]),
+                images,
+                here,
+                branches=None if branches is None else jnp.moveaxis(branches, 0, -1),
+                remat=self.recipe.remat,
             )
             pooled = features.pool(encoded, here, self.recipe.pool)
             said = classifier.logits(params["head"], pooled)
-            return classifier.loss(said, targets, self._single)
+            loss = classifier.loss(said, targets, self._single)
+            return loss, loss
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        if branches is not None:
+            branches = jnp.moveaxis(branches, -1, 0)  # samples first, to be cut
+        batch = images, targets, branches, here
+        grads, loss = gradients(
+            loss_fn, state.params, batch, self.recipe.accumulate, self._layout.params
+        )
         updates, opt_state = self._tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         return TrainState(state.step + 1, params, opt_state), loss

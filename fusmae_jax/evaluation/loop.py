@@ -36,7 +36,7 @@ def load(source, *, batch_size: int, seed: int, first: int, mesh) -> Iterator:
 
 def train(
     step: Callable,
-    state,
+    init: Callable,
     layout,
     open_batches: Callable[[int], Iterator],
     steps: int,
@@ -44,11 +44,11 @@ def train(
     directory,
     title: str,
 ):
-    """Advances `state` to `steps`, from the last checkpoint in `directory` if any.
+    """Advances a state to `steps`, from the last checkpoint in `directory` if any.
 
     Args:
         step: compiled `step(state, batch) -> (state, loss)`.
-        state: has a `step`, see `train.TrainState`.
+        init: makes a fresh state, which has a `step`, see `train.TrainState`.
         layout: of the state on the devices.
         open_batches: yields batches from a given step on.
         steps: to be taken in all.
@@ -63,8 +63,7 @@ def train(
     """
     every = max(1, steps // SAVES)
     with checkpoint.Checkpoints(directory, every=every, keep=1) as saves:
-        if saves.latest is not None:
-            state = saves.restore(state, layout)
+        state = saves.restore(init, layout)
         first = int(state.step)
         losses = collections.deque()
         with (
