@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import feature_pb2
 
 from data_pipeline import description as descriptions
-from data_pipeline import sensors, shards, untrusted
+from data_pipeline import ground, sensors, shards, untrusted
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
@@ -123,7 +123,9 @@ def read_index(directory: str | os.PathLike, split: str) -> dict[str, np.ndarray
         texts = {name: kinds.pop(name) for name in ("id", "place")}
         if {*texts.values(), *kinds.values()} - {("U", 1), ("u", 2)}:
             raise ValueError("it holds other arrays than an index")
-        return index
+        # Of the first datasets of BigEarthNet v2 the id alone has the tile.
+        named = map(ground.place, index["place"].tolist(), index["id"].tolist())
+        return index | {"place": np.array([*named], str)}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
 

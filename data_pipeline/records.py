@@ -157,7 +157,7 @@ class Records:
 
     @property
     def places(self) -> np.ndarray:
-        """Place and time of all records, [N] as str, "" where unknown."""
+        """Place of all records, see `ground`; [N] as str, "" where unknown."""
         return self.index["place"]
 
     def _open(self, whole: bool) -> array_record_data_source.ArrayRecordDataSource:
