@@ -28,7 +28,7 @@ def config(folder: pathlib.Path) -> Target:
 
 def places(folder: pathlib.Path) -> Target:
     """Where a run was trained."""
-    codes = np.arange(9, dtype=np.uint64)
+    codes = np.arange(10, dtype=np.uint64).reshape(5, 2)
     written = io.BytesIO()
     np.save(written, codes)
     read = by_path(folder / run.PLACES, lambda path: run.trained_on(folder, codes))

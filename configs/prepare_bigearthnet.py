@@ -25,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.holdout_tiles = ()
     c.holdout_share = 0.0
     # Files of names to leave out: snow, clouds, no class of the 19. "FILE:test" leaves
-    # out only the names that the file's column "split" puts there.
+    # out the names that the file's column "split" puts there, and all that show the
+    # ground of these.
     c.exclude = ()
     c.pairs_per_shard = 2048  # about 400 MB
     c.workers = 8  # processes; 0 builds in this one

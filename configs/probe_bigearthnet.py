@@ -3,6 +3,9 @@
     python launch.py --config=configs/probe_bigearthnet.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/bigearthnet
 
+Its lists put neighbours of training pairs into the test split, which measures
+interpolation; those of probe_bigearthnet_v2 do not.
+
 Needs the run directory and nothing else about the model. Learns from 1 %, 10 % and all
 of the labels of the official training split, chooses on the official validation split,
 and tests once on the official test split; radar, optics and both side by side; beside

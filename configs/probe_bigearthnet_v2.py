@@ -6,7 +6,7 @@ r"""Judges an encoder on BigEarthNet v2 (reBEN): kNN, linear probe and retrieval
 The protocol of probe_bigearthnet on the data of prepare_bigearthnet_v2, the same 19
 classes and the splits of its metadata; made for one accelerator. Half of this test
 split is in the training split of v1: an encoder that was pretrained there is refused.
-Pretrain on v2, or on a v1 without v2's test patches, as docs/data.md says how to build.
+Pretrain on v2, or on a v1 without v2's test ground, as docs/data.md says how to build.
 """
 
 from configs import probe_bigearthnet

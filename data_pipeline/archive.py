@@ -78,8 +78,8 @@ class Archive(abc.ABC):
         """The fields of a pair's record: pixels [H, W, C] as the layout has them,
         pixel labels [H, W], label fields as lists of indices, and the texts.
 
-        Pairs of one `place` must not be trained on and tested on, whichever datasets
-        they are in: it says place and time or, as in SSL4EO-S12, the place alone.
+        Pairs on the same ground must not be trained on and tested on, whichever
+        datasets they are in; `ground.of` tells it from their `place`.
 
         Raises:
             InputError: a file is missing or damaged, or its content cannot be true.

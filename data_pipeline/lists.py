@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from data_pipeline import parquet, untrusted
+from data_pipeline import ground, parquet, untrusted
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
 
@@ -85,10 +85,13 @@ def excluded(entries: Sequence[str]) -> dict[str, str]:
     """Reads the files of `config.exclude`.
 
     Args:
-        entries: "FILE", or "FILE:SPLIT" for the names which that file has in a split.
+        entries: "FILE", or "FILE:SPLIT" for the names which that file has in a split,
+            and for the ground that these show: a split is left out so that none of it
+            is trained on, at whatever time.
 
     Returns:
-        Names of images of either sensor, each with the entry that names it.
+        Names of images of either sensor, and cells of `ground.cell`, each with the
+        entry that names it.
 
     Raises:
         InputError: a file cannot be read, or has no such split.
@@ -105,6 +108,8 @@ def excluded(entries: Sequence[str]) -> dict[str, str]:
             for name, word in zip(table.get(column, ()), words):
                 if name and (not split or word == split):
                     left_out.setdefault(name, entry)
+                    if split and (cell := ground.cell(name)):
+                        left_out.setdefault(cell, entry)
     return left_out
 
 

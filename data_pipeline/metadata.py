@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import feature_pb2
 
 from data_pipeline import description as descriptions
-from data_pipeline import sensors, shards, untrusted
+from data_pipeline import ground, sensors, shards, untrusted
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 
@@ -133,7 +133,9 @@ def read_index(
     try:
         index = untrusted.read_arrays(path, most=most)
         _check_index(index, classes)
-        return index
+        # Of the first datasets of BigEarthNet v2 the id alone has the tile.
+        named = map(ground.place, index["place"].tolist(), index["id"].tolist())
+        return index | {"place": np.array([*named], str)}
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {HOW_TO_BUILD}.") from error
 

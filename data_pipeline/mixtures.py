@@ -78,7 +78,7 @@ class Mixture:
 
     @property
     def places(self) -> np.ndarray:
-        """Place and time of the pairs."""
+        """Place of the pairs, see `ground`."""
         known = [part.places for part in self.parts if hasattr(part, "places")]
         return np.concatenate([np.empty(0, str), *known])
 

@@ -149,7 +149,7 @@ class Records:
 
     @property
     def places(self) -> np.ndarray:
-        """Place and time of all records, [N] as str, "" where unknown."""
+        """Place of all records, see `ground`; [N] as str, "" where unknown."""
         return self.index["place"]
 
     def _open(self) -> array_record_data_source.ArrayRecordDataSource:

@@ -19,8 +19,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from data_pipeline import files
 from data_pipeline.description import Description
 
-# `place` is the same for pairs that must not be trained on and tested on: those of one
-# place and time or, where a dataset shows a place in several seasons, of one place.
+# `place` says where a pair lies and, where a dataset shows ground more than once, when
+# it was acquired; `ground` says which pairs share their ground.
 TEXTS = ("id", "id_s1", "place", "tile", "acquired_s1", "acquired_s2")
 # Options of ArrayRecord: groups of 1 are what makes random access cheap.
 COMPRESSION = {

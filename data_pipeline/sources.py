@@ -1,16 +1,19 @@
 """Opens what `config.data` names: prepared datasets, the sample, or synthetic."""
 
 import hashlib
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import files, metadata, mixtures, patterns, records, subsets
-from data_pipeline import synthetic
+from data_pipeline import files, ground, metadata, mixtures, patterns, records
+from data_pipeline import subsets, synthetic
 from data_pipeline.description import SPLITS, Description
 from data_pipeline.errors import InputError
+
+log = logging.getLogger("fusmae_jax")
 
 PROCEDURAL = {"synthetic": synthetic.Scenes, "patterns": patterns.Patterns}
 SOURCES = ("records", "sample", *PROCEDURAL)
@@ -129,9 +132,11 @@ def _meanings(description: Description, fields: set[str]) -> dict:
 
 
 def check_overlap(train, other, allow: bool = False) -> int:
-    """Counts pairs of `other` whose place is among the training pairs.
+    """Counts pairs of `other` on ground that training pairs show, at whatever time.
 
-    Sources that do not know their places pass, as do pairs of which it is unknown.
+    Sources that do not know their places pass, as do pairs of which it is unknown. Of
+    pairs that tell their acquisition alone only those are found that share it, and the
+    log says so.
 
     Args:
         train: the training pairs.
@@ -143,29 +148,43 @@ def check_overlap(train, other, allow: bool = False) -> int:
     """
     # Each is asked once: places are read from disk.
     seen, places = _places(train), _places(other)
-    known = set(seen) - {""}
-    shared = [place for place in places if place in known]
+    title = getattr(other, "title", "the held-out pairs")
+    known = set().union(*map(ground.keys, set(seen)))
+    shared = [place for place in places if not known.isdisjoint(ground.keys(place))]
     if shared and not allow:
-        title = getattr(other, "title", "the held-out pairs")
+        first = ground.of(shared[0]) or shared[0]
         raise InputError(
-            f"{len(shared)} of {len(places)} in {title} are training pairs too, "
-            f"such as {shared[0]}; train on other splits or datasets, or pass "
+            f"{len(shared)} of {len(places)} in {title} show the ground of training "
+            f"pairs, such as {first}; train on other splits or datasets, or pass "
             "--config.data.allow_overlap=True."
+        )
+    untold = sum(bool(place) and not ground.of(place) for place in (*seen, *places))
+    if untold:
+        log.warning(
+            "Whether %s show ground that is trained on is not known of %d pairs, whose "
+            "names lack the tile; build their datasets again, with this version.",
+            *(title, untold),
         )
     return len(shared)
 
 
 def place_codes(source) -> np.ndarray:
-    """A 64-bit code for each place of a source, sorted, for comparing datasets later.
+    """Ground and acquisition of each pair as numbers, for comparing datasets later.
 
     Two of a million places share a code with a chance of three in a hundred million.
+
+    Returns:
+        [N, 2] uint64, 0 where unknown.
     """
-    digests = [
-        hashlib.blake2b(place.encode(), digest_size=8).digest()
-        for place in _places(source)
-        if place
-    ]
-    return np.unique(np.frombuffer(b"".join(digests), "<u8"))
+    places = _places(source) or [""] * len(source)
+    return np.array(
+        [[_code(ground.of(p)), _code(ground.acquisition(p))] for p in places], "<u8"
+    ).reshape(-1, 2)
+
+
+def _code(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") if text else 0
 
 
 def _places(source) -> list[str]:

@@ -173,7 +173,9 @@ def reconstruct(config, workdir) -> None:
     objective = build.objective(trained, contract, description.layout)
     seen = run.trained_on(trained_in, sources.place_codes(source))
     if seen:
-        log.warning("%d of these %d pairs were trained on.", seen, len(source))
+        log.warning(
+            "%d of these %d pairs show ground that was trained on.", seen, len(source)
+        )
     mesh = sharding.make_mesh(1)
     graphdef, params = build.abstract_params(trained, mesh)
     step, params = checkpoint.restore_params(

@@ -247,37 +247,59 @@ def _read(path: pathlib.Path) -> dict:
 
 
 def remember_places(workdir, codes: np.ndarray) -> None:
-    """Keeps what `sources.place_codes` says of the training pairs.
+    """Keeps what `sources.place_codes` says of the training pairs, [N, 2].
 
-    With it a later evaluation knows pairs that were trained on, wherever the training
+    With it a later evaluation knows ground that was trained on, wherever the training
     data have gone.
     """
     path = pathlib.Path(workdir) / PLACES
     with cluster.together(f"write {path}"), writing():
         if jax.process_index() == 0 and not path.exists():
             content = io.BytesIO()
-            np.save(content, codes)
+            np.save(content, np.unique(codes[codes.any(axis=1)], axis=0))
             files.write_whole(path, content.getvalue())
 
 
 def keeps_places(workdir) -> bool:
-    """Whether the run in `workdir` says what it was trained on."""
-    return (pathlib.Path(workdir) / PLACES).exists()
+    """Whether the run in `workdir` says on which ground it was trained.
+
+    Runs of before kept acquisitions alone, as do those on datasets of before.
+    """
+    known = _places(workdir)
+    return known is not None and bool(known[:, 0].all())
 
 
 def trained_on(workdir, codes: np.ndarray) -> int:
-    """How many places, by their codes, the run in `workdir` was trained on.
+    """How many pairs show what the run in `workdir` was trained on.
 
     Nothing is known of pairs without a place, nor of a run that kept none.
+
+    Args:
+        workdir: the run directory.
+        codes: of the pairs, as `sources.place_codes` gives them, [N, 2].
+    """
+    known = _places(workdir)
+    if known is None:
+        return 0
+    return int((np.isin(codes, known) & (codes != 0)).any(axis=1).sum())
+
+
+def _places(workdir) -> np.ndarray | None:
+    """What a run keeps of its training pairs, [M, 2]; 0 for ground not known.
+
+    Raises:
+        InputError: it cannot be read.
     """
     path = pathlib.Path(workdir) / PLACES
     if not path.exists():
-        return 0
+        return None
     try:
         known = untrusted.read_array(path)
-        if known.dtype != codes.dtype or known.ndim != 1:
+        if known.dtype == np.uint64 and known.ndim == 1:
+            return np.stack([np.zeros_like(known), known], axis=1)
+        if known.dtype != np.uint64 or known.shape[1:] != (2,):
             raise ValueError(f"it holds {known.dtype} {known.shape}")
-        return len(np.intersect1d(known, codes))
+        return known
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy it again.") from error
 

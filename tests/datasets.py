@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,13 +57,26 @@ def write(
     split: str = "train",
     described: Description | None = None,
     prefix: str = "",
+    names: Sequence[tuple[str, str]] = (),
     **writing,
 ) -> pathlib.Path:
-    """Writes a dataset with one split, of shards with `counts` pairs."""
+    """Writes a dataset with one split, of shards with `counts` pairs.
+
+    Args:
+        directory: in which folder.
+        counts: pairs of each shard.
+        split: name of the split.
+        described: what the dataset holds.
+        prefix: of the places.
+        names: `id` and `place` of every pair, where they are not to be made up.
+        **writing: of `shards.write_shard`.
+    """
     described = described or description()
     directory = pathlib.Path(directory)
     directory.mkdir(exist_ok=True)
     rows = [example(described, seed, prefix) for seed in range(sum(counts))]
+    for row, (name, place) in zip(rows, names):
+        row.update(id=name, place=place)
     infos, start = [], 0
     for i, count in enumerate(counts):
         path = directory / shards.shard_name(described.name, split, i, len(counts))

@@ -29,7 +29,7 @@ def write_run(workdir: pathlib.Path, config) -> pathlib.Path:
     Parameters are random, those of absent sensors too: a trained model's say something.
     """
     run.open_workdir(workdir, config, build.contract(config), {})
-    run.remember_places(workdir, np.empty(0, np.uint64))
+    run.remember_places(workdir, np.empty((0, 2), np.uint64))
     mesh, rate = sharding.make_mesh(), optim.schedule(1e-3, 0, 10)
     objective = build.objective(config)
     init, layout, _ = pretrain.compile_step(config, objective, mesh, rate)

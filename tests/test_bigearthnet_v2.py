@@ -10,7 +10,7 @@ import tifffile
 from pyarrow import parquet
 
 from configs import prepare_bigearthnet
-from data_pipeline import classes, sensors
+from data_pipeline import classes, ground, sensors
 from data_pipeline.archives import bigearthnet_v1
 from data_pipeline.archives import bigearthnet_v2_metadata as metadata
 from data_pipeline.errors import InputError
@@ -58,7 +58,9 @@ def test_real_records_have_labels_names_and_splits_of_the_metadata():
         assert sorted(labels) == row["labels"] and pair.split == row["split"]
         assert record["labels"] == sorted(record["labels"])
         assert record["id_s1"] == pair.s1_name == row["s1_name"]
-        assert record["place"] == row["s2v1_name"] and record["id"] == row["patch_id"]
+        assert record["id"] == row["patch_id"]
+        assert ground.acquisition(record["place"]) == row["s2v1_name"]
+        assert ground.of(record["place"]) == "_".join(row["s1_name"].split("_")[-3:])
         assert record["tile"] == pair.tile and f"_T{pair.tile}_" in pair.s2_name
 
 
@@ -99,7 +101,7 @@ def test_place_in_both_versions_has_one_identity_and_one_sentinel_1_image():
         {r["place"]: r for r in map(archive.read_pair, archive.find_pairs()[0])}
         for archive in archives
     )
-    assert old.keys() & new.keys() == {"S2A_MSIL2A_20170613T101031_26_57"}
+    assert old.keys() & new.keys() == {"S2A_MSIL2A_20170613T101031_33UUP_26_57"}
     for place in old.keys() & new.keys():
         a, b = old[place], new[place]
         assert a["id_s1"] == b["id_s1"] and a["tile"] == b["tile"]
@@ -115,7 +117,8 @@ def test_record_has_labels_by_name_and_what_the_names_tell(one):
     assert record["labels"] == [0, 7, 18]  # the metadata sorts them by alphabet
     assert record["acquired_s1"] == "2017-06-13T16:50:43"
     assert record["acquired_s2"] == "2017-06-13T10:10:31"
-    assert record["tile"] == "33UUP" and record["place"] == row["s2v1_name"]
+    assert record["tile"] == "33UUP"
+    assert record["place"] == "S2A_MSIL2A_20170613T101031_33UUP_1_7"
 
 
 def test_statistics_are_those_of_this_version(one):

@@ -295,10 +295,10 @@ def test_list_of_pairs_that_is_no_csv_is_an_error(tmp_path, content):
 
 def test_places_of_a_run_that_are_no_codes_are_an_error(tmp_path):
     codes = np.arange(4, dtype=np.uint64)
-    for stored in (codes.astype(float), codes.reshape(2, 2)):
+    for stored in (codes.astype(float), codes.reshape(1, 4)):
         np.save(tmp_path / run.PLACES, stored)
         with pytest.raises(InputError, match="places.npy cannot be read"):
-            run.trained_on(tmp_path, codes)
+            run.trained_on(tmp_path, codes.reshape(2, 2))
 
 
 def test_config_that_is_nested_too_deeply_is_an_error(tmp_path):

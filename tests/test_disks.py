@@ -27,7 +27,7 @@ def disk(tmp_path):
 def claim(workdir, config=None):
     config = config or tiny.config()
     run.open_workdir(workdir, config, build.contract(config), {})
-    run.remember_places(workdir, np.arange(9, dtype=np.uint64))
+    run.remember_places(workdir, np.arange(10, dtype=np.uint64).reshape(5, 2))
 
 
 def content(folder):
@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_at_the_start_is_said_and_room_lets_it_start(
     claim(workdir)
     assert {p.name for p in workdir.iterdir()} == {"config.json", run.PLACES, run.LOCK}
     assert run.load(workdir)[0].seed == 0
-    assert run.trained_on(workdir, np.array([3, 12], np.uint64)) == 1
+    assert run.trained_on(workdir, np.array([[3, 12], [0, 13]], np.uint64)) == 1
 
 
 @pytest.fixture

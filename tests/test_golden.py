@@ -80,7 +80,7 @@ def test_an_encoder_of_an_earlier_version_can_be_judged(golden):
 def test_what_an_earlier_version_wrote_of_itself_is_understood(golden):
     described, contract = run.load(golden)
     assert described.model.dim == 8 and contract["s1"].unit == "dB"
-    assert run.trained_on(golden, np.zeros(1, np.uint64)) == 0
+    assert run.trained_on(golden, np.zeros((1, 2), np.uint64)) == 0
     scores = json.loads((golden / "scores.json").read_text())
     assert scores["pairs"] == 2
 

@@ -28,7 +28,7 @@ def config(tmp_path):
 
 
 def test_training_on_a_held_out_pair_is_refused_unless_told(config):
-    with pytest.raises(InputError, match="1 of 5 in the held-out pairs are training"):
+    with pytest.raises(InputError, match="1 of 5 in the held-out pairs show"):
         pretrain.open_data(config)
     config.data.allow_overlap = True
     source, held = pretrain.open_data(config)
@@ -44,7 +44,7 @@ def test_pairs_of_any_split_that_is_not_for_training_count_as_held_out(config):
     config.data.split = "train"
     other = next(iter(sources.held_out(config.data)))
     assert other.title == f"split validation of {folder}"
-    with pytest.raises(InputError, match=r"1 of 5 in split validation of .* training"):
+    with pytest.raises(InputError, match=r"1 of 5 in split validation of .* ground"):
         sources.check_overlap(sources.open_split(config.data, "train"), other)
 
 

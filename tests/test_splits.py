@@ -289,3 +289,21 @@ def test_damaged_parquet_is_refused(tmp_path):
     (tmp_path / "m.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="m.parquet cannot be read"):
         assign(make_config(splits=str(tmp_path / "m.parquet")), make_pairs())
+
+
+def test_a_split_that_is_left_out_takes_its_ground_along_at_any_date(tmp_path):
+    path = write_parquet(
+        tmp_path / "metadata.parquet",
+        patch_id=["S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_01_07", "V2_b"],
+        split=["test", "train"],
+        s1_name=["S1A_IW_GRDH_1SDV_20170613T165043_33UUP_1_7", "S1_1"],
+        s2v1_name=["S2A_MSIL2A_20170613T101031_1_7", "S2_1"],
+    )
+    form = "S1A_IW_GRDH_1SDV_20180421T165043_33UUP_{}_7"
+    pairs = [Pair(f"S2B_MSIL2A_20180421T100029_{i}_7", form.format(i)) for i in (1, 2)]
+    got, skipped, _ = splits.assign(make_config(exclude=(f"{path}:test",)), pairs, [])
+    assert got == {"train": pairs[1:]}
+    assert [skip.reason for skip in skipped] == [f"named by {path}:test"]
+    # A list without splits, as of snow, is of images and not of ground.
+    got, skipped, _ = splits.assign(make_config(exclude=(path,)), pairs, [])
+    assert got == {"train": pairs} and not skipped

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import tqdm
 
-from data_pipeline import archive, classes, layout, lists, sensors, untrusted
+from data_pipeline import archive, classes, ground, layout, lists, sensors, untrusted
 from data_pipeline.archives import files, geotiff, names, tars
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
@@ -152,7 +152,7 @@ class BigEarthNet(archive.Archive):
             "labels_43": labels_43,
             "id": pair.s2_name,
             "id_s1": pair.s1_name,
-            "place": pair.s2_name,
+            "place": ground.place(pair.s2_name, pair.s1_name),
             "tile": pair.tile,
             "acquired_s1": _acquired(s1.get("acquisition_time"), pair.s1_name),
             "acquired_s2": _acquired(s2.get("acquisition_date"), pair.s2_name),

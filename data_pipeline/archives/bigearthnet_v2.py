@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data_pipeline import archive, classes, layout, sensors
+from data_pipeline import archive, classes, ground, layout, sensors
 from data_pipeline.archives import names
 from data_pipeline.archives import bigearthnet_v2_metadata as metadata
 from data_pipeline.archives import bigearthnet_v2_stores as stores
@@ -158,7 +158,7 @@ class BigEarthNet(archive.Archive):
         Raises:
             InputError: an image is missing or damaged, or its content cannot be true.
         """
-        place, labels = pair.where
+        s2v1_name, labels = pair.where
         return {
             **self._pixels("s1", pair.s1_name),
             **self._pixels("s2", pair.s2_name),
@@ -166,7 +166,7 @@ class BigEarthNet(archive.Archive):
             "labels": _labels(pair.s2_name, labels),
             "id": pair.s2_name,
             "id_s1": pair.s1_name,
-            "place": place,
+            "place": ground.place(s2v1_name or pair.s2_name, pair.s1_name),
             "tile": pair.tile,
             "acquired_s1": names.acquired(pair.s1_name),
             "acquired_s2": names.acquired(pair.s2_name),

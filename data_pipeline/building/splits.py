@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline import fields, lists
+from data_pipeline import fields, ground, lists
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import SPLITS
 from data_pipeline.errors import InputError
@@ -161,17 +161,23 @@ def _refuse_faults(skipped: Iterable[Skipped]) -> None:
 
 def _warn_of_idle(entries, excluded: Mapping[str, str], images) -> None:
     """Says which lists leave nothing out, as those of another archive do."""
-    names = {name for image in images for name in (image.s2_name, image.s1_name)}
+    names = {name for image in images for name in _names(image)}
     used = {excluded[name] for name in names & excluded.keys()}
     for entry in set(entries) - used:
         log.warning("%s names no image that is here; is it of this archive?", entry)
 
 
 def _left_out(image: Pair | Skipped, excluded: Mapping[str, str]) -> Skipped | None:
-    file = excluded.get(image.s2_name) or excluded.get(image.s1_name)
-    if not file:
+    entries = (excluded[name] for name in _names(image) if name in excluded)
+    if not (entry := next(entries, "")):
         return None
-    return Skipped(image.s2_name, image.s1_name, f"named by {file}", wanted=False)
+    return Skipped(image.s2_name, image.s1_name, f"named by {entry}", wanted=False)
+
+
+def _names(image: Pair | Skipped) -> tuple[str, ...]:
+    """By what `lists.excluded` may name an image or pair: names, or its ground."""
+    names = (image.s2_name, image.s1_name)
+    return names + tuple(filter(None, map(ground.cell, names)))
 
 
 def _contradiction(row: lists.Listed | None, pair: Pair, seen: set[str]) -> str:

@@ -182,22 +182,26 @@ def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
                     "%d pairs of %s are in split %s too.", shared, title, other.name
                 )
     codes = sources.place_codes(data.test.source)
-    if len(codes) < len(data.test) or not run.keeps_places(pretrained.directory):
+    told = bool(codes[:, 0].all())
+    if not told or not run.keeps_places(pretrained.directory):
         log.warning(
-            "Whether tested pairs were pretrained on is not known: %s.",
-            "not all say their place"
-            if len(codes) < len(data.test)
-            else f"{pretrained.directory} holds no {run.PLACES}",
+            "Whether ground to be tested on was pretrained on is not known: %s.",
+            f"{pretrained.directory} keeps none in a {run.PLACES}"
+            if told
+            else "not all pairs say theirs",
         )
     seen = run.trained_on(pretrained.directory, codes)
     if seen and not allow:
         raise InputError(
-            f"{seen} of the {len(data.test)} pairs to be tested on were pretrained on "
-            f"by {pretrained.directory}; test on others, or pass "
+            f"{seen} of the {len(data.test)} pairs to be tested on show ground that "
+            f"{pretrained.directory} was pretrained on; test on others, or pass "
             "--config.data.allow_overlap=True."
         )
     if seen:
-        log.warning("%d of %d tested pairs were pretrained on.", seen, len(data.test))
+        log.warning(
+            "%d of %d tested pairs show ground that was pretrained on.",
+            *(seen, len(data.test)),
+        )
 
 
 def check_labels(data: Labelled, field: str, *, allow: bool) -> None:
