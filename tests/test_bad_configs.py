@@ -36,8 +36,7 @@ def no_devices(monkeypatch):
         monkeypatch.setattr(jax, name, refuse)
 
 
-def test_there_are_rows_enough_and_none_twice():
-    assert len(bad_configs.ROWS) >= 60
+def test_no_row_is_there_twice():
     seen = [(name, str(changes)) for name, changes, _ in bad_configs.ROWS]
     assert len(set(seen)) == len(seen)
 

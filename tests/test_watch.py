@@ -202,7 +202,9 @@ class Leaving(Numbers):
 
 def test_a_worker_that_leaves_ends_training_in_a_sentence(monkeypatch):
     monkeypatch.setattr(watch, "CLOSE_SECONDS", 0.5)
-    got = stream(Leaving(), threads=1, workers=1)
+    late = time.monotonic() + 60
+    stop = lambda: time.monotonic() > late
+    got = stream(Leaving(), threads=1, workers=1, stop=stop)
     with pytest.raises(InputError, match=r"\(exit code 0\) ended unexpectedly"):
         next(got)
 
