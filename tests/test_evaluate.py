@@ -9,7 +9,7 @@ import pytest
 from configs import probe_sample
 from data_pipeline import patterns, sources, subsets, synthetic
 from fusmae_jax.evaluation import evaluate, gallery, report, scores, tasks
-from tests import judging
+from tests import datasets, judging
 
 BASELINES = ("random", "statistics")
 ENCODERS = ("Fus-MAE", "random initialisation", "image statistics")
@@ -169,3 +169,69 @@ def test_the_real_pairs_that_come_with_the_project_can_be_judged(trained, tmp_pa
     assert {(row.test_pairs, row.train_pairs) for row in rows} == {(5, 17), (5, 0)}
     assert (tmp_path / "out" / "figures" / "projection_both.png").exists()
     assert list((tmp_path / "cache").iterdir())
+
+
+def by_ground(folder, cells):
+    """Pairs of a tile in three splits; those to test on show so many of its cells."""
+    described = datasets.description(
+        maps={"land_cover": datasets.CLASSES["labels"]}
+    )
+    folders = []
+    wanted = (("train", 0, 8), ("validation", 10, 4), ("test", 20, 24))
+    for split, first, count in wanted:
+        column = lambda i: first + i % cells if split == "test" else first + i
+        date = lambda i: f"S2A_MSIL2A_201706{i + 1:02d}T101031"
+        folders.append(datasets.write(
+            folder / split, (count,), split=split, described=described,
+            names=[
+                (f"{date(i)}_{column(i)}_7", f"{date(i)}_33UUP_{column(i)}_7")
+                for i in range(count)
+            ],
+        ))
+    return str(folders[0]), ",".join(map(str, folders[1:]))
+
+
+@pytest.fixture(scope="module")
+def on_ground(trained, tmp_path_factory):
+    """The same pairs judged as 24 pieces of ground, and as 6 of them."""
+    found = {}
+    for cells in (24, 6):
+        folder = tmp_path_factory.mktemp(f"ground{cells}")
+        config = judging.config(
+            trained,
+            methods=("knn", "dense", "retrieval"),
+            sensors=("both",),
+            bootstrap=50,
+            cache=str(folder / "cache"),
+        )
+        config.data.source = "records"
+        config.data.dir, config.data.eval_dir = by_ground(folder, cells)
+        config.dense.update(heads=("linear",), epochs=1, batch_size=8)
+        config.dense.learning_rates = (1e-3,)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gallery, "draw", lambda *a, **k: None)
+            found[cells] = folder / "out", evaluate.evaluate(config, folder / "out")
+    return found
+
+
+def test_every_task_draws_ground_and_not_pairs_for_its_intervals(on_ground):
+    _, alone = on_ground[24]
+    workdir, together = on_ground[6]
+    for a, b in zip(alone, together, strict=True):
+        assert (a.task, a.sensors) == (b.task, b.sensors)
+        name = "oa" if a.task == "dense" else next(iter(a.scores.overall))
+        if a.task != "retrieval":  # which passes over the ground of the query
+            assert a.scores.overall[name].value == b.scores.overall[name].value
+        assert a.scores.overall[name][1:] != b.scores.overall[name][1:]
+    with np.load(workdir / "predictions.npz") as found:
+        labels, said = found["labels"], found["knn/both/1/0"]
+    # Draws are of ground in the order of its names.
+    members = [np.flatnonzero(np.arange(24) % 6 == g) for g in range(6)]
+    values = []
+    for i in range(50):
+        drawn = np.random.default_rng((0, i)).integers(6, size=6)
+        pairs = np.concatenate([members[g] for g in drawn])
+        values.append(scores.average_precision(said[pairs], labels[pairs])[0])
+    (knn,) = (row for row in together if row.task == "knn")
+    ends = tuple(np.quantile(values, (0.025, 0.975)))
+    assert knn.scores.overall["map_micro"][1:] == pytest.approx(ends)

@@ -21,14 +21,19 @@ def pairs(rng, n=41, d=6, noise=0.8):
     return s1, s2, labels
 
 
-def loop(queries, gallery, labels, k, same):
+def loop(queries, gallery, labels, k, same, groups=None):
     """Recall and F1 at k, one query after the other."""
+    groups = range(len(queries)) if groups is None else groups
     sets = [set(np.flatnonzero(row)) for row in labels]
     length = np.linalg.norm
     recall, f1 = [], []
     for i, q in enumerate(queries):
         similarity = [q @ g / length(q) / length(g) for g in gallery]
-        order = [j for j in np.argsort(similarity)[::-1] if not (same and j == i)]
+        order = [
+            j
+            for j in np.argsort(similarity)[::-1]
+            if (j == i and not same) or groups[j] != groups[i]
+        ]
         recall.append(i in order[:k])
         scores = []
         for j in order[:k]:
@@ -54,6 +59,30 @@ def test_scores_are_those_of_a_plain_loop(rng, same):
         if not same:
             np.testing.assert_array_equal(values[f"recall@{k}"], recall)
             assert scores[f"recall@{k}"].value == pytest.approx(recall.mean())
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_the_ground_of_the_query_is_neither_right_nor_wrong_at_another_date(rng, same):
+    s1, s2, labels = pairs(rng)
+    groups = rng.integers(12, size=len(s1))
+    groups = np.unique(groups, return_inverse=True)[1]
+    gallery = s1 if same else s2
+    ks = (1, 3, len(s1) - np.bincount(groups).max())
+    asked = dict(ks=ks, same=same, groups=groups)
+    found = retrieval.score(s1, gallery, labels, resamples=30, seed=4, **asked)
+    members = [np.flatnonzero(groups == g) for g in range(max(groups) + 1)]
+    for k in ks:
+        recall, f1 = loop(s1, gallery, labels, k, same, groups)
+        assert found[f"f1@{k}"].value == pytest.approx(f1.mean())
+        for name, values in [("f1", f1)] + [("recall", recall)] * (not same):
+            means = []
+            for i in range(30):
+                draw = np.random.default_rng((4, i)).integers(
+                    len(members), size=len(members)
+                )
+                means.append(np.mean([values[j] for g in draw for j in members[g]]))
+            ends = tuple(np.quantile(means, (0.025, 0.975)))
+            assert found[f"{name}@{k}"][1:] == pytest.approx(ends)
 
 
 def test_f1_of_label_sets_is_that_of_scikit_learn(rng):
@@ -114,7 +143,7 @@ def test_intervals_are_those_of_a_mean(rng):
 def test_there_must_be_more_pairs_than_are_retrieved(rng, same):
     s1, s2, labels = pairs(rng, n=10)
     retrieval.per_query(s1, s2, labels, ks=(9,), same=same)
-    with pytest.raises(InputError, match="Retrieving 10 .* there are 10"):
+    with pytest.raises(InputError, match="Retrieving 10 .* of 10 there may be no more"):
         retrieval.score(s1, s2, labels, ks=(1, 10), same=same)
 
 

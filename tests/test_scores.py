@@ -248,10 +248,15 @@ def test_pixel_counts_beyond_32_bits_are_summed_exactly():
     assert found.overall["oa"] == pytest.approx((0.5, 0.5, 0.5))
 
 
-def agree(found, statistic, count, *, resamples, seed):
+def agree(found, statistic, count, *, resamples, seed, groups=None):
     """Whether intervals are percentiles of `statistic` over rows really repeated."""
-    draws = [bootstrap.draw(count, seed=seed, index=i) for i in range(resamples)]
-    rows = [statistic(np.repeat(np.arange(count), times)) for times in draws]
+    groups = np.arange(count) if groups is None else groups
+    members = [np.flatnonzero(groups == g) for g in range(max(groups) + 1)]
+    rows = []
+    for i in range(resamples):
+        rng = np.random.default_rng((seed, i))
+        drawn = rng.integers(len(members), size=len(members))
+        rows.append(statistic(np.concatenate([members[g] for g in drawn])))
     for name in rows[0]:
         ends = np.nanquantile([row[name] for row in rows], (0.025, 0.975))
         assert found[name][1:] == pytest.approx(tuple(ends)), name
@@ -316,6 +321,87 @@ def test_segmentation_intervals_resample_scenes(sk):
         }
 
     agree(found.overall, statistic, 6, resamples=40, seed=5)
+
+
+def grouped(count, groups, seed=0):
+    """Which of `groups` groups each of `count` samples is in, none of them empty."""
+    rng = np.random.default_rng(seed)
+    return rng.permutation(np.concatenate([
+        np.arange(groups), rng.integers(groups, size=count - groups)
+    ]))
+
+
+def test_groups_of_samples_are_drawn_whole():
+    p, t = split(90, 3)
+    groups = grouped(90, 25)
+    options = dict(resamples=40, seed=7, groups=groups)
+    found = scores.multi_label(p, t, per_batch=32, **options)
+    average = scores.average_precision
+
+    def multi_label(rows):
+        micro, ap = average(p[rows], t[rows])
+        hit = (p[rows] > 0.5) & (t[rows] == 1)
+        total = (p[rows] > 0.5).sum() + t[rows].sum()
+        return {
+            "map_micro": micro,
+            "map_macro": np.nanmean(ap),
+            "f1_micro": 2 * hit.sum() / total,
+            "class 1": ap[1],
+        }
+
+    both = found.overall | {"class 1": found.per_class["ap"][1]}
+    agree(both, multi_label, 90, **options)
+
+    def by_batch(rows):
+        parts = [rows[(rows >= i) & (rows < i + 32)] for i in (0, 32, 64)]
+        return np.mean([np.nan_to_num(average(p[r], t[r])[0]) for r in parts])
+
+    # Of batches the resamples score more than the split; their interval lies around it.
+    members = [np.flatnonzero(groups == g) for g in range(25)]
+    drawn = [np.random.default_rng((7, i)).integers(25, size=25) for i in range(40)]
+    means = [by_batch(np.concatenate([members[g] for g in d])) for d in drawn]
+    score = found.overall["map_micro_per_batch"]
+    ends = np.quantile(means, (0.025, 0.975)) - np.mean(means) + score.value
+    assert score.value == pytest.approx(by_batch(np.arange(90)))
+    assert score[1:] == pytest.approx(tuple(ends))
+
+    classes = t.argmax(axis=1)
+    found = scores.single_label(p, one_hot(classes, 3), **options)
+    right = p.argmax(axis=1) == classes
+    agree(found.overall, lambda rows: {"oa": right[rows].mean()}, 90, **options)
+
+    _, _, counts = maps(90)
+    found = scores.segmentation(counts, **options)
+    correct = np.einsum("ncc->n", counts)
+    pixels = counts.sum(axis=(1, 2))
+    share = lambda rows: {"oa": correct[rows].sum() / pixels[rows].sum()}
+    agree(found.overall, share, 90, **options)
+
+
+def test_samples_of_one_group_have_no_interval():
+    p, t = split(20)
+    found = scores.multi_label(
+        p, t, resamples=20, groups=np.zeros(20, int), per_batch=8
+    )
+    assert all(math.isnan(s.low) and math.isnan(s.high) for s in found.overall.values())
+
+
+def test_intervals_of_samples_that_come_in_groups_hold_the_truth():
+    """Three images of the same ground tell hardly more than one."""
+    groups = np.repeat(np.arange(120), 3)
+
+    def oa(seed, **options):
+        rng = np.random.default_rng(seed)
+        p = np.repeat(rng.normal(size=(120, 2)), 3, axis=0)
+        p = p + 0.1 * rng.normal(size=(360, 2)) + [0.4, 0]
+        labels = np.eye(2, dtype=int)[np.zeros(360, int)]
+        return scores.single_label(p, labels, **options).overall["oa"]
+
+    truth = np.mean([oa(i, resamples=0).value for i in range(1000, 1400)])
+    for of, least, most in ((groups, 0.9, 1.0), (None, 0.5, 0.85)):
+        found = [oa(i, resamples=200, groups=of) for i in range(100)]
+        held = np.mean([score.low <= truth <= score.high for score in found])
+        assert least <= held <= most
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():

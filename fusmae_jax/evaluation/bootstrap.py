@@ -1,4 +1,8 @@
-"""Bootstrap intervals: how far a score would move with other samples."""
+"""Bootstrap intervals: how far a score would move with other samples.
+
+Samples of one group are alike, such as images of the same ground, and tell less than as
+many that are not. So groups are drawn, and all samples of a group with it.
+"""
 
 import concurrent.futures
 from collections.abc import Callable
@@ -21,7 +25,7 @@ class Score(NamedTuple):
 
 
 def draw(count: int, *, seed: int, index: int) -> np.ndarray:
-    """How often each sample occurs in one resample with replacement.
+    """How often each group occurs in one resample with replacement.
 
     Returns:
         [count] int32 with the sum `count`; depends on the arguments only.
@@ -38,28 +42,36 @@ def bootstrap(
     *,
     resamples: int,
     seed: int,
+    groups: np.ndarray | None = None,
+    centred: bool = False,
 ) -> dict[str, Score | list[Score]]:
-    """Evaluates a statistic on all samples and on resamples of them.
+    """Evaluates a statistic on all samples and on resamples of their groups.
 
     Args:
         statistic: gets how often each sample counts, [N, R] int32, and returns
             arrays [R] or [C, R], nan where undefined. Called from several threads.
         count: samples, N.
-        resamples: how many; with 0, or a single sample, intervals are nan.
+        resamples: how many; with 0, or a single group, intervals are nan.
         seed: of the draws; the number of threads changes nothing.
+        groups: which samples belong together, [N] numbers from 0 without gaps; by
+            default every sample is a group.
+        centred: move each interval so that its resamples have the score as their mean,
+            for a statistic that is higher or lower where samples are repeated.
 
     Returns:
         For each entry of the statistic a Score, or C of them. The interval is the
         middle 95 % of the resamples where the entry is defined.
     """
+    groups = np.arange(count) if groups is None else groups
+    drawable = len(np.unique(groups))
 
     def part(first):
         indices = range(first, min(first + AT_ONCE, resamples))
-        drawn = [draw(count, seed=seed, index=i) for i in indices]
+        drawn = [draw(drawable, seed=seed, index=i)[groups] for i in indices]
         return statistic(np.stack(drawn, axis=1))
 
     values = statistic(np.ones((count, 1), np.int32))
-    starts = range(0, resamples if count > 1 else 0, AT_ONCE)
+    starts = range(0, resamples if drawable > 1 else 0, AT_ONCE)
     with concurrent.futures.ThreadPoolExecutor(batches.cores()) as pool:
         parts = list(pool.map(part, starts))
 
@@ -67,6 +79,8 @@ def bootstrap(
         value = values[name][..., 0]
         drawn = [p[name] for p in parts] or [np.full_like(values[name], np.nan)]
         drawn = np.concatenate(drawn, axis=-1)
+        if centred and len(starts):
+            drawn += (value - np.nanmean(drawn, axis=-1))[..., None]
         if value.ndim == 0:
             return _score(value, drawn)
         return [_score(v, d) for v, d in zip(value, drawn)]

@@ -16,11 +16,15 @@ def score(
     *,
     ks: Sequence[int] = (1, 5, 10),
     same: bool,
+    groups: np.ndarray | None = None,
     center: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Score]:
     """Scores retrieval among N pairs, with 95 % bootstrap intervals over queries.
+
+    What shows the ground of the query without being its pair is neither right nor
+    wrong, and cannot be retrieved.
 
     Args:
         queries: one feature for each pair, [N, D].
@@ -29,10 +33,12 @@ def score(
         ks: how many are retrieved.
         same: the gallery is the queries themselves: the query is left out, and there
             is no partner to find. Otherwise it is the other sensor.
+        groups: which pairs show the same ground, see `bootstrap.bootstrap`; [N]. By
+            default every pair shows its own.
         center: subtract each side's mean feature first. The features of two sensors
             may lie in cones apart; what they share then shows only around the mean.
             It uses the mean of the whole split, which a single query does not have.
-        resamples: of the queries, for the intervals; 0 for none.
+        resamples: of the groups of queries, for the intervals; 0 for none.
         seed: of the resamples.
 
     Returns:
@@ -41,13 +47,15 @@ def score(
     Raises:
         InputError: as `per_query`.
     """
-    values = per_query(queries, gallery, labels, ks=ks, same=same, center=center)
+    asked = dict(ks=ks, same=same, groups=groups, center=center)
+    values = per_query(queries, gallery, labels, **asked)
     names, columns = list(values), np.stack(list(values.values()))  # [Q, N]
 
     def means(counts):
-        return dict(zip(names, columns @ counts / len(queries)))
+        return dict(zip(names, columns @ counts / counts.sum(axis=0)))
 
-    return bootstrap(means, len(queries), resamples=resamples, seed=seed)
+    options = dict(resamples=resamples, seed=seed, groups=groups)
+    return bootstrap(means, len(queries), **options)
 
 
 def per_query(
@@ -57,6 +65,7 @@ def per_query(
     *,
     ks: Sequence[int],
     same: bool,
+    groups: np.ndarray | None = None,
     center: bool = False,
 ) -> dict[str, np.ndarray]:
     """What each query contributes to each score, {name: [N]}.
@@ -67,8 +76,8 @@ def per_query(
     label per pair that is the precision. For arguments see `score`.
 
     Raises:
-        InputError: there are not more pairs than are retrieved, or the arrays do not
-            belong together.
+        InputError: there are not as many pairs of other ground as are retrieved, or
+            the arrays do not belong together.
     """
     n, most = len(queries), max(ks)
     if not len(gallery) == len(labels) == n:
@@ -76,26 +85,44 @@ def per_query(
             f"{n} queries, {len(gallery)} features searched and {len(labels)} rows of "
             "labels are not of the same pairs; extract them from the same split."
         )
-    if n <= most:
-        raise InputError(
-            f"Retrieving {most} takes more than {most} pairs, and there are {n}; use "
-            "more pairs, or a smaller k."
-        )
+    groups = np.arange(n) if groups is None else groups
+    check_enough(groups, ks)
     if center:
         queries, gallery = (_centered(x) for x in (queries, gallery))
-    _, index = knn.neighbours(gallery, queries, most + int(same))
+    # However many of the nearest show the ground of the query, enough others are found.
+    largest = int(np.bincount(groups).max())
+    _, index = knn.neighbours(gallery, queries, most + largest)
+    passed_over = groups[index] == groups[:, None]
+    if not same:
+        passed_over &= index != np.arange(n)[:, None]
+    order = np.argsort(passed_over, axis=1, kind="stable")  # those that count first
+    index = np.take_along_axis(index, order, axis=1)[:, :most]
     itself = index == np.arange(n)[:, None]
-    if same:
-        # Not always the first, where others are the same; with enough of them it is
-        # not even found, and the last is one too many.
-        itself[:, -1] |= ~itself.any(axis=1)
-        index = index[~itself].reshape(n, most)
     f1 = np.stack([_set_f1(labels, labels[i]) for i in index.T], axis=1)  # [N, most]
     values = {f"f1@{k}": f1[:, :k].mean(axis=1) for k in ks}
     if same:
         return values
     found = {f"recall@{k}": itself[:, :k].any(axis=1).astype(float) for k in ks}
     return found | values
+
+
+def check_enough(groups: np.ndarray, ks: Sequence[int]) -> None:
+    """Refuses to retrieve more than there is for every query.
+
+    Args:
+        groups: which pairs show the same ground, [N] numbers from 0.
+        ks: how many are retrieved.
+
+    Raises:
+        InputError: there are not as many pairs of other ground.
+    """
+    others, most = len(groups) - int(np.bincount(groups).max()), max(ks)
+    if others < most:
+        raise InputError(
+            f"Retrieving {most} takes as many pairs that show other ground than the "
+            f"query, and of {len(groups)} there may be no more than {others}; test on "
+            "more pairs, or lower retrieval.ks."
+        )
 
 
 def _centered(x: np.ndarray) -> np.ndarray:

@@ -42,18 +42,25 @@ class Scores(NamedTuple):
 
 
 def multi_label(
-    scores, labels, *, resamples: int = 1000, seed: int = 0, per_batch: int = 0
+    scores,
+    labels,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+    per_batch: int = 0,
 ) -> Scores:
     """Average precision, and F1 of what is predicted above 0.5.
 
     Args:
         scores: probabilities, [N, C].
         labels: 0 or 1, [N, C].
-        resamples: of the samples, for the intervals; 0 for none.
+        resamples: of the groups, for the intervals; 0 for none.
         seed: of the resamples.
+        groups: which samples are alike, see `bootstrap.bootstrap`; [N].
         per_batch: where not 0, also scores consecutive batches of so many samples
-            and averages, as many published tables do. Their resamples are of batches,
-            and a batch without any label counts 0.
+            and averages, as many published tables do. A batch without any label counts
+            0. Resamples change how often each sample of a batch counts.
 
     Returns:
         Overall `map_micro`, `map_macro`, `f1_micro`, `f1_macro` and, if asked for,
@@ -88,28 +95,38 @@ def multi_label(
             "f1": f1,
         }
 
-    found = bootstrap(statistic, count, resamples=resamples, seed=seed)
+    options = dict(resamples=resamples, seed=seed, groups=groups)
+    found = bootstrap(statistic, count, **options)
     if per_batch:
-        parts = range(per_batch, count, per_batch)
-        batches = zip(np.split(scores, parts), np.split(labels, parts))
-        of_batch = np.nan_to_num([pooled_precision(*batch) for batch in batches])
-        found |= bootstrap(
-            lambda weights: {"map_micro_per_batch": of_batch @ weights / len(of_batch)},
-            len(of_batch),
-            resamples=resamples,
-            seed=seed,
-        )
+        parts = [slice(i, i + per_batch) for i in range(0, count, per_batch)]
+        entries = [(scores[part].ravel(), labels[part].ravel()) for part in parts]
+        batches = [Ranking(*batch, classes) for batch in entries]
+
+        def average(weights):
+            ap = [r.average_precision(weights[p]) for r, p in zip(batches, parts)]
+            return {"map_micro_per_batch": np.nan_to_num(ap).mean(axis=0)}
+
+        # A positive that is drawn twice finds itself, which shows in small batches.
+        found |= bootstrap(average, count, centred=True, **options)
     return _sorted_out(found, None)
 
 
-def single_label(scores, labels, *, resamples: int = 1000, seed: int = 0) -> Scores:
+def single_label(
+    scores,
+    labels,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Scores:
     """Accuracies of the class with the highest score, the first where several tie.
 
     Args:
         scores: of any scale, [N, C].
         labels: one-hot, [N, C].
-        resamples: of the samples, for the intervals; 0 for none.
+        resamples: of the groups, for the intervals; 0 for none.
         seed: of the resamples.
+        groups: which samples are alike, see `bootstrap.bootstrap`; [N].
 
     Returns:
         Overall `oa` (share of correct samples), `aa` (mean recall) and `f1_macro`;
@@ -133,16 +150,24 @@ def single_label(scores, labels, *, resamples: int = 1000, seed: int = 0) -> Sco
         shape=(classes**2, count),
     )
     names = ("oa", "aa", "f1_macro", "recall")
-    return _from_confusions(counts, names, resamples, seed)
+    options = dict(resamples=resamples, seed=seed, groups=groups)
+    return _from_confusions(counts, names, **options)
 
 
-def segmentation(confusions, *, resamples: int = 1000, seed: int = 0) -> Scores:
-    """Scores of pixels, resampled by scene, since pixels of a scene are alike.
+def segmentation(
+    confusions,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Scores:
+    """Scores of pixels, resampled by scene or more, since pixels of a scene are alike.
 
     Args:
         confusions: pixel counts per scene, rows true and columns predicted, [N, C, C].
-        resamples: of the scenes, for the intervals; 0 for none.
+        resamples: of the groups, for the intervals; 0 for none.
         seed: of the resamples.
+        groups: which scenes are alike, see `bootstrap.bootstrap`; [N].
 
     Returns:
         Overall `miou`, `oa` (share of correct pixels), `aa` (mean recall) and
@@ -172,7 +197,8 @@ def segmentation(confusions, *, resamples: int = 1000, seed: int = 0) -> Scores:
         )
     counts = scipy.sparse.csr_array(counts.astype(np.int64))
     names = ("miou", "oa", "aa", "f1_macro", "iou")
-    return _from_confusions(counts, names, resamples, seed)
+    options = dict(resamples=resamples, seed=seed, groups=groups)
+    return _from_confusions(counts, names, **options)
 
 
 def average_precision(scores, labels) -> tuple[float, np.ndarray]:
@@ -196,7 +222,7 @@ def average_precision(scores, labels) -> tuple[float, np.ndarray]:
     return pooled_precision(scores, labels), np.array(per_class)
 
 
-def _from_confusions(counts, names, resamples: int, seed: int) -> Scores:
+def _from_confusions(counts, names, **options) -> Scores:
     """Scores of confusion matrices given as a sparse matrix, [C * C, N] int64."""
     classes = round(counts.shape[0] ** 0.5)
 
@@ -216,7 +242,7 @@ def _from_confusions(counts, names, resamples: int, seed: int) -> Scores:
         }
         return {name: found[name] for name in names}
 
-    found = bootstrap(statistic, counts.shape[1], resamples=resamples, seed=seed)
+    found = bootstrap(statistic, counts.shape[1], **options)
     return _sorted_out(found, counts.sum(axis=1).reshape(classes, classes))
 
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline import files
+from data_pipeline import files, ground
 from data_pipeline.errors import InputError
 from data_pipeline.untrusted import read_array
 from fusmae_jax import run
-from fusmae_jax.evaluation import cache, features, report, rows, scores
+from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
 from fusmae_jax.evaluation.backbone import Pretrained, digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
@@ -67,11 +67,9 @@ class Session:
                 "Nothing has taught this encoder's global token what to say, as its "
                 "pretraining had model.global_token='encoder'; pool the mean instead."
             )
-        if "retrieval" in config.methods and max(config.retrieval.ks) >= len(data.test):
-            raise InputError(
-                f"retrieval.ks is {config.retrieval.ks}, and there are "
-                f"{len(data.test)} to search among; retrieve fewer than there are."
-            )
+        self.groups = ground.groups(data.test.source)
+        if "retrieval" in config.methods:
+            retrieval.check_enough(self.groups, config.retrieval.ks)
         splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
         run.open_workdir(
             workdir,
@@ -134,7 +132,11 @@ class Session:
 
     def score(self, predicted: np.ndarray) -> scores.Scores:
         """Scores of predictions for the test pairs, [N, C]."""
-        options = dict(resamples=self.config.bootstrap, seed=self.config.seed)
+        options = dict(
+            resamples=self.config.bootstrap,
+            seed=self.config.seed,
+            groups=self.groups,
+        )
         if self.data.single:
             return scores.single_label(predicted, self.data.test.labels, **options)
         return scores.multi_label(

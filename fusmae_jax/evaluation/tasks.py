@@ -118,6 +118,7 @@ def run_retrieval(session: Session, encoder: str, features) -> None:
             data.test.labels,
             ks=options.ks,
             same=query == gallery,
+            groups=session.groups,
             center=options.center,
             resamples=session.config.bootstrap,
             seed=session.config.seed,

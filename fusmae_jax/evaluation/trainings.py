@@ -221,7 +221,9 @@ def probe_densely(
         title=f"test, {title}",
         **shared,
     )
-    options = dict(resamples=config.bootstrap, seed=config.seed)
+    options = dict(
+        resamples=config.bootstrap, seed=config.seed, groups=session.groups
+    )
     session.add(
         *("dense", encoder, s, subset, scores.segmentation(confusions, **options)),
         width=token_width(session.backbone, params, recipe.blocks),
