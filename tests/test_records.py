@@ -52,6 +52,15 @@ def test_a_shard_may_be_empty(tmp_path):
     assert [got[i]["id"] for i in range(3)] == ["é0", "é1", "é2"]
 
 
+def test_a_record_can_be_read_without_its_neighbours(tmp_path):
+    path = datasets.write(tmp_path, counts=(5,)) / shards.shard_name(
+        "tiny", "train", 0, 1
+    )
+    reader = array_record_module.ArrayRecordReader(str(path))
+    assert "group_size:1," in reader.writer_options_string()
+    reader.close()
+
+
 def test_only_the_fields_asked_for_are_decoded(tmp_path):
     fields = ("s2_60m", "labels")
     got = records.Records(datasets.write(tmp_path), "train", fields=fields)
@@ -301,7 +310,9 @@ def test_damaged_record_is_an_error_that_names_split_index_and_shard(tmp_path):
         opened[2]
 
 
-@pytest.mark.parametrize("damage", ["short", "cut", "empty", "other", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["short", "cut", "empty", "other", "s2_60m", "labels", "tile"]
+)
 def test_record_with_other_content_is_an_error(tmp_path, damage):
     path = datasets.write(tmp_path, counts=(1,)) / shards.shard_name(
         "tiny", "train", 0, 1
@@ -310,8 +321,8 @@ def test_record_with_other_content_is_an_error(tmp_path, damage):
     if damage == "short":
         stored = example.features.feature["s2_60m"].bytes_list.value
         stored[0] = stored[0][:-2]
-    if damage == "missing":
-        del example.features.feature["s2_60m"]
+    if damage in example.features.feature:  # is missing
+        del example.features.feature[damage]
     whole = example.SerializeToString()
     content = {"cut": whole[: len(whole) // 2], "empty": b"", "other": b"what is this?"}
     store(path, content.get(damage, whole))
