@@ -46,8 +46,6 @@ FREE = (
     "data.workers",
     "data.stall_seconds",
 )
-# Runs of earlier versions still state these fields, which mean nothing any more.
-GONE = ("data.damaged",)
 LOCK = ".lock"
 PLACES = "places.npy"
 # Of run directories. A run goes on in the format in which it began: before format 2
@@ -69,11 +67,11 @@ def flatten(config: dict, prefix: str = "") -> dict:
 
 
 def differences(old: dict, new: dict, free: Container[str] = FREE) -> list[str]:
-    """Names the fields, other than `free` and `GONE`, in which two configs differ."""
+    """Names the fields, other than `free`, in which two configs differ."""
     old, new = flatten(old), flatten(new)
     return [
         f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-        for key in sorted((old.keys() | new.keys()).difference(GONE))
+        for key in sorted(old.keys() | new.keys())
         if key not in free and old.get(key) != new.get(key)
     ]
 

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from configs import probe_sample
 from data_pipeline import patterns, sources, subsets, synthetic
-from fusmae_jax.evaluation import evaluate, gallery, report, scores, tasks
+from fusmae_jax import figures
+from fusmae_jax.evaluation import evaluate, gallery, report, rows, scores, tasks
 from tests import datasets, judging
 
 BASELINES = ("random", "statistics")
@@ -235,3 +237,51 @@ def test_every_task_draws_ground_and_not_pairs_for_its_intervals(on_ground):
     (knn,) = (row for row in together if row.task == "knn")
     ends = tuple(np.quantile(values, (0.025, 0.975)))
     assert knn.scores.overall["map_micro"][1:] == pytest.approx(ends)
+
+
+def judged_alone(run_directory, workdir, monkeypatch):
+    """What figures say below, of an evaluation with one sensor."""
+    below, save = {}, figures.save
+
+    def catch(fig, path):
+        below[path.name] = fig.get_supxlabel().replace("\n", " ")
+        save(fig, path)
+
+    monkeypatch.setattr(figures, "save", catch)
+    config = judging.config(
+        run_directory,
+        methods=("knn", "retrieval"),
+        baselines=("random",),
+        sensors=("s1", "both"),
+        cache=str(workdir / "cache"),
+    )
+    evaluate.evaluate(config, workdir / "out")
+    return below
+
+
+def test_one_sensor_alone_has_a_footnote_where_pretraining_always_showed_both(
+    trained, tmp_path, monkeypatch, capsys
+):
+    below = judged_alone(trained, tmp_path, monkeypatch)
+    note = rows.NEVER_ALONE
+    assert "never lacked a sensor in pretraining" in note
+    assert capsys.readouterr().out.count(f"\n({note})\n") == 3
+    noted = {"knn_sensors.png", "knn_per_class.png", "projection_s1.png"}
+    assert {name for name, text in below.items() if text == note} == noted
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        for line in csv.DictReader(file):
+            alone = line["encoder"] == "Fus-MAE" and "s1" in line["sensors"]
+            assert line["note"] == (note if alone else "")
+
+
+def test_there_is_no_footnote_where_pretraining_dropped_sensors(
+    trained, tmp_path, monkeypatch, capsys
+):
+    copy = shutil.copytree(trained, tmp_path / "run")
+    described = json.loads((copy / "config.json").read_text())
+    described["config"]["mask"]["drop_sensor"] = 0.25
+    (copy / "config.json").write_text(json.dumps(described))
+    below = judged_alone(copy, tmp_path, monkeypatch)
+    assert not any(below.values())
+    assert "never lacked" not in capsys.readouterr().out
+    assert "never lacked" not in (tmp_path / "out" / "scores.csv").read_text()

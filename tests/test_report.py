@@ -127,6 +127,7 @@ def test_the_csv_has_a_line_for_each_setting_and_value(tmp_path):
         "ci_high": "0.725",
         "checkpoint": "runs/base",
         "step": "7",
+        "note": "",
     }
     assert [(line["class"], line["metric"]) for line in lines[1:5]] == [
         ("", "f1_macro"),

@@ -6,7 +6,7 @@ from configs import probe_bigearthnet
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics
 from fusmae_jax.evaluation import checks, evaluate, report, trainings
-from tests import judging
+from tests import judging, tiny
 
 
 def config(methods=("finetune", "dense"), baselines=("supervised",), **fields):
@@ -45,6 +45,28 @@ def test_a_recipe_of_a_task_that_is_not_wanted_is_not_looked_at():
 def test_more_blocks_than_there_are_is_said_before_anything_is_opened():
     with pytest.raises(InputError, match="dense.blocks is 9; this encoder has 3"):
         trainings.check_encoder(config(dense__blocks=9), 3)
+
+
+def test_an_encoder_of_one_block_has_one_output_in_every_task(tmp_path):
+    pretraining = tiny.config()
+    pretraining.model.depth = 1  # the XAttnEncoder, and nothing behind it
+    shallow = judging.write_run(tmp_path / "run", pretraining)
+
+    def judge(workdir, **changes):
+        c = judging.config(
+            shallow, methods=("knn", "dense"), sensors=("both",), **changes
+        )
+        c.data.count = 40
+        c.dense.update(heads=("linear",), epochs=1, batch_size=8)
+        c.dense.learning_rates = (1e-3,)
+        return evaluate.evaluate(c, workdir)
+
+    found = judge(tmp_path / "out")
+    assert [row.task for row in found] == ["knn", "dense"]
+    for field in ("features", "dense"):
+        with pytest.raises(InputError, match=f"{field}.blocks is 2; .* has 0 blocks"):
+            judge(tmp_path / field, **{f"{field}__blocks": 2})
+        assert not (tmp_path / field).exists()
 
 
 @pytest.fixture(scope="module")

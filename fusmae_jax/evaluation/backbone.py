@@ -97,6 +97,25 @@ def blocks(config) -> int:
     return config.model.depth - int(config.model.fuse_early)
 
 
+def check_blocks(field: str, wanted: int, blocks: int) -> None:
+    """Refuses outputs of more blocks than an encoder has.
+
+    Args:
+        field: of the config, that says how many are wanted.
+        wanted: its value.
+        blocks: that there are, see `blocks`; behind none at all stands one output, what
+            the XAttnEncoder makes.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if wanted > max(blocks, 1):
+        raise InputError(
+            f"{field} is {wanted}; this encoder has {blocks} blocks behind its "
+            "XAttnEncoder, if any."
+        )
+
+
 def present(sensor_set: str, batch: int, mesh: Mesh) -> Present | None:
     """A batch whose samples all show the same sensors, split over the mesh.
 

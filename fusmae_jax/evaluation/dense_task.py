@@ -22,7 +22,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax import checkpoint, patches, sharding
 from fusmae_jax.encoder import Present
 from fusmae_jax.evaluation import dense_heads, dense_windows, loop
-from fusmae_jax.evaluation.backbone import Backbone, present, shown
+from fusmae_jax.evaluation.backbone import Backbone, check_blocks, present, shown
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.train import TrainState
 
@@ -108,10 +108,7 @@ class Task:
                 f"{description.name} has no pixel labels {field!r}; it has "
                 f"{list(description.maps)}."
             )
-        if blocks > backbone.blocks:
-            raise InputError(
-                f"dense.blocks is {blocks}; this encoder has {backbone.blocks} blocks."
-            )
+        check_blocks("dense.blocks", blocks, backbone.blocks)
         self.backbone, self.params, self.mesh = backbone, params, mesh
         self.field, self.names = field, description.maps[field]
         contract = backbone.objective.contract

@@ -68,7 +68,7 @@ def where(session: Session) -> str:
 
 def tables(session: Session) -> str:
     """The tables that are printed in the end."""
-    title, judged = where(session), session.rows
+    title, judged, note = where(session), session.rows, session.note
     names = {name for row in judged for name in row.scores.overall}
     metrics = [m for m in ("map_micro", "map_macro", "oa", "aa", "miou") if m in names]
     parts = []
@@ -76,7 +76,7 @@ def tables(session: Session) -> str:
         # Accuracy of pixels does not belong beside that of pairs.
         alike = [r for r in judged if metric == "miou" or r.task != "dense"]
         if any(metric in row.scores.overall for row in alike):
-            parts.append(report.table(alike, metric, where=title))
+            parts.append(report.table(alike, metric, where=title, note=note))
     if any(row.task == "retrieval" for row in judged):
-        parts.append(report.retrieval_table(judged, where=title))
+        parts.append(report.retrieval_table(judged, where=title, note=note))
     return "\n\n".join(parts)

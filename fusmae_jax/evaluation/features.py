@@ -16,7 +16,8 @@ from fusmae_jax import run, sharding, views
 from fusmae_jax.encoder import Encoded, Present
 from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, VIEWS, Backbone
-from fusmae_jax.evaluation.backbone import boxes, digest, present, shown
+from fusmae_jax.evaluation.backbone import boxes, check_blocks, digest, present
+from fusmae_jax.evaluation.backbone import shown
 from fusmae_jax.masking import SENSORS
 
 POOLS = ("mean", "global", "sensors")
@@ -46,12 +47,9 @@ class Recipe:
     def __post_init__(self):
         check_each("features", vars(self), FIELDS)
 
-    def check(self, depth: int) -> None:
-        """Refuses more blocks than an encoder of `depth` has."""
-        if self.blocks > max(1, depth):
-            raise InputError(
-                f"features.blocks is {self.blocks}; this encoder has {depth} blocks."
-            )
+    def check(self, blocks: int) -> None:
+        """Refuses more blocks than an encoder has, see `backbone.check_blocks`."""
+        check_blocks("features.blocks", self.blocks, blocks)
 
     @property
     def copies(self) -> int:

@@ -21,14 +21,16 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
     folder, classes = session.workdir / "figures", session.classes
     for task in dict.fromkeys(row.task for row in session.rows):
         judged = [row for row in session.rows if row.task == task]
+        note = session.note if any(map(rows.shows_one_sensor, judged)) else ""
+        said = dict(where=title, note=note)
         metric = next((m for m in METRICS if m in judged[0].scores.overall), None)
         if metric is None:
             continue
-        made = {"sensors": plots.sensors_figure(judged, metric, where=title)}
+        made = {"sensors": plots.sensors_figure(judged, metric, **said)}
         if len({row.fraction for row in judged}) > 1:
-            made["fractions"] = plots.fractions_figure(judged, metric, where=title)
+            made["fractions"] = plots.fractions_figure(judged, metric, **said)
         best = best_setting(judged)
-        made["per_class"] = plots.per_class_figure(best, classes, where=title)
+        made["per_class"] = plots.per_class_figure(best, classes, **said)
         made["confusion"] = confusion(session, best[-1], title)
         for kind, figure in made.items():
             if figure is not None:
@@ -39,6 +41,7 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
             session.data.test.labels,
             classes,
             title=f"{title}; {rows.MODEL}, {rows.SENSORS[s]}",
+            note="" if s == "both" else session.note,
         )
         figures.save(figure, folder / f"projection_{s}.png")
 

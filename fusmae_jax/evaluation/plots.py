@@ -27,7 +27,7 @@ POINTS = 4000  # in a projection; more hide each other
 
 
 def per_class_figure(
-    rows: Sequence[Row], classes: Sequence[str], *, where: str
+    rows: Sequence[Row], classes: Sequence[str], *, where: str, note: str = ""
 ) -> figure.Figure:
     """Draws the score of each class as bars with intervals, the best class on top.
 
@@ -35,6 +35,7 @@ def per_class_figure(
         rows: of one setting, a row for each sensor set that was judged.
         classes: names of the C classes.
         where: dataset and split, for the title.
+        note: what is to be known of the numbers, written below.
 
     Raises:
         ValueError: two rows have the same sensors.
@@ -74,10 +75,13 @@ def per_class_figure(
     _tidy(ax, "x")
     if len(sensors) > 1:
         fig.legend(*ax.get_legend_handles_labels(), **_BELOW, ncols=len(sensors))
+    _footnote(fig, note)
     return fig
 
 
-def sensors_figure(rows: Sequence[Row], metric: str, *, where: str) -> figure.Figure:
+def sensors_figure(
+    rows: Sequence[Row], metric: str, *, where: str, note: str = ""
+) -> figure.Figure:
     """Draws S1, S2 and both beside each other for every encoder, a panel per task.
 
     Of several shares of the labels the largest is drawn, as the panel says.
@@ -86,6 +90,7 @@ def sensors_figure(rows: Sequence[Row], metric: str, *, where: str) -> figure.Fi
         rows: of one evaluation; those without the metric are left out.
         metric: a name in `Scores.overall`.
         where: dataset and split, for the title.
+        note: what is to be known of the numbers, written below.
 
     Raises:
         InputError: no row has the metric.
@@ -123,16 +128,20 @@ def sensors_figure(rows: Sequence[Row], metric: str, *, where: str) -> figure.Fi
         _tidy(ax, "y")
     drawn = [cell for _, panel in panels.values() for cell in panel.values()]
     _caption(fig, f"{METRICS.get(metric, metric)}, %", where, drawn)
+    _footnote(fig, note)
     return fig
 
 
-def fractions_figure(rows: Sequence[Row], metric: str, *, where: str) -> figure.Figure:
+def fractions_figure(
+    rows: Sequence[Row], metric: str, *, where: str, note: str = ""
+) -> figure.Figure:
     """Draws scores by the share of labels: a line per encoder, a panel per sensor set.
 
     Args:
         rows: of one evaluation; those without the metric are left out.
         metric: a name in `Scores.overall`.
         where: dataset and split, for the title.
+        note: what is to be known of the numbers, written below.
 
     Raises:
         InputError: no row has the metric.
@@ -174,11 +183,17 @@ def fractions_figure(rows: Sequence[Row], metric: str, *, where: str) -> figure.
     for ax in axes[-1]:
         ax.set_xlabel("training labels used", fontsize=9)
     _caption(fig, f"{METRICS.get(metric, metric)}, %", where, cells.values())
+    _footnote(fig, note)
     return fig
 
 
 def projection_figure(
-    features: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, title: str
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    title: str,
+    note: str = "",
 ) -> figure.Figure:
     """Draws features on their first two principal components, coloured by class.
 
@@ -189,6 +204,7 @@ def projection_figure(
         labels: [N, C], one where a pair has the class.
         classes: names of the C classes.
         title: of the figure.
+        note: what is to be known of the features, written below.
     """
     labels = np.asarray(labels) > 0
     drawn = np.linspace(0, len(labels) - 1, min(POINTS, len(labels))).astype(int)
@@ -224,15 +240,16 @@ def projection_figure(
         ncols=columns,
     )
     several = (labels.sum(axis=1) > 1).any()
-    note = "; the colour is the pair's rarest class" if several else ""
+    colour = "; the colour is the pair's rarest class" if several else ""
     of = f" of {len(labels):,}" if len(drawn) < len(labels) else ""
-    ax.set_title(f"{title}\n{len(drawn):,}{of} pairs{note}", fontsize=10)
+    ax.set_title(f"{title}\n{len(drawn):,}{of} pairs{colour}", fontsize=10)
     first, second = (f"{100 * share:.0f} % of the variance" for share in shares)
     ax.set_xlabel(f"first principal component, {first}", fontsize=9)
     ax.set_ylabel(f"second principal component, {second}", fontsize=9)
     ax.set(xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     _tidy(ax, "both")
+    _footnote(fig, note)
     return fig
 
 
@@ -281,6 +298,11 @@ def _caption(fig, what, where, cells):
         ncols=min(len(handles), int(fig.get_figwidth() / 1.5)),
         **_BELOW,
     )
+
+
+def _footnote(fig, note):
+    if note:
+        fig.supxlabel(textwrap.fill(note, int(15 * fig.get_figwidth())), fontsize=7)
 
 
 def _tidy(ax, grid):

@@ -17,6 +17,7 @@ from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.rows import METRICS, MODEL, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown
+from fusmae_jax.evaluation.rows import shows_one_sensor
 from fusmae_jax.evaluation.scores import Score, Scores
 
 SCHEMA = {
@@ -39,6 +40,7 @@ SCHEMA = {
     "ci_high": "upper end of it",
     "checkpoint": "run directory of the model, on the lines of its rivals too",
     "step": "of that checkpoint",
+    "note": "what is to be known of the value, or nothing",
 }
 
 
@@ -49,8 +51,9 @@ def write(workdir, rows: Iterable[Row], *, classes: Sequence[str], meta: dict) -
         workdir: an existing directory.
         rows: every setting judged so far; files of an earlier call are replaced.
         classes: their names, in the order of `per_class` and `confusion`.
-        meta: what all rows share: `dataset`, `split`, `checkpoint`, `step`, and
-            whatever else JSON can hold, such as the config.
+        meta: what all rows share: `dataset`, `split`, `checkpoint`, `step`, perhaps
+            the `note` on images of one sensor, and whatever else JSON can hold, such as
+            the config.
     """
     workdir, rows = pathlib.Path(workdir), list(rows)
     content = {"meta": meta, "classes": classes, "rows": list(map(_to_json, rows))}
@@ -147,6 +150,7 @@ def _long_form(row: Row, classes, meta):
     setting = _plain({name: getattr(row, name) for name in SETTING})
     setting["chosen"] = json.dumps(setting["chosen"])
     setting |= {k: meta[k] for k in ("dataset", "split", "checkpoint", "step")}
+    setting["note"] = meta.get("note", "") if shows_one_sensor(row) else ""
     whole = [("", metric, score) for metric, score in row.scores.overall.items()]
     parts = [
         (name, metric, score)
@@ -216,13 +220,14 @@ def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:
         ) from error
 
 
-def table(rows: Iterable[Row], metric: str, *, where: str) -> str:
+def table(rows: Iterable[Row], metric: str, *, where: str, note: str = "") -> str:
     """One metric as text: a line per task, share of labels and encoder.
 
     Args:
         rows: of one evaluation; those without the metric are left out.
         metric: a name in `Scores.overall`.
         where: dataset and split, for the title.
+        note: on images of one sensor, printed below where there are such rows.
 
     Raises:
         InputError: no row has the metric.
@@ -235,15 +240,16 @@ def table(rows: Iterable[Row], metric: str, *, where: str) -> str:
         lines.append([TASKS[task], percent(fraction), encoder, *scores])
     several = any(len(seeds) > 1 for cell in cells.values() for seeds in cell.values())
     title = _title(METRICS.get(metric, metric), cells, where, several)
-    return "\n".join([title, *_aligned(lines)])
+    return "\n".join([title, *_aligned(lines), *_below(note, cells)])
 
 
-def retrieval_table(rows: Iterable[Row], *, where: str) -> str:
+def retrieval_table(rows: Iterable[Row], *, where: str, note: str = "") -> str:
     """Retrieval as text: a line per encoder and direction, a column per metric.
 
     Args:
         rows: of one evaluation; those of other tasks are left out.
         where: dataset and split, for the title.
+        note: as of `table`.
     """
     rows = [row for row in rows if row.task == "retrieval"]
     metrics = list(dict.fromkeys(m for row in rows for m in row.scores.overall))
@@ -255,11 +261,19 @@ def retrieval_table(rows: Iterable[Row], *, where: str) -> str:
             scores = [shown(of_direction, m) if m in known else "-" for m in metrics]
             lines.append([encoder, SENSORS.get(s, s), *scores])
     title = _title("Retrieval", cells, where, False)
-    return "\n".join([title, *_aligned(lines)])
+    return "\n".join([title, *_aligned(lines), *_below(note, cells)])
+
+
+def _rows(cells) -> list[Row]:
+    return [row for cell in cells.values() for seeds in cell.values() for row in seeds]
+
+
+def _below(note: str, cells) -> list[str]:
+    return [f"({note})"] if note and any(map(shows_one_sensor, _rows(cells))) else []
 
 
 def _title(what: str, cells, where: str, several: bool) -> str:
-    rows = [row for cell in cells.values() for seeds in cell.values() for row in seeds]
+    rows = _rows(cells)
     pairs = " or ".join(f"{n:,}" for n in sorted({row.test_pairs for row in rows}))
     brackets = "[95 % interval]"
     if several:

@@ -66,6 +66,18 @@ class Row:
     scores: Scores
 
 
+# What is to be known of numbers of one sensor, where pretraining always showed both.
+NEVER_ALONE = (
+    f"{MODEL} never lacked a sensor in pretraining (mask.drop_sensor=0): S1 alone or "
+    "S2 alone is what it had not met there."
+)
+
+
+def shows_one_sensor(row: Row) -> bool:
+    """Whether the pretrained model was shown images of one sensor alone."""
+    return row.encoder == MODEL and set(row.sensors.split("->")) != {"both"}
+
+
 SETTING = tuple(f.name for f in dataclasses.fields(Row) if f.name != "scores")
 
 

@@ -103,6 +103,12 @@ class Session:
                 found[BASELINES[name]] = None
         return found
 
+    @property
+    def note(self) -> str:
+        """What is to be known of numbers of one sensor; "" for nothing."""
+        dropped = self.pretrained.config.mask.drop_sensor
+        return "" if dropped else rows.NEVER_ALONE
+
     @functools.cached_property
     def subsets(self) -> list[Subset]:
         """The parts of the training labels that are learnt from, drawn once."""
@@ -233,6 +239,7 @@ class Session:
             "checkpoint": str(self.pretrained.directory),
             "step": self.pretrained.step,
             "dtype": self.pretrained.config.model.dtype,
+            "note": self.note,
             "config": self.config.to_dict(),
         }
         report.write(self.workdir, self.rows, classes=self.classes, meta=meta)

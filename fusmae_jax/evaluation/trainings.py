@@ -6,10 +6,9 @@ import math
 import numpy as np
 
 from data_pipeline import subsets
-from data_pipeline.errors import InputError
 from fusmae_jax import metrics
 from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
-from fusmae_jax.evaluation.backbone import Backbone
+from fusmae_jax.evaluation.backbone import Backbone, check_blocks
 from fusmae_jax.evaluation.session import BASELINES, Session
 from fusmae_jax.evaluation.splits import Split, Subset
 
@@ -21,11 +20,8 @@ PIXELS = "pixels of the patch"  # what a dense head sees without any encoder
 
 def check_encoder(config, blocks: int) -> None:
     """Refuses more blocks than an encoder has."""
-    if "dense" in config.methods and config.dense.blocks > max(blocks, 1):
-        raise InputError(
-            f"dense.blocks is {config.dense.blocks}; this encoder has {blocks} blocks "
-            "behind its XAttnEncoder, if any."
-        )
+    if "dense" in config.methods:
+        check_blocks("dense.blocks", config.dense.blocks, blocks)
 
 
 def finetune_recipes(config, changes) -> list[finetune.Recipe]:
