@@ -194,19 +194,47 @@ def test_a_killed_worker_ends_training_in_a_sentence_and_the_others(workers):
 
 
 class Leaving(Numbers):
-    """A source whose reader ends the process, as if all were well."""
+    """Numbers, the tenth read of which ends its process in good order."""
+
+    reads = 0
 
     def __getitem__(self, i):
-        os._exit(0)
+        self.reads += 1
+        if self.reads == 10:
+            os._exit(0)
+        return super().__getitem__(i)
 
 
-def test_a_worker_that_leaves_ends_training_in_a_sentence(monkeypatch):
-    monkeypatch.setattr(watch, "CLOSE_SECONDS", 0.5)
-    late = time.monotonic() + 60
-    stop = lambda: time.monotonic() > late
-    got = stream(Leaving(), threads=1, workers=1, stop=stop)
+def test_a_worker_that_leaves_in_good_order_ends_training_too():
+    got = stream(Leaving(), threads=1, workers=1)
     with pytest.raises(InputError, match=r"\(exit code 0\) ended unexpectedly"):
-        next(got)
+        for _ in range(100):
+            next(got)
+
+
+class Telling(Numbers):
+    """Numbers that tell the process and the thread which read them."""
+
+    def __getitem__(self, i):
+        time.sleep(0.02)  # so that no thread is left without work
+        # A forked process would know what its parent has set.
+        told = os.getpid(), threading.get_ident(), getattr(watch, "forked", 0)
+        return {"x": np.array(told)}
+
+
+@pytest.mark.parametrize("threads, workers, each", [(4, 2, 2), (1, 2, 1), (5, 1, 5)])
+def test_workers_are_spawned_and_share_the_threads(
+    monkeypatch, threads, workers, each
+):
+    monkeypatch.setattr(watch, "forked", 1, raising=False)
+    got = stream(Telling(), threads=threads, workers=workers)
+    told = np.concatenate([next(got)["x"] for _ in range(40)])
+    got.close()
+    pids = set(told[:, 0])
+    assert len(pids) == workers and os.getpid() not in pids
+    for pid in pids:
+        assert len(set(told[told[:, 0] == pid, 1])) == each
+    assert not told[:, 2].any(), "processes were forked"
 
 
 def test_a_worker_that_dies_while_it_is_waited_for_ends_the_wait(pipe):
