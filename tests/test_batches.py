@@ -80,12 +80,6 @@ def readers(**options):
     return found
 
 
-def test_worker_processes_share_the_threads_among_them():
-    found = readers(threads=4, workers=2)
-    assert [len(threads) for threads in found.values()] == [2, 2]
-    assert os.getpid() not in found
-
-
 @pytest.mark.parametrize("granted, threads", [({3}, 1), (set(range(3)), 3)])
 def test_a_thread_reads_for_every_core_that_the_process_may_use(
     monkeypatch, granted, threads
