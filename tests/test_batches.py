@@ -69,9 +69,9 @@ class Readers(Numbers):
         return {"reader": np.array([os.getpid(), threading.get_ident()])}
 
 
-def readers(**options):
+def readers():
     """Threads that read, by process."""
-    stream = batches.train_batches(Readers(40), batch_size=1, seed=0, **options)
+    stream = batches.train_batches(Readers(40), batch_size=1, seed=0)
     with contextlib.closing(stream):
         read = [batch["reader"][0].tolist() for batch in itertools.islice(stream, 60)]
     found = collections.defaultdict(set)
