@@ -35,7 +35,7 @@ class HeldOut:
             seed: of the masks.
             count: pairs in use; the source's where it has fewer.
         """
-        self.objective, self.source = objective, source
+        self.objective, self.source, self._mesh = objective, source, mesh
         self.count = min(count, len(source))
         # The batch is filled up to whole devices; masks belong to pairs, not places.
         devices = jax.device_count()
@@ -86,7 +86,8 @@ class HeldOut:
             Metrics, and the outcome of the first `rows` pairs of the batch.
         """
         fields, weight = self._parts[index]
-        first = index * self._at_once
+        numbers = np.int32(index * self._at_once), np.int32(draw)
+        first, draw = sharding.to_all(numbers, self._mesh)
         return self._step(params, fields, weight, first, draw, rows=rows)
 
     def scenes(self, rows: int) -> "Scenes":
