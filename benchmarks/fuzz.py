@@ -37,7 +37,6 @@ _TARGETS = flags.DEFINE_list("targets", [], "Some of fuzz_targets.TARGETS, or al
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "CPU time that an input may take.")
 _MEMORY = flags.DEFINE_integer("memory", 1024, "MB that reading may take.")
 _KEEP = flags.DEFINE_string("keep", "", "Where inputs that show a bug are left.")
-_ARCHIVE = flags.DEFINE_string("archive", "", "An unpacked BigEarthNet v1.")
 _CHILD = flags.DEFINE_boolean("child", False, "Internal: read in this process.")
 _SKIP = flags.DEFINE_integer("skip", 0, "Internal: targets that are done with.")
 

@@ -33,11 +33,6 @@ def linear_to_db(power: np.ndarray) -> np.ndarray:
     return 10.0 * np.log10(np.where(power > 0, power, np.nan))
 
 
-def db_to_linear(db: np.ndarray) -> np.ndarray:
-    """Backscatter as linear power."""
-    return 10.0 ** (db / 10.0)
-
-
 def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
     """Reflectance x 10000, rounded, as floating point.
 
@@ -48,11 +43,6 @@ def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
     dn = np.rint(np.asarray(reflectance) * DN_PER_REFLECTANCE)
     dark = (reflectance != 0) & (dn < DARKEST) & (dn >= -OFFSET)
     return np.where(dark, DARKEST, dn)
-
-
-def dn_to_reflectance(dn: np.ndarray) -> np.ndarray:
-    """Reflectance, 1 for a surface that scatters all light."""
-    return dn / np.float32(DN_PER_REFLECTANCE)
 
 
 def remove_offset(dn: np.ndarray, offset: int) -> np.ndarray:

@@ -85,7 +85,7 @@ class Guard:
         Raises:
             Diverged: too many steps in a row were not applied.
         """
-        in_a_row = int(state.skipped_in_a_row)
+        in_a_row = int(jax.device_get(state.skipped_in_a_row))
         self._check(step, in_a_row)
         return in_a_row == 0
 

@@ -36,7 +36,7 @@ class HeldOut:
             count: pairs in use; the source's where it has fewer.
         """
         self.objective, self.source = objective, subsets.spread(source, count)
-        self.count = len(self.source)
+        self.count, self._mesh = len(self.source), mesh
         # The batch is filled up to whole devices; masks belong to pairs, not places.
         devices = jax.device_count()
         self._at_once = -(-min(PAIRS_AT_ONCE, self.count) // devices) * devices
@@ -77,16 +77,18 @@ class HeldOut:
         Returns:
             `loss`, its parts, and the number of `pairs`, on the devices.
         """
-        fields, weight = self._parts[index]
-        return self._score(params, fields, weight, index * self._at_once, draw)
+        return self._start(self._score, params, index, draw)
 
     def redraw(self, params, *, index: int = 0, draw: int = 0) -> Outcome:
         """Starts redrawing all patches of batch `index` with masks `draw`.
 
         Pairs that fill up the last batch are redrawn too, see `pairs_in`.
         """
-        fields, weight = self._parts[index]
-        return self._redraw(params, fields, weight, index * self._at_once, draw)
+        return self._start(self._redraw, params, index, draw)
+
+    def _start(self, step, params, index: int, draw: int):
+        numbers = np.int32(index * self._at_once), np.int32(draw)
+        return step(params, *self._parts[index], *sharding.to_all(numbers, self._mesh))
 
     def pairs_in(self, index: int) -> int:
         """Number of pairs in batch `index`, padding left out."""

@@ -60,7 +60,7 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
         Diverged: too many steps in a row could not be applied.
     """
     writer, scoring, _, saves, watch, notice = tools
-    first, owed = int(state.step), False
+    first, owed = int(jax.device_get(state.step)), False
     progress = metrics.Progress(first, steps)
     work, peak = flops.per_image(config), device_peak(config)
     clock = metrics.Clock(config.batch_size, work, peak, ahead=AHEAD)
@@ -108,7 +108,8 @@ def judge_and_draw(config, step: int, steps: int, state, tools: Tools, clock) ->
         tools.scoring.start(step, state.params)
     tools.scoring.collect()
     if tools.judge.due(step, steps):
-        tools.judge.run(step, state.params, tools.writer)
+        with jax.transfer_guard("allow"):  # its steps are few, and wait anyway
+            tools.judge.run(step, state.params, tools.writer)
         clock.restart()
 
 

@@ -289,9 +289,11 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
             scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
             tools = loop.Tools(writer, scoring, judge, saves, watch, notice)
             notice.hold()
-            return loop.run_steps(
-                config, state, train_step, stream, tools, steps, start
-            )
+            # What is sent or read unasked would hold up every step.
+            with jax.transfer_guard("disallow"):
+                return loop.run_steps(
+                    config, state, train_step, stream, tools, steps, start
+                )
 
 
 def pretrain(config, workdir) -> train.PretrainState:

@@ -78,6 +78,14 @@ def to_devices(batch, mesh: Mesh):
     )
 
 
+def to_all(tree, mesh: Mesh):
+    """Puts what every host has (any tree of arrays) on each device, whole."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(whole(mesh), np.asarray(x)),
+        tree,
+    )
+
+
 def abstract_rows(pair, batch_size: int, mesh: Mesh):
     """Shapes, dtypes and layout of a global batch of pairs like this one."""
     return jax.tree.map(

@@ -27,7 +27,7 @@ def make_params(seed=0):
     """Parameters whose absent tokens say something."""
     graphdef, params = nnx.split(tiny.model(seed, depth=3))
     rng = np.random.default_rng(seed)
-    noise = lambda x: np.float32(x + rng.normal(0.0, 0.05, x.shape))
+    noise = lambda x: jnp.float32(x + rng.normal(0.0, 0.05, x.shape))
     return graphdef, jax.tree.map(noise, params)
 
 

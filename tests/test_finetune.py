@@ -318,6 +318,12 @@ def test_parts_of_a_batch_take_less_memory():
     assert step_memory(accumulate=8) < 0.4 * step_memory()
 
 
+def test_what_is_sent_unasked_stops_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "to_all", lambda tree, mesh: tree)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+        tune(tmp_path, Pairs(), smoothing=0.01)  # a compiled step of its own
+
+
 def test_where_all_sensors_are_there_nothing_is_masked(tmp_path, monkeypatch):
     attend, masked = attention.attend, []
 

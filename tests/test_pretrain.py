@@ -1,5 +1,6 @@
 """Pretraining's own parts: the data it opens, and the stream it closes."""
 
+import contextlib
 import dataclasses
 import shutil
 import types
@@ -7,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax._src import array  # whose reads nothing else tells
 
 from configs import quickstart
 from data_pipeline import layout, metadata, sensors, sources, synthetic
@@ -117,6 +119,39 @@ def test_the_stream_is_closed_when_training_ends(monkeypatch):
     assert not closed
     stream.close()
     assert closed
+
+
+def test_devices_are_read_only_where_a_step_is_logged(tmp_path, monkeypatch):
+    config, at, reads = tiny.config(), [0], set()
+    config.log_every = config.eval_every = config.checkpoint_every = 3
+    load, value = pretrain.load_batches, array.ArrayImpl._value
+
+    def counting(*args):
+        with contextlib.closing(load(*args)) as stream:
+            for at[0], batch in enumerate(stream, start=1):
+                yield batch
+
+    def read(x):
+        reads.add(at[0])
+        return value.fget(x)
+
+    monkeypatch.setattr(pretrain, "load_batches", counting)
+    monkeypatch.setattr(array.ArrayImpl, "_value", property(read))
+    pretrain.pretrain(config, tmp_path / "run")
+    # What is asked for beside a step may come with the next one, but not later.
+    assert {3, 6} <= reads <= {0, 3, 4, 6}
+
+
+def test_what_is_sent_unasked_stops_training(tmp_path, monkeypatch):
+    load = pretrain.load_batches
+
+    def late(config, source, mesh, *args):
+        for batch in load(config, source, mesh, *args):
+            yield jax.tree.map(np.asarray, batch)
+
+    monkeypatch.setattr(pretrain, "load_batches", late)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+        pretrain.pretrain(tiny.config(), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

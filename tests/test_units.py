@@ -14,7 +14,6 @@ def test_linear_power_becomes_decibels():
 
     assert db.dtype == np.float32
     np.testing.assert_allclose(db, [0.0, -10.0, -13.0103, 20.0], atol=1e-4)
-    np.testing.assert_allclose(units.db_to_linear(db), power, rtol=1e-5)
 
 
 def test_power_that_is_not_positive_has_no_decibels():
@@ -22,13 +21,12 @@ def test_power_that_is_not_positive_has_no_decibels():
     assert np.isnan(db).all()
 
 
-def test_reflectance_is_rounded_to_dn_and_back():
+def test_reflectance_is_rounded_to_dn():
     reflectance = np.array([0.0, 0.00016, 0.1234, 1.0], np.float32)
 
     dn = units.reflectance_to_dn(reflectance)
 
     np.testing.assert_array_equal(dn, [0, 2, 1234, 10000])
-    np.testing.assert_allclose(units.dn_to_reflectance(dn), reflectance, atol=5e-5)
 
 
 def test_reflectance_about_zero_is_the_darkest_dn_and_what_cannot_be_stays():

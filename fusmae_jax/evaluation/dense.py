@@ -196,7 +196,8 @@ def confusions(
     task = _task(backbone, params, source, field, mesh, fitted.recipe)
     heads = jax.tree.map(lambda x: x[None], fitted.params)
     parts = task.judge(heads, source, sensor_set, batch_size, title)
-    return np.concatenate([part[0] for part in parts])
+    with loop.asked_only():
+        return np.concatenate([part[0] for part in parts])
 
 
 def _task(backbone, params, source, field: str, mesh: Mesh, recipe: Recipe) -> Task:
@@ -210,7 +211,8 @@ def _validate(
     """Mean IoU of every head, [R]; -inf where it diverged."""
     title = f"{title}, validation"
     parts = task.judge(heads, source, sensor_set, batch_size, title)
-    total = sum(part.sum(axis=1, dtype=np.int64) for part in parts)
+    with loop.asked_only():
+        total = sum(part.sum(axis=1, dtype=np.int64) for part in parts)
     found = [scores.segmentation(one[None], resamples=0).overall for one in total]
     miou = np.array([overall["miou"].value for overall in found])
     for x in map(np.asarray, jax.tree.leaves(heads)):

@@ -243,7 +243,7 @@ class Task:
         def collect():
             count, found = ahead.popleft()
             bar.update(count)
-            return np.asarray(found)[:, :count]
+            return jax.device_get(found)[:, :count]
 
         with bar:
             for first, (fields, _) in zip(range(0, len(source), rows), stream):

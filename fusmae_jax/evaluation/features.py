@@ -14,7 +14,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, whole
 from fusmae_jax import run, sharding, views
 from fusmae_jax.encoder import Encoded, Present
-from fusmae_jax.evaluation import progress
+from fusmae_jax.evaluation import loop, progress
 from fusmae_jax.evaluation.backbone import SENSOR_SETS, VIEWS, Backbone
 from fusmae_jax.evaluation.backbone import boxes, check_blocks, digest, present
 from fusmae_jax.evaluation.backbone import shown
@@ -123,7 +123,9 @@ class Extractor:
         self.sensor_sets = tuple(sensor_sets)
         self._backbone, self.params, self._recipe = backbone, params, recipe
         self.mesh = mesh
-        self._boxes = boxes(recipe.view, backbone.image_size, backbone.scene_size)
+        parts = boxes(recipe.view, backbone.image_size, backbone.scene_size)
+        self._boxes = sharding.to_all([np.float32(box) for box in parts], mesh)
+        self._mean = jax.jit(lambda parts: sum(parts) / len(parts))
         self.step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
 
     def _features(self, params, fields, here, box):
@@ -144,11 +146,8 @@ class Extractor:
         result = {}
         for name in self.sensor_sets:
             here = present(name, rows, self.mesh)
-            parts = [
-                self.step(self.params, fields, here, jnp.array(box))
-                for box in self._boxes
-            ]
-            result[name] = sum(parts) / len(parts)
+            parts = [self.step(self.params, fields, here, box) for box in self._boxes]
+            result[name] = self._mean(parts)
         return result
 
     def over(self, params, sensor_sets) -> "Extractor":
@@ -211,16 +210,17 @@ def take(
     taken, ahead = [], collections.deque()
 
     def collect():
-        counts, features = ahead.popleft()
-        taken.append({s: np.asarray(x)[:counts] for s, x in features.items()})
+        counts, found = ahead.popleft()
+        taken.append({s: x[:counts] for s, x in jax.device_get(found).items()})
         if bar is not None:
             bar.update(counts)
 
-    for first, (fields, _) in zip(range(start, stop, rows), stream):
-        fields = sharding.to_devices(fields, extractor.mesh)
-        ahead.append((min(rows, stop - first), extractor(fields)))
-        if len(ahead) > AHEAD:
+    with loop.asked_only():
+        for first, (fields, _) in zip(range(start, stop, rows), stream):
+            fields = sharding.to_devices(fields, extractor.mesh)
+            ahead.append((min(rows, stop - first), extractor(fields)))
+            if len(ahead) > AHEAD:
+                collect()
+        while ahead:
             collect()
-    while ahead:
-        collect()
     return {s: np.concatenate([t[s] for t in taken]) for s in extractor.sensor_sets}

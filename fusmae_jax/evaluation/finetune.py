@@ -193,6 +193,8 @@ class Finetuner:
         rates = learning_rates(recipe, len(source))
         here = present(sensor_set, recipe.batch_size, mesh)
         head_key, draw_key = streams.key(seed, "head"), streams.key(seed, "tuning")
+        gather = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))
+        draw_key = gather(draw_key)
         state = loop.train(
             lambda state, batch: self.step(state, self.rest, draw_key, here, *batch),
             functools.partial(self._init, self._encoder, head_key),
@@ -202,7 +204,6 @@ class Finetuner:
             directory=directory,
             title=title,
         )
-        gather = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))
         tuned = gather(state.params)
         params = join(self.rest, tuned["encoder"])
         return Classifier(
@@ -232,7 +233,8 @@ class Finetuner:
             mesh=self._mesh,
         )
         with contextlib.closing(stream):
-            yield from zip(stream, rates[first:])
+            for fields, rate in zip(stream, rates[first:]):
+                yield fields, sharding.to_all(rate, self._mesh)
 
     def draw(self, key: jax.Array, fields: dict[str, jax.Array]):
         """All that is random about a step, for the whole batch at once.

@@ -14,6 +14,20 @@ AHEAD = 2  # steps and batches dispatched before the first is waited for
 SAVES = 10  # checkpoints over a whole training
 
 
+@contextlib.contextmanager
+def asked_only() -> Iterator[None]:
+    """Makes an error of what goes between host and devices unasked.
+
+    It would hold up every step. Between devices parameters may move, from wherever
+    they were.
+    """
+    with (
+        jax.transfer_guard_host_to_device("disallow"),
+        jax.transfer_guard_device_to_host("disallow"),
+    ):
+        yield
+
+
 def load(source, *, batch_size: int, seed: int, first: int, mesh) -> Iterator:
     """Yields a source's training batches from `first` on, on their way to the mesh."""
     stream = batches.train_batches(
@@ -67,6 +81,7 @@ def train(
         first = int(state.step)
         losses = collections.deque()
         with (
+            asked_only(),
             contextlib.closing(open_batches(first)) as stream,
             progress.Progress(title, steps, "step", first) as bar,
         ):
@@ -74,10 +89,11 @@ def train(
                 state, loss = step(state, next(stream))
                 losses.append(loss)
                 if len(losses) > AHEAD:
-                    bar.update(note=f"loss {float(losses.popleft()):.4f}")
+                    bar.update(note=f"loss {jax.device_get(losses.popleft()):.4f}")
                 if saves.due(number) or number == steps:
+                    loss = jax.device_get(loss)
                     metrics.check_finite(number, loss, "lower learning rates")
                     saves.save(number, state)
             for loss in losses:
-                bar.update(note=f"loss {float(loss):.4f}")
+                bar.update(note=f"loss {jax.device_get(loss):.4f}")
     return state

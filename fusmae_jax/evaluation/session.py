@@ -152,11 +152,6 @@ class Session:
             **options,
         )
 
-    @property
-    def metric(self) -> str:
-        """The one metric that is printed and drawn."""
-        return "oa" if self.data.single else "map_micro"
-
     def validated(self, score: float) -> dict[str, float]:
         """A score on the validation pairs; nothing where these are training pairs."""
         apart = self.data.validation.name != self.data.train.name
