@@ -7,6 +7,8 @@ import pathlib
 import jax
 import pytest
 from absl import flags
+from jax._src import array
+from jax._src.lib import guard_lib
 from orbax.checkpoint import v1 as ocp
 
 jax.config.update("jax_platforms", "cpu")  # on hosts with an accelerator too
@@ -16,6 +18,23 @@ CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; under pytest nobody parses them
+
+
+@pytest.fixture(autouse=True)
+def guarded_reads(monkeypatch):
+    """Refuses reads that a transfer guard refuses on accelerators.
+
+    A CPU device's memory is the host's, and JAX lets its reads pass.
+    """
+    value, disallow = array.ArrayImpl._value, guard_lib.TransferGuardLevel.DISALLOW
+
+    def read(x):
+        state = guard_lib.thread_local_state()
+        if x._npy_value is None and not state.explicit_device_get:
+            assert state.device_to_host != disallow, "a device is read unasked"
+        return value.fget(x)
+
+    monkeypatch.setattr(array.ArrayImpl, "_value", property(read))
 
 
 @pytest.fixture
