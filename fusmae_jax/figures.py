@@ -84,7 +84,7 @@ def loss_figure(rows: list[dict]):
             ax.axhline(noise[-1], color=color, ls=":", lw=1.2, label=label)
     ax.set(xlabel="step", ylabel="mean squared error on hidden patches")
     if ax.get_lines():
-        ax.legend(frameon=False)
+        fig.legend(loc="outside lower center", ncols=3, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
     return fig
