@@ -26,7 +26,10 @@ def names(form: str, *, older: bool = False, count: int = 4) -> list[tuple[str, 
         # Of v2 the name in v1 stood for the place.
         return [(i, LATER.format(column=n) if form == V2 else i)
                 for n, i in enumerate(ids)]
-    return [*zip(ids, map(ground.place, ids, partners))]
+    # Metadata of v2 has the name of each patch in v1.
+    in_v1 = [LATER.format(column=i) for i in range(count)] if form == V2 else ids
+    told_by = ids if form == V2 else partners
+    return [*zip(ids, map(ground.place, in_v1, told_by))]
 
 
 def opened(folder, named, split="train"):
@@ -47,6 +50,7 @@ def opened(folder, named, split="train"):
         # What the older versions found is still found.
         (names(V1, older=True), names(V1)),
         (names(LATER, older=True), names(V2, older=True)),
+        (names(LATER, older=True), names(V2)),
         ([("a", "ROIs1158_spring_12_p30")] * 4, [("b", "ROIs1158_spring_12_p31")] * 4),
         ([("a", "EPSG:32633 10 0 500000 0 -10 5000000 2022-03-01T10:10:31")] * 4,
          [("b", "EPSG:32633 10 0 500000 0 -10 5000000 2022-06-01T10:10:31")] * 4),
