@@ -47,7 +47,7 @@ def reconstruct(config, workdir):
 
 
 def evaluate(config, workdir):
-    """Judges a run's encoder."""
+    """Evaluates a run's encoder."""
     from fusmae_jax.evaluation import evaluate
 
     evaluate.evaluate(config, workdir)
