@@ -1,10 +1,12 @@
 """Documents name only what exists: files, headings, configs, fields of configs."""
 
+import configparser
 import importlib
 import pathlib
 import re
 
 import pytest
+import yaml
 
 from fusmae_jax import run
 
@@ -49,6 +51,7 @@ def test_links_lead_somewhere(document):
 def test_files_that_are_named_exist(document):
     folders = "benchmarks|configs|data_pipeline|docs|fusmae_jax|tests"
     names = re.findall(rf"(?<![\w/.])(?:{folders})/[\w/]+(?:\.\w+|/)", read(document))
+    names = [name for name in names if "NAME" not in name]  # which stands for any
     assert not [name for name in names if not (ROOT / name).exists()]
 
 
@@ -65,3 +68,16 @@ def test_commands_name_configs_and_fields_that_there_are(document):
 def test_tables_of_tasks_name_every_config():
     named = set(re.findall(r"`(\w+)`", read("README.md") + read("docs/usage.md")))
     assert CONFIGS <= named
+
+
+def test_package_citation_and_changelog_are_of_one_version():
+    package = configparser.ConfigParser()
+    package.read(ROOT / "setup.cfg", encoding="utf-8")
+    version = package["metadata"]["version"]
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == version
+    assert citation["license"] == package["metadata"]["license"]
+    assert f"## {version} (" in read("CHANGELOG.md")
+    (paper,) = citation["references"]
+    assert paper["url"] in read("README.md") and paper["authors"]
