@@ -1,5 +1,6 @@
 """Entry point: python launch.py --config=configs/pretrain_base.py [--workdir=DIR].
 
+Where the project is installed, `fusmae --config=pretrain_base` is the same.
 Each task imports what it needs when it starts: help and mistakes are told at once.
 """
 
@@ -20,7 +21,36 @@ from data_pipeline import files
 from data_pipeline.errors import InputError
 from fusmae_jax import host, preemption, startup
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run to launch.")
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The run to launch: a config file, or the name of one that comes with the project, "
+    f"of {', '.join(sorted(path.stem for path in CONFIGS.glob('*.py')))}.",
+)
+
+
+def find_config(name: str) -> str:
+    """The file of a config: a path, or the name of one that comes with the project.
+
+    `quickstart` and `configs/quickstart.py` are names that mean the same anywhere.
+    """
+    paths = name, CONFIGS / f"{name}.py", CONFIGS.parent / name
+    return next((str(path) for path in paths if os.path.isfile(path)), name)
+
+
+class ConfigLoader(flags.ArgumentParser):
+    """Loads configs by their names, too."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser  # which loads them by their paths
+
+    def parse(self, argument: str):
+        return self._parser.parse(find_config(argument))
+
+
+flags.FLAGS["config"].parser = ConfigLoader(flags.FLAGS["config"].parser)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run writes; runs/<name of the config> by default."
 )
@@ -47,7 +77,7 @@ def reconstruct(config, workdir):
 
 
 def evaluate(config, workdir):
-    """Judges a run's encoder."""
+    """Evaluates a run's encoder."""
     from fusmae_jax.evaluation import evaluate
 
     evaluate.evaluate(config, workdir)
@@ -127,7 +157,8 @@ def parse(argv: list[str]) -> list[str]:
     except OSError as error:
         reason = str(error).splitlines()[-1].strip()  # which has the file's name
         raise InputError(
-            f"The config file cannot be loaded; name one of configs/. ({reason})"
+            "The config file cannot be loaded; pass the path of one, or a name that "
+            f"--help lists, such as quickstart. ({reason})"
         ) from error
     if not flags.FLAGS["config"].present:
         raise InputError("Name a run: --config=configs/quickstart.py, for example.")
@@ -169,8 +200,12 @@ def main(argv: list[str]) -> None:
     TASKS[config.task](config, _WORKDIR.value or f"runs/{name}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command line, from start to exit status."""
     preemption.listen()
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        # The installed command imports this module; its flags belong into the help.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         app.run(main, flags_parser=parse)
     except preemption.Stopped as stopped:
@@ -189,3 +224,7 @@ if __name__ == "__main__":
         )
         sys.stdout.flush()
         os._exit(1)  # threads that still write checkpoints would complain at length
+
+
+if __name__ == "__main__":
+    run()

@@ -1,4 +1,4 @@
-r"""Judges an encoder on the reference maps of BigEarthNet v2: the class of every pixel.
+r"""Evaluates an encoder on the reference maps of BigEarthNet v2, pixel by pixel.
 
     python launch.py --config=configs/dense_bigearthnet_v2.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/bigearthnet_v2

@@ -1,4 +1,4 @@
-r"""Judges an encoder on the land cover of SEN12MS, pixel by pixel, 10 classes.
+r"""Evaluates an encoder on the land cover of SEN12MS, pixel by pixel, 10 classes.
 
     python launch.py --config=configs/dense_sen12ms.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/sen12ms

@@ -5,7 +5,8 @@
 The same command runs on a TPU VM and on a multi-GPU host; on several hosts add
 --multihost. Any field can be overridden, e.g. --config.batch_size=512. On one GPU of
 80 GB it fits as it is, on 40 GB with --config.accumulate=2, on 24 GB and on a TPU v5e-8
-with --config.accumulate=4, by XLA's compilers: README.md has the table.
+with --config.accumulate=4, by XLA's compilers: docs/usage.md has
+the table.
 
 What the paper leaves open is chosen as docs/model.md explains.
 """

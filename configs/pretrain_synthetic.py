@@ -1,4 +1,4 @@
-"""Trains a small Fus-MAE on procedural patterns, to be judged by probe_synthetic.
+"""Trains a small Fus-MAE on procedural patterns, to be evaluated by probe_synthetic.
 
     python launch.py --config=configs/pretrain_synthetic.py
 

@@ -1,4 +1,4 @@
-"""Judges an encoder on BigEarthNet v1: kNN, linear probe and retrieval, 19 classes.
+"""Evaluates an encoder on BigEarthNet v1: kNN, linear probe and retrieval, 19 classes.
 
     python launch.py --config=configs/probe_bigearthnet.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/bigearthnet

@@ -1,4 +1,4 @@
-r"""Judges an encoder on BigEarthNet v2 (reBEN): kNN, linear probe and retrieval.
+r"""Evaluates an encoder on BigEarthNet v2 (reBEN): kNN, linear probe and retrieval.
 
     python launch.py --config=configs/probe_bigearthnet_v2.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/bigearthnet_v2

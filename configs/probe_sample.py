@@ -1,4 +1,4 @@
-r"""Judges an encoder on the real pairs that come with the project, to see it at work.
+r"""Evaluates an encoder on the real pairs that come with the project, as a demo.
 
     python launch.py --config=configs/probe_sample.py \
         --config.checkpoint=runs/quickstart

@@ -1,4 +1,4 @@
-r"""Judges an encoder on SEN12MS: kNN, linear probe and retrieval, 10 classes.
+r"""Evaluates an encoder on SEN12MS: kNN, linear probe and retrieval, 10 classes.
 
     python launch.py --config=configs/probe_sen12ms.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/sen12ms

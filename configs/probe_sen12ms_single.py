@@ -1,4 +1,4 @@
-r"""Judges an encoder on SEN12MS: kNN, linear probe and retrieval, the one main class.
+r"""Evaluates an encoder on SEN12MS: kNN, probe and retrieval, the one main class.
 
     python launch.py --config=configs/probe_sen12ms_single.py \
         --config.checkpoint=runs/pretrain_base --config.data.dir=data/sen12ms

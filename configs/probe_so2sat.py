@@ -1,4 +1,4 @@
-r"""Judges an encoder on So2Sat LCZ42: kNN, linear probe and retrieval, 17 classes.
+r"""Evaluates an encoder on So2Sat LCZ42: kNN, linear probe and retrieval, 17 classes.
 
     python launch.py --config=configs/probe_so2sat.py \
         --config.checkpoint=runs/pretrain_so2sat_bands --config.data.dir=data/so2sat

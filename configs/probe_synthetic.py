@@ -1,4 +1,4 @@
-"""Judges an encoder on procedural patterns whose classes need both sensors.
+"""Evaluates an encoder on procedural patterns whose classes need both sensors.
 
     python launch.py --config=configs/probe_synthetic.py \
         --config.checkpoint=runs/pretrain_synthetic

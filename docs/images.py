@@ -1,4 +1,4 @@
-"""Makes the pictures of the README from a finished quickstart.
+"""Makes the pictures of README and docs from a finished quickstart.
 
     python docs/images.py --run=runs/quickstart
 """

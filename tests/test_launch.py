@@ -178,9 +178,9 @@ def test_a_terminal_that_knows_ascii_alone_gets_tables_too():
     assert result.stdout == "57.5 ? 4.4\n"
 
 
-def test_the_example_of_the_readme_runs_from_anywhere(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+def test_the_example_of_the_docs_runs_from_anywhere(tmp_path):
+    usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", usage, re.S)
     example = example.replace("FusMAE(", "FusMAE(depth=1, dim=48, num_heads=2, ")
     example += "\nprint(encoded.tokens['s1'].shape, encoded.summary.shape)\n"
     result = subprocess.run(
