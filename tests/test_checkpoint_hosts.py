@@ -8,9 +8,12 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from jax.experimental import multihost_utils
 
 from fusmae_jax import checkpoint, sharding
+
+pytestmark = pytest.mark.journey
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -1,6 +1,10 @@
 """Processes that are killed while they save leave nothing wrong behind."""
 
+import pytest
+
 from benchmarks import crash_saves
+
+pytestmark = pytest.mark.journey
 
 
 def test_processes_killed_while_saving_leave_whole_checkpoints(tmp_path):

@@ -9,6 +9,8 @@ from data_pipeline import sources
 from fusmae_jax import build, optim, pretrain, sharding
 from tests import tiny
 
+pytestmark = pytest.mark.journey
+
 STEPS = 3
 
 

@@ -94,6 +94,7 @@ def numbers(workdir):
     return [(r["step"], name, r[name]) for r in rows for name in names if name in r]
 
 
+@pytest.mark.journey
 def test_a_run_meets_a_full_disk_at_every_file_and_goes_on_to_the_same_numbers(
     disk, trip, tmp_path
 ):

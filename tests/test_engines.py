@@ -10,6 +10,8 @@ from data_pipeline.building import engines, plan, units_of_work
 from data_pipeline.errors import InputError
 from tests import fakes
 
+pytestmark = pytest.mark.journey
+
 
 @pytest.fixture
 def work(tmp_path):

@@ -33,6 +33,7 @@ tried = functools.partial(
 )
 
 
+@pytest.mark.journey
 def test_every_reader_refuses_or_reads_whatever_it_is_given():
     command = [sys.executable, "benchmarks/fuzz.py", "--inputs=2000", "--seed=6"]
     done = subprocess.run(

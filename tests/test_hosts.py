@@ -9,6 +9,8 @@ import pytest
 
 from tests import processes
 
+pytestmark = pytest.mark.journey
+
 SMALL = [
     "--config=configs/quickstart.py",
     "--config.epochs=4",

@@ -33,6 +33,7 @@ def campaign(folder, seed, layouts):
         print(*lines, sep="\n")  # pytest shows it if the test fails
 
 
+@pytest.mark.journey
 def test_killed_on_one_layout_a_run_equals_the_whole_one_bit_for_bit(folder):
     threads = launches.LAYOUTS["one"]
     worker = threads._replace(threads=0, workers=1)
@@ -41,6 +42,7 @@ def test_killed_on_one_layout_a_run_equals_the_whole_one_bit_for_bit(folder):
     assert found.rows == 0.0 and found.ends == 0.0
 
 
+@pytest.mark.journey
 def test_killed_on_one_layout_and_resumed_on_others_a_run_has_the_same_losses(folder):
     layouts = [launches.LAYOUTS[name] for name in ("one", "split", "hosts")]
     found = campaign(folder, 297, layouts)
@@ -60,6 +62,7 @@ def await_one_end(launches):
         time.sleep(0.01)
 
 
+@pytest.mark.journey
 def test_of_two_launches_one_runs_until_the_disk_is_full_and_goes_on_with_room(
     folder, tmp_path
 ):

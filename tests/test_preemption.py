@@ -69,6 +69,7 @@ def alone(tmp_path_factory):
     return found
 
 
+@pytest.mark.journey
 def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
     run = train(tmp_path / "run", JAX_ENABLE_COMPILATION_CACHE="false")
     wait_until_it_compiles(run)
@@ -80,6 +81,7 @@ def test_a_signal_while_compiling_ends_the_run_at_once(tmp_path):
     assert "First step" not in said and "Traceback" not in said
 
 
+@pytest.mark.journey
 def test_signals_to_all_of_a_run_save_its_last_step_and_it_goes_on_to_the_same_losses(
     alone, tmp_path
 ):
@@ -103,6 +105,7 @@ def test_signals_to_all_of_a_run_save_its_last_step_and_it_goes_on_to_the_same_l
     assert rows(tmp_path) == alone
 
 
+@pytest.mark.journey
 def test_a_signal_to_one_host_stops_all_after_the_same_step(alone, tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -138,6 +141,7 @@ def evaluation(tmp_path_factory):
     ]
 
 
+@pytest.mark.journey
 def test_a_signal_ends_an_evaluation_and_what_was_judged_is_not_judged_again(
     evaluation, tmp_path
 ):

@@ -13,6 +13,8 @@ from data_pipeline.building import plan
 from fusmae_jax import preemption
 from tests import processes, shared_data
 
+pytestmark = pytest.mark.journey
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAIRS = 40
 
