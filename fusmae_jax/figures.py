@@ -76,12 +76,12 @@ def loss_figure(rows: list[dict]):
         if points:
             ax.plot(*zip(*points), style, label=label, lw=1.2, ms=3)
     for name, color, label in (
-        ("eval_noise_s1", "C0", "Sentinel-1, noise (estimate)"),
-        ("eval_noise_s2", "C2", "Sentinel-2, noise (estimate)"),
+        ("eval_floor_s1", "C0", "Sentinel-1, floor (estimate)"),
+        ("eval_floor_s2", "C2", "Sentinel-2, floor (estimate)"),
     ):
-        noise = [row[name] for row in rows if row.get(name) is not None]
-        if noise:
-            ax.axhline(noise[-1], color=color, ls=":", lw=1.2, label=label)
+        floor = [row[name] for row in rows if row.get(name) is not None]
+        if floor:
+            ax.axhline(floor[-1], color=color, ls=":", lw=1.2, label=label)
     ax.set(xlabel="step", ylabel="mean squared error on hidden patches")
     if ax.get_lines():
         fig.legend(loc="outside lower center", ncols=3, frameon=False)

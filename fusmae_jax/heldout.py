@@ -62,7 +62,7 @@ class HeldOut:
             for whole in (False, True)
         )
         compiled = functools.partial(jax.jit, out_shardings=sharding.whole(mesh))
-        self._noise = compiled(functools.partial(pixel_noise, objective, size))
+        self._detail = compiled(functools.partial(detail, objective, size))
         compiled = functools.partial(compiled, static_argnames="rows")
         self._scenes = compiled(functools.partial(scenes, objective, size))
         self._pictures = compiled(functools.partial(pictures, objective))
@@ -95,13 +95,13 @@ class HeldOut:
         return min(self._at_once, self.count - index * self._at_once)
 
     @functools.cached_property
-    def noise(self) -> dict[str, float]:
-        """What no model can predict, see `pixel_noise`; all hosts must call.
+    def floor(self) -> dict[str, float]:
+        """What no model can be expected to predict, see `detail`; all hosts must call.
 
         Returns:
-            `noise_s1` and `noise_s2`, comparable to `loss_s1` and `loss_s2`.
+            `floor_s1` and `floor_s2`, comparable to `loss_s1` and `loss_s2`.
         """
-        return average([self._noise(*part) for part in self._parts], prefix="")
+        return average([self._detail(*part) for part in self._parts], prefix="")
 
     def scenes(self, rows: int) -> "Scenes":
         """The first `rows` pairs as a figure shows them; all hosts must call."""
@@ -163,11 +163,11 @@ class Evaluation:
     def __init__(self, held_out: HeldOut, writer, workdir, shown: int):
         self._held_out, self._writer, self._workdir = held_out, writer, workdir
         self._seen = held_out.scenes(min(shown, held_out.pairs_in(0)))
-        self._noise = {f"eval_{name}": x for name, x in held_out.noise.items()}
+        self._floor = {f"eval_{name}": x for name, x in held_out.floor.items()}
         log.info(
-            "Held out: of loss_s1 some %.2f and of loss_s2 some %.2f is noise that no "
-            "model can predict, an estimate from neighbouring pixels.",
-            *(self._noise[f"eval_noise_{s}"] for s in SENSORS),
+            "Held out: of loss_s1 some %.2f and of loss_s2 some %.2f is noise or detail "
+            "below 50 m, an estimate; expect no model to predict it.",
+            *(self._floor[f"eval_floor_{s}"] for s in SENSORS),
         )
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._losses, self._images = collections.deque(), collections.deque()
@@ -201,7 +201,7 @@ class Evaluation:
         """Waits for the losses of all steps up to `last` and writes them."""
         while self._losses and self._losses[0][0] <= last:
             step, metrics = self._losses.popleft()
-            self._writer.write_now(step, average(metrics) | self._noise)
+            self._writer.write_now(step, average(metrics) | self._floor)
 
     def collect(self, wait: bool = False) -> None:
         """Writes what is finished; with `wait`, everything."""
@@ -219,13 +219,12 @@ def average(rows, prefix: str = "eval_") -> dict[str, float]:
     }
 
 
-def pixel_noise(objective: Objective, size: int, fields, weight):
-    """Estimates the error that is left to a model that predicts all but noise.
+def detail(objective: Objective, size: int, fields, weight):
+    """What a mean over 5 x 5 pixels takes from the true images: a floor of the loss.
 
-    Noise, in radar mostly speckle, is what a pixel does not share with its neighbours:
-    its distance from the mean of the up to eight around it, squared, less the noise of
-    that mean, which is one over their number. Detail as fine as a pixel counts as
-    noise; noise that neighbours share does not.
+    No model can predict speckle. Noise of each pixel alone comes out with its whole
+    variance, noise that neighbours share with a part of it; measured detail below 50 m,
+    of which optical images have more, comes out too.
 
     Args:
         objective: how it sees the data, and the targets.
@@ -234,20 +233,21 @@ def pixel_noise(objective: Objective, size: int, fields, weight):
         weight: 0.0 for samples that are padding, [B].
 
     Returns:
-        `noise_s1` and `noise_s2`, mean squares in the space of the targets; `pairs`.
+        `floor_s1` and `floor_s2`, mean squares in the space of the targets; `pairs`.
     """
     view = views.fixed_view(len(weight), views.center_box(objective.image_size, size))
     found = {"pairs": weight.sum()}
     for s in SENSORS:
         images = objective.see(fields, view, s)
-        count = sum_of_nine(jnp.ones_like(images))
-        rest = (count * images - sum_of_nine(images)) / jnp.sqrt(count * (count - 1))
+        count = sum_around(jnp.ones_like(images))
+        # A mean has a share of each of its pixels' noise, which is lost with it.
+        rest = (images - sum_around(images) / count) / jnp.sqrt(1 - 1 / count)
         seen, rest = (patches.patchify(x, objective.patch_size) for x in (images, rest))
         _, _, std = losses.normalize_patches(
             seen, objective.normalize, objective.contract[s].families
         )
         rest = losses.restore_patches(rest, 0.0 * std, 1.0 / std)
-        found[f"noise_{s}"] = losses.hidden_error(
+        found[f"floor_{s}"] = losses.hidden_error(
             rest,
             jnp.zeros_like(rest),
             jnp.broadcast_to(weight[:, None], rest.shape[:2]),
@@ -255,10 +255,10 @@ def pixel_noise(objective: Objective, size: int, fields, weight):
     return found
 
 
-def sum_of_nine(images: jax.Array) -> jax.Array:
-    """Each pixel of [B, H, W, C] and the up to eight around it, added up."""
+def sum_around(images: jax.Array) -> jax.Array:
+    """Each pixel of [B, H, W, C] and the up to 24 around it, added up."""
     return jax.lax.reduce_window(
-        images, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME"
+        images, 0.0, jax.lax.add, (1, 5, 5, 1), (1, 1, 1, 1), "SAME"
     )
 
 

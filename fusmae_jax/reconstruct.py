@@ -22,7 +22,7 @@ from fusmae_jax.objective import Objective, Outcome
 log = logging.getLogger("fusmae_jax")
 
 MODEL = "Fus-MAE"
-NOISE = "noise, an estimate"
+FLOOR = "floor, an estimate"
 
 # What the config may say.
 TABLE = {
@@ -113,7 +113,7 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     shown = min(shown, held_out.pairs_in(0))
     seen = held_out.scenes(shown)
     drawn = held_out.pictures(held_out.redraw(params), shown)
-    noise, errors = held_out.noise, compare_all(held_out, params, draws)
+    floor, errors = held_out.floor, compare_all(held_out, params, draws)
     if jax.process_index() != 0:
         return
     note = f"step {step}; hidden patches are grey, {objective.mask_mode} masks"
@@ -129,7 +129,7 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         "draws": draws,
         "normalize": objective.normalize,
         "mean_squared_error": errors,
-        "noise": noise,
+        "floor": floor,
     }
     files.write_whole(workdir / "scores.json", json.dumps(scores, indent=2) + "\n")
     space = {"none": "", "patch": " and patch", "group": ", patch and family of bands"}
@@ -138,8 +138,8 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         f"(mean squared, of pixels normalised per band{space[objective.normalize]}; "
         "less is better)"
     )
-    noise = {s: noise[f"noise_{s}"] for s in SENSORS}
-    print(table(errors | {NOISE: noise}, title=title), flush=True)
+    floor = {s: floor[f"floor_{s}"] for s in SENSORS}
+    print(table(errors | {FLOOR: floor}, title=title), flush=True)
 
 
 def check_config(config) -> None:

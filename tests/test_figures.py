@@ -92,7 +92,7 @@ def test_saving_replaces_the_file_whole_and_returns_its_pixels(tmp_path):
 def test_the_loss_figure_draws_training_and_held_out_losses_by_step():
     rows = [
         {"step": 1, "loss_s1": 3.0, "loss_s2": 4.0},
-        {"step": 2, "eval_loss_s1": 2.5, "eval_loss_s2": 3.5, "eval_noise_s1": 0.5},
+        {"step": 2, "eval_loss_s1": 2.5, "eval_loss_s2": 3.5, "eval_floor_s1": 0.5},
         {"step": 2, "loss_s1": 2.0, "loss_s2": 3.0},
     ]
     lines = {
@@ -104,7 +104,7 @@ def test_the_loss_figure_draws_training_and_held_out_losses_by_step():
         "Sentinel-2, training": [[1, 4.0], [2, 3.0]],
         "Sentinel-1, held out": [[2, 2.5]],
         "Sentinel-2, held out": [[2, 3.5]],
-        "Sentinel-1, noise (estimate)": [[0, 0.5], [1, 0.5]],
+        "Sentinel-1, floor (estimate)": [[0, 0.5], [1, 0.5]],
     }
 
 

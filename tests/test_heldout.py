@@ -61,7 +61,7 @@ def test_a_score_is_the_error_of_the_hidden_patches_alone(held):
 
 
 @pytest.mark.parametrize("how", losses.NORMALIZATIONS)
-def test_noise_is_what_pixels_do_not_share_with_their_neighbours(held, how):
+def test_the_floor_is_what_a_mean_of_5_x_5_pixels_takes_away(held, how):
     held_out, _ = held
     objective = dataclasses.replace(held_out.objective, normalize=how)
     fields = jax.tree.map(np.array, held_out._parts[0][0])
@@ -69,28 +69,26 @@ def test_noise_is_what_pixels_do_not_share_with_their_neighbours(held, how):
     noise = np.random.default_rng(0).normal(size=fields["s1_10m"].shape)
     fields["s1_10m"] = (ramp[None, :, None, None] + noise).astype(np.float32)
     weight = jnp.ones(len(fields["s1_10m"]))
-    got = jax.jit(functools.partial(heldout.pixel_noise, objective, 24))(fields, weight)
+    got = jax.jit(functools.partial(heldout.detail, objective, 24))(fields, weight)
     # The same by SciPy, pixel by pixel.
     bands = objective.contract["s1"].bands
     means, stds = np.array([(band.mean, band.std) for band in bands]).T
     image = (fields["s1_10m"] - means) / stds
-    count = ndimage.convolve(np.ones((24, 24)), np.ones((3, 3)), mode="constant")
-    ring = np.ones((3, 3))
-    ring[1, 1] = 0.0
-    around = np.stack([
-        [ndimage.convolve(x, ring, mode="constant") for x in np.moveaxis(pair, -1, 0)]
-        for pair in image
-    ])
+    window = np.ones((5, 5))
+    count = ndimage.convolve(np.ones((24, 24)), window, mode="constant")
     image = np.moveaxis(image, -1, 1)
-    rest = np.square(image - around / (count - 1)) * (count - 1) / count
+    mean = np.stack([
+        [ndimage.convolve(x, window, mode="constant") for x in pair] for pair in image
+    ])
+    rest = np.square(image - mean / count) * count / (count - 1)
     if how != "none":  # by patches of 6 x 6 pixels
         parts = image.reshape(len(image), 2, 4, 6, 4, 6)
         axes = (1, 3, 5) if how == "patch" else (3, 5)  # VV and VH: two families
         variance = parts.var(axis=axes, keepdims=True) + 1e-6
         rest = rest.reshape(parts.shape) / variance
-    np.testing.assert_allclose(got["noise_s1"], rest.mean(), rtol=1e-3)
+    np.testing.assert_allclose(got["floor_s1"], rest.mean(), rtol=1e-3)
     if how == "none":  # what was put in, where the ramp hardly counts
-        np.testing.assert_allclose(got["noise_s1"], (1 / stds**2).mean(), rtol=0.1)
+        np.testing.assert_allclose(got["floor_s1"], (1 / stds**2).mean(), rtol=0.1)
 
 
 def test_scenes_are_whole_and_in_native_units(held):
