@@ -165,8 +165,8 @@ class Evaluation:
         self._seen = held_out.scenes(min(shown, held_out.pairs_in(0)))
         self._floor = {f"eval_{name}": x for name, x in held_out.floor.items()}
         log.info(
-            "Held out: of loss_s1 some %.2f and of loss_s2 some %.2f is noise or detail "
-            "below 50 m, an estimate; expect no model to predict it.",
+            "Held out: of loss_s1 some %.2f and of loss_s2 some %.2f is noise or fine "
+            "detail, an estimate; expect no model to predict it.",
             *(self._floor[f"eval_floor_{s}"] for s in SENSORS),
         )
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
