@@ -61,9 +61,9 @@ def predict_all():
 def image_order():
     """Tokens are put back in image order before the decoder's blocks, as in MAE."""
 
-    def instead(self, visible, mask, whole=False):
-        b, k, _ = visible.shape
-        blanks = (b, mask.hidden.shape[1], self.dim)
+    def instead(self, visible, mask, summary=None, *, whole=False):
+        assert summary is None, "the global token has no place in the image"
+        blanks = (*mask.hidden.shape, self.dim)
         blanks = jnp.broadcast_to(self.mask_token[...], blanks)
         x = jnp.concatenate([self.bridge(visible).astype(jnp.float32), blanks], axis=1)
         x = masking.put_back(x, mask)

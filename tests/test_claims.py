@@ -180,12 +180,14 @@ def test_shards_that_cannot_be_named_are_an_error(tmp_path):
     "index", [dict(id=["a"]), dict(id=[1], place=["a"]), dict(id="a", place="b")]
 )
 def test_index_of_other_arrays_is_an_error(tmp_path, index):
+    datasets.write(tmp_path)
     np.savez(tmp_path / metadata.index_name("train"), **index)
     with pytest.raises(InputError, match="index-train.npz cannot be read"):
         metadata.read_index(tmp_path, "train")
 
 
 def test_index_that_is_a_single_array_is_an_error(tmp_path):
+    datasets.write(tmp_path)
     with (tmp_path / metadata.index_name("train")).open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(InputError, match="index-train.npz cannot be read"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import evaluate, gallery, knn, report, session, tasks
+from fusmae_jax.evaluation import evaluate, gallery, knn, report, tasks
 from tests import judging
 
 
@@ -237,8 +237,3 @@ def test_what_cannot_work_is_said_before_anything_is_written(
         evaluate.evaluate(config(trained, **changes), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() and cache == sorted(trained.rglob("*"))
-
-
-def test_every_free_field_is_one():
-    fields = session.run.flatten(judging.config("x").to_dict())
-    assert set(session.FREE) <= set(fields)
