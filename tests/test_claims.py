@@ -10,7 +10,6 @@ import pytest
 import rasterio
 from pyarrow import parquet as tables
 
-from benchmarks import mutations
 from data_pipeline import description as descriptions
 from data_pipeline import lists, metadata, parquet, records, sensors
 from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, files
@@ -19,6 +18,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax import metrics, run
 from tests import datasets, geotiffs
 from tests.fakes import DESCRIPTION
+from tests.faults import mutations
 
 
 def field(name: bytes, feature: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import crash_saves
+from tests.faults import crash_saves
 
 pytestmark = pytest.mark.journey
 

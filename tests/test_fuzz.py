@@ -15,12 +15,12 @@ import pytest
 import tifffile
 from hypothesis import strategies as st
 
-from benchmarks import fuzz, fuzz_targets, mutations
-from benchmarks.fuzz_target import Target
 from data_pipeline import records, shards
 from data_pipeline.archives import geotiff
 from data_pipeline.errors import InputError
 from tests import datasets
+from tests.faults import fuzz, fuzz_targets, mutations
+from tests.faults.fuzz_target import Target
 
 ROOT = pathlib.Path(__file__).parents[1]
 # No folder of examples is kept, and slow machines are no fault.
@@ -35,7 +35,7 @@ tried = functools.partial(
 
 @pytest.mark.journey
 def test_every_reader_refuses_or_reads_whatever_it_is_given():
-    command = [sys.executable, "benchmarks/fuzz.py", "--inputs=2000", "--seed=6"]
+    command = [sys.executable, "tests/faults/fuzz.py", "--inputs=2000", "--seed=6"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600
     )

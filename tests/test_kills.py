@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from benchmarks import killed_run, kills, launches
 from fusmae_jax import run
 from tests import disks
 from tests.conftest import CACHE
+from tests.faults import killed_run, kills, launches
 
 
 @pytest.fixture(scope="module")

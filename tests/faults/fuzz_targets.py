@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks import fuzz_targets_of_runs as of_runs
-from benchmarks import mutations
-from benchmarks.fuzz_target import Target, by_path
 from data_pipeline import lists, metadata, records, sources
 from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, geotiff
 from data_pipeline.archives import bigearthnet_v2_stores as stores
 from data_pipeline.archives import pair_lists, rasters, tars
 from tests import datasets, geotiffs, packing, reben, shared_data
+from tests.faults import fuzz_targets_of_runs as of_runs
+from tests.faults import mutations
+from tests.faults.fuzz_target import Target, by_path
 
 
 def record(folder: pathlib.Path) -> Target:

@@ -1,6 +1,6 @@
 """Kills a process while it saves, again and again, and looks at what can be loaded.
 
-    python benchmarks/crash_saves.py --kills=200
+    python tests/faults/crash_saves.py --kills=200
 
 Each process restores what the one before left, compares every bit with what was saved
 under that step, and goes on saving, until it is killed (SIGKILL) at a random moment.
@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 # Processes are forked from one that has imported JAX, and does nothing with it.
 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
 

@@ -1,6 +1,6 @@
 r"""Damages files that strangers may send, and has every reader read them.
 
-    python benchmarks/fuzz.py --inputs=200000 --seed=0
+    python tests/faults/fuzz.py --inputs=200000 --seed=0
 
 The same seed makes the same inputs. Each may be read, or refused with an InputError;
 anything else is a bug: another exception, more than --seconds of CPU time, more than
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from absl import app, flags
 from absl import logging as absl_logging
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 _INPUTS = flags.DEFINE_integer("inputs", 20_000, "Inputs over all targets.")
 _SEED = flags.DEFINE_integer("seed", 0, "What they are drawn from.")
@@ -111,7 +111,7 @@ def memory(kind: str) -> float:
 
 def child(folder: pathlib.Path) -> None:
     """Reads in this process, and prints a line of JSON for each target."""
-    from benchmarks import fuzz_targets
+    from tests.faults import fuzz_targets
 
     # GDAL tells what it makes of each file, and root's handler would print all of it.
     logging.getLogger("rasterio").propagate = False

@@ -13,7 +13,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE = 900.0  # seconds that a launch may take
 
 
@@ -56,7 +56,7 @@ class Launch:
             "JAX_NUM_CPU_DEVICES": str(layout.devices),
         }
         arguments = [
-            f"--config={ROOT / 'benchmarks' / 'killed_run.py'}",
+            f"--config={ROOT / 'tests' / 'faults' / 'killed_run.py'}",
             f"--workdir={workdir}",
             f"--config.fsdp={layout.fsdp}",
             f"--config.data.threads={layout.threads}",

@@ -6,11 +6,11 @@ import pathlib
 
 import numpy as np
 
-from benchmarks import mutations
-from benchmarks.fuzz_target import Target, by_path
 from data_pipeline import metadata, sources
 from fusmae_jax import metrics, run
 from fusmae_jax.evaluation import report
+from tests.faults import mutations
+from tests.faults.fuzz_target import Target, by_path
 
 
 def config(folder: pathlib.Path) -> Target:

@@ -1,7 +1,7 @@
 """Kills runs at random moments, resumes them on other devices, compares every number.
 
-    python benchmarks/kills.py --kills=50
-    python benchmarks/kills.py --kills=20 --layouts=one
+    python tests/faults/kills.py --kills=50
+    python tests/faults/kills.py --kills=20 --layouts=one
 
 A tiny run is launched again and again on layouts taken at random, and each launch is
 killed with SIGKILL, as the machine that is taken away would do it: while it starts,
@@ -24,10 +24,10 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from benchmarks.killed_run import EVAL_EVERY, STEPS  # noqa: E402
-from benchmarks.launches import (  # noqa: E402
+from tests.faults.killed_run import EVAL_EVERY, STEPS  # noqa: E402
+from tests.faults.launches import (  # noqa: E402
     LAYOUTS,
     Launch,
     Layout,

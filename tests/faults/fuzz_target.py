@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-from benchmarks import mutations
+from tests.faults import mutations
 
 
 @dataclasses.dataclass(frozen=True)
