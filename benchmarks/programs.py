@@ -180,7 +180,7 @@ class Maker:
         )
         tx = optim.adamw(optim.schedule(1.0, 10, 1_000), weight_decay=0.01)
         state, layout = task.abstract_state(tx, len(rates))
-        step = task.train_step(tx, rates, layout, jax.random.key(0))
+        step = task.train_step(tx, rates, layout, 0)
         fields = self.fields(batch)
         fields[field] = self._rows((batch, size, size), jnp.uint8)
         seen = self.params, fields, None

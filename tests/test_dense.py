@@ -130,7 +130,7 @@ def train(rates, head, steps=4, mesh=None):
     tx = optim.adamw(optim.schedule(1.0, 0, steps), weight_decay=0.01)
     init, plan = t.start(tx, len(rates), jax.random.key(0))
     state = init()
-    step = t.train_step(tx, rates, plan, jax.random.key(1))
+    step = t.train_step(tx, rates, plan, 1)
     stream = loop.load(source, batch_size=4, seed=0, first=0, mesh=mesh)
     for fields, _ in zip(stream, range(steps)):
         state, _ = step(state, t.params, fields, t.here("both", 4))
@@ -293,7 +293,7 @@ def test_windows_depend_on_the_step_and_on_nothing_before_it():
     fields = sharding.to_devices(fields, t.mesh)
     init, plan = t.start(tx, 1, jax.random.key(0))
     state = init()
-    step, losses = t.train_step(tx, (1.0,), plan, jax.random.key(1)), []
+    step, losses = t.train_step(tx, (1.0,), plan, 1), []
     for number in (0, 1, 2, 0):
         state = dataclasses.replace(state, step=jnp.int32(number))
         state, loss = step(state, t.params, fields, t.here("both", 4))

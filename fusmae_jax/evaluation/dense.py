@@ -144,7 +144,7 @@ def _train(
     tx = optim.adamw(schedule, weight_decay=recipe.weight_decay)
     here = task.here(sensor_set, recipe.batch_size)
     init, layout = task.start(tx, len(rates), streams.key(seed, "head"))
-    step = task.train_step(tx, rates, layout, streams.key(seed, "tuning"))
+    step = task.train_step(tx, rates, layout, seed)
     state = loop.train(
         lambda state, fields: step(state, task.params, fields, here),
         init,

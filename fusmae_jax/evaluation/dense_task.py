@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline import batches
 from data_pipeline.errors import InputError
-from fusmae_jax import checkpoint, patches, sharding
+from fusmae_jax import checkpoint, patches, sharding, streams
 from fusmae_jax.encoder import Present
 from fusmae_jax.evaluation import dense_heads, dense_windows, loop
 from fusmae_jax.evaluation.backbone import Backbone, check_blocks, present, shown
@@ -178,14 +178,14 @@ class Task:
         heads = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), head)
         return TrainState(jnp.zeros((), jnp.int32), heads, jax.vmap(tx.init)(heads))
 
-    def train_step(self, tx, rates: Sequence[float], layout: TrainState, key):
+    def train_step(self, tx, rates: Sequence[float], layout: TrainState, seed: int):
         """Returns the compiled `step(state, params, fields, here) -> (state, loss)`.
 
         Args:
             tx: AdamW at a learning rate of 1.
             rates: learning rates of the heads, [R].
             layout: of the state.
-            key: from which, and from the step, windows derive.
+            seed: from which, and from the step, windows derive.
 
         The loss is the lowest of the heads', as at too high a rate one may diverge.
         """
@@ -193,7 +193,8 @@ class Task:
 
         @jax.jit(donate_argnames="state", out_shardings=(layout, whole))
         def step(state, params, fields, here):
-            labels, now = fields[self.field], jax.random.fold_in(key, state.step)
+            now = jax.random.fold_in(streams.key(seed, "tuning"), state.step)
+            labels = fields[self.field]
             drawn = dense_windows.draw(now, len(labels), self.scene_size, self.side)
             labels = dense_windows.cut(labels, drawn, self.side)
             x = self.see(params, fields, here, drawn)
