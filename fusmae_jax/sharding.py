@@ -73,17 +73,21 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 def to_devices(batch, mesh: Mesh):
     """Puts this host's rows of a batch (any tree of arrays) on its devices."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(rows(mesh), x), batch
-    )
+    return _put(batch, rows(mesh))
 
 
 def to_all(tree, mesh: Mesh):
     """Puts what every host has (any tree of arrays) on each device, whole."""
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(whole(mesh), np.asarray(x)),
-        tree,
-    )
+    return _put(tree, whole(mesh))
+
+
+def _put(tree, layout: NamedSharding):
+    # Between hosts JAX does not count this as asked for, as it does on one.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(layout, np.asarray(x)),
+            tree,
+        )
 
 
 def abstract_rows(pair, batch_size: int, mesh: Mesh):
