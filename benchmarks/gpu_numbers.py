@@ -67,7 +67,7 @@ def profile(log: str) -> str:
 
 
 def race(log: str) -> str:
-    rows = find(r"^(\S.*?\s+[\d.]+\s+[\d.]+ x\s+[\d.]+ - [\d.]+)$", log)
+    rows = find(r"^(\S.*?\s+[\d.]+\s+[\d.]+ x\s+[\d.]+ - [\d.]+)(?:\s+[\d.]+)?$", log)
     parts = []
     for row in rows:
         name, speed, times, span = re.split(r"\s{2,}", row)

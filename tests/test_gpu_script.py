@@ -38,7 +38,7 @@ JAX: jax 0.11.2, bfloat16, NVIDIA H200
 3 rounds of 49 steps; images/s:
   1  JAX 8300.10   eager 4100.00   compiled 6200.00
                                   images/s    JAX is       from - to
-JAX                                8300.10    1.00 x     1.00 - 1.00
+JAX                                8300.10    1.00 x     1.00 - 1.00        0.01
 PyTorch, eager                     4100.00    2.02 x     2.01 - 2.03
 PyTorch, compiled                  6200.00    1.34 x     1.33 - 1.35
 """,
