@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import layout as layouts
 from data_pipeline import synthetic
-from fusmae_jax import build, checkpoint, dtypes, optim, sharding, train
+from fusmae_jax import build, checkpoint, dtypes, heldout, optim, sharding, train
 from fusmae_jax.evaluation import dense_heads, dense_task, features, finetune
 from fusmae_jax.evaluation import knn, linear
 from fusmae_jax.evaluation.backbone import Backbone, blocks
@@ -146,6 +146,12 @@ class Maker:
         args = self.params, self.fields(batch), self._rows((batch,), jnp.float32), 0, 0
         return self._program(step, *args)
 
+    def floor(self, batch: int) -> Program:
+        """What no model can be expected to predict of held-out pairs."""
+        step = functools.partial(heldout.detail, self.objective, self.config.data.size)
+        args = self.fields(batch), self._rows((batch,), jnp.float32)  # no network
+        return Program(jax.jit(step), args, {}, "float32")
+
     def features(self, batch: int, *, alone: bool = False) -> Program:
         """Features of pairs, or of one sensor: the judge's, kNN's, the probe's, ..."""
         taker = features.Extractor(
@@ -247,9 +253,11 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", model__remat="dots")
     yield pretrain("pretrain_base", model__remat="full")
     yield pretrain("pretrain_base", mask__drop_sensor=0.25)
+    yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
     yield Named("held-out pairs, scored", lambda: base().held_out(64, whole=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, whole=True))
+    yield Named("held-out pairs, floor", lambda: base().floor(64))
     yield Named("features (judge, kNN, probe)", lambda: base().features(256))
     yield Named("features, one sensor", lambda: base().features(256, alone=True))
     yield Named("fine-tune", lambda: base().finetune(128))

@@ -9,7 +9,7 @@ import pathlib
 import jax
 import numpy as np
 
-from data_pipeline import data_fields, fields, files, sources
+from data_pipeline import batches, data_fields, fields, files, sources
 from data_pipeline.description import SPLITS
 from data_pipeline.fields import choice, location, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
@@ -56,7 +56,7 @@ def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]
         target = normalize(seen)
         guesses = {MODEL: np.asarray(outcome.predicted[s])}
         sizes = itertools.repeat(objective.patch_size)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor(batches.cores()) as pool:
             for name, predictor in baselines.PREDICTORS.items():
                 filled = pool.map(predictor, seen, hidden, sizes)
                 guesses[name] = normalize(np.stack(list(filled)))

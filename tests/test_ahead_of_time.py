@@ -40,6 +40,7 @@ CHANGES = [
     {"model.remat": "full"},
     {"mask.drop_sensor": 0.5},
     {"model.fuse_early": False},
+    {"model.global_token": "decoders"},
     {"model.dtype": "float32"},
 ]
 
@@ -63,6 +64,7 @@ def test_so_is_every_step_of_an_evaluation(platform):
     steps = {
         "held out": make.held_out(8, whole=False),
         "redrawn": make.held_out(8, whole=True),
+        "floor": make.floor(8),
         "features": make.features(8),
         "features, one sensor": make.features(8, alone=True),
         "fine-tune, one sensor": make.finetune(8, alone=True),
