@@ -16,7 +16,8 @@ jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_disable_most_optimizations", True)  # they take longer than tests
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; under pytest nobody parses them
 
 
@@ -35,6 +36,16 @@ def guarded_reads(monkeypatch):
         return value.fget(x)
 
     monkeypatch.setattr(array.ArrayImpl, "_value", property(read))
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compiles as users do: for a file that asks for FLOPs, collectives, or bits."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 from benchmarks import choices
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 STEPS = 2
 # These say something of low precision only.
 BFLOAT16 = ("residuals in float32", "products as XLA takes them")

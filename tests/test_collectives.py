@@ -12,6 +12,8 @@ from benchmarks import collectives, programs
 from fusmae_jax import sharding
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # Eleven rows a device, and 25 patches of which 7 are seen: nothing else in the program
 # is a multiple of 44. With less of a batch, XLA may rather move activations, which are
 # then smaller than the kernels.

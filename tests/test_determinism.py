@@ -9,7 +9,7 @@ from data_pipeline import sources
 from fusmae_jax import build, optim, pretrain, sharding
 from tests import tiny
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("optimized")]
 
 STEPS = 3
 

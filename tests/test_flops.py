@@ -13,6 +13,8 @@ from fusmae_jax import flops, masking
 from fusmae_jax.model import GLOBAL_TOKENS, FusMAE
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 VARIANTS = [(early, late) for early in (True, False) for late in (True, False)]
 SMALL = dict(
     image_size=64,

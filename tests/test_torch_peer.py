@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch", reason="the peer is written in PyTorch")
 
 from benchmarks import torch_peer, torch_views  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 BATCH, STEPS, RATE = 3, 3, 1e-3
 
 

@@ -11,6 +11,8 @@ from data_pipeline import sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import views
 
+pytestmark = pytest.mark.usefixtures("optimized")  # the last digits count
+
 TURNS = np.array(np.unravel_index(range(8), (2, 2, 2))).T.astype(bool)
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 see = jax.jit(views.see, static_argnames=("sensor", "size", "method"))
