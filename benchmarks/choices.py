@@ -12,25 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks import pairs
-from fusmae_jax import (
-    attention,
-    build,
-    decoder,
-    encoder,
-    layers,
-    masking,
-    model,
-    optim,
-    patches,
-    pretrain,
-    products,
-    sharding,
-)
+from fusmae_jax import build, optim, patches, pretrain, sharding
+from fusmae_jax.models import attention, fusmae, layers, products
 
 
 def embed_all():
     """Every patch is embedded; the hidden ones are dropped after it."""
-    call = model.FusMAE.__call__
+    call = fusmae.FusMAE.__call__
 
     def instead(self, images, masks, present=None, *, whole=False):
         pixels, everything = self.patchify(images), jnp.arange(self.num_patches)
@@ -38,24 +26,24 @@ def embed_all():
         for s, x in pixels.items():
             ids = jnp.broadcast_to(everything[None], x.shape[:2])
             embedded = self.encoder.embed_patches(s, x, ids)
-            tokens[s] = masking.take(embedded, masks[s].visible)
+            tokens[s] = patches.take(embedded, masks[s].visible)
         ready = mock.patch.object(
-            encoder.Encoder, "embed_patches", lambda self, s, *_: tokens[s]
+            fusmae.Encoder, "embed_patches", lambda self, s, *_: tokens[s]
         )
         with ready:
             return call(self, images, masks, present, whole=whole)
 
-    return mock.patch.object(model.FusMAE, "__call__", instead)
+    return mock.patch.object(fusmae.FusMAE, "__call__", instead)
 
 
 def predict_all():
     """The decoders predict the visible patches too; the loss ignores them."""
-    call = model.FusMAE.__call__
+    call = fusmae.FusMAE.__call__
 
     def instead(self, images, masks, present=None, *, whole=False):
         return call(self, images, masks, present, whole=True)
 
-    return mock.patch.object(model.FusMAE, "__call__", instead)
+    return mock.patch.object(fusmae.FusMAE, "__call__", instead)
 
 
 def image_order():
@@ -66,14 +54,14 @@ def image_order():
         blanks = (*mask.hidden.shape, self.dim)
         blanks = jnp.broadcast_to(self.mask_token[...], blanks)
         x = jnp.concatenate([self.bridge(visible).astype(jnp.float32), blanks], axis=1)
-        x = masking.put_back(x, mask)
+        x = patches.put_back(x, mask)
         x = x + patches.sincos_2d(self.side, self.dim)[None]
         for block in self.blocks:
             x = block(x)
         x = self.predict(self.norm(x)).astype(jnp.float32)
-        return masking.take(x, mask.order if whole else mask.hidden)
+        return patches.take(x, mask.order if whole else mask.hidden)
 
-    return mock.patch.object(decoder.Decoder, "__call__", instead)
+    return mock.patch.object(fusmae.Decoder, "__call__", instead)
 
 
 def fused_qkv():
@@ -120,7 +108,7 @@ def jax_gradients():
 
 def scan_blocks():
     """The encoder's blocks as one loop. Their parameters are stacked in every step."""
-    call = encoder.Encoder.__call__
+    call = fusmae.Encoder.__call__
 
     def instead(self, *args, **options):
         graphdef = nnx.graphdef(self.blocks[0])
@@ -136,7 +124,7 @@ def scan_blocks():
         object.__setattr__(self, "blocks", [loop])
         return call(self, *args, **options)
 
-    return mock.patch.object(encoder.Encoder, "__call__", instead)
+    return mock.patch.object(fusmae.Encoder, "__call__", instead)
 
 
 def full_residuals():
@@ -167,12 +155,12 @@ def plain_products():
 
 def remat(how: str):
     """Parts of the encoder are computed again for the gradient."""
-    call = build.model
+    call = build.objective
 
-    def instead(config, **changes):
-        return call(config, **changes, remat=how)
+    def instead(config, *args, **target):
+        return call(config, *args, **target, remat=how)
 
-    return mock.patch.object(build, "model", instead)
+    return mock.patch.object(build, "objective", instead)
 
 
 # On a GPU cuDNN computes attention, and products are what they are.
@@ -199,12 +187,13 @@ class Variant:
     """A compiled step and its state; `turn` advances it."""
 
     def __init__(self, config, change=contextlib.nullcontext, donate: bool = True):
-        objective, mesh = build.objective(config), sharding.make_mesh()
+        mesh = sharding.make_mesh()
         rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
         self.fields = sharding.to_devices(
             pairs.host_batch(config, config.batch_size), mesh
         )
         with change():
+            objective = build.objective(config, **build.target(mesh))
             init, _, step = pretrain.compile_step(config, objective, mesh, rate)
             self.state = init()
             if not donate:

@@ -36,11 +36,10 @@ from data_pipeline.errors import InputError  # noqa: E402
 from fusmae_jax import (  # noqa: E402
     build,
     dtypes,
-    flops,
     host,
     loop,
-    masking,
     optim,
+    patches,
     pretrain,
     sharding,
 )
@@ -119,7 +118,7 @@ class Run:
 
     def __init__(self, config):
         self.config, self.mesh = config, sharding.make_mesh(config.fsdp)
-        self.objective = build.objective(config)
+        self.objective = build.objective(config, **build.target(self.mesh))
         self.rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
         init, _, step = pretrain.compile_step(
             config, self.objective, self.mesh, self.rate
@@ -140,7 +139,7 @@ class Run:
     def row(self) -> dict[str, float | None]:
         """Times the step; cells of the table by name."""
         seconds, spread = time_calls(self.step, _PROFILE.value)
-        work, batch = flops.per_image(self.config), self.config.batch_size
+        work, batch = self.objective.flops(), self.config.batch_size
         rate = batch * work / seconds / jax.device_count()
         peak = loop.device_peak(self.config)
         used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -160,16 +159,16 @@ class Run:
         """Seconds of programs that do more and more of a step, by what comes last."""
         if self.config.accumulate > 1:
             raise InputError("--parts needs batches that go through in one piece.")
-        graphdef, _ = build.abstract_model(self.config)
+        graphdef, _ = self.objective.abstract
         objective, params, fields = self.objective, self.state.params, self.fields
-        keep = masking.num_visible(objective.num_patches, self.config.mask.ratio)
+        keep = patches.num_visible(objective.num_patches, self.config.mask.ratio)
         key = jax.random.key(0)
 
         def images(draw, fields):
-            return {s: objective.see(fields, draw.view, s) for s in masking.SENSORS}
+            return objective.inputs.images(fields, draw.view)
 
         def loss(params, fields, draw):
-            return objective(nnx.merge(graphdef, params), fields, draw)[0]
+            return objective.loss(nnx.merge(graphdef, params), (), fields, draw)[0]
 
         @jax.jit
         def views(fields):
@@ -178,7 +177,7 @@ class Run:
         @jax.jit
         def choose(fields):
             draw = objective.draw(key, self.config.batch_size)
-            masks = [masking.mask_from_noise(x, keep) for x in draw.noise.values()]
+            masks = [patches.mask_from_noise(x, keep) for x in draw.noise.values()]
             return images(draw, fields), masks
 
         @jax.jit

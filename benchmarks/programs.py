@@ -16,10 +16,9 @@ from jax.sharding import Mesh
 
 from data_pipeline import layout as layouts
 from data_pipeline import synthetic
-from fusmae_jax import build, checkpoint, dtypes, heldout, optim, sharding, train
+from fusmae_jax import build, checkpoint, dtypes, optim, sharding, train
 from fusmae_jax.evaluation import dense_heads, dense_task, features, finetune
 from fusmae_jax.evaluation import knn, linear
-from fusmae_jax.evaluation.backbone import Backbone, blocks
 
 # As JAX names what it lowers for.
 LOWERING = {"gpu": "cuda"}
@@ -81,13 +80,13 @@ class Maker:
         self.config, self.mesh = config, mesh
         target = build.target(mesh)
         target["platform"] = platform or target["platform"]
-        self.graphdef, params = build.abstract_model(config, **target)
-        self.objective = build.objective(config)
+        self.objective = build.objective(config, **target)
+        _, params = self.objective.abstract
         self._shapes = params
         whole = jax.tree.map(lambda _: sharding.whole(mesh), params)
         self.params = checkpoint.abstract(params, whole)
         size = config.data.size
-        names = layouts.native(size).fields(self.objective.contract)
+        names = layouts.native(size).fields(self.objective.inputs.contract)
         self.scenes = synthetic.Scenes(1, size=size)
         self._pair = synthetic.Scenes(1, size=size, fields=names)[0]
 
@@ -107,14 +106,12 @@ class Maker:
     def here(self, batch: int, alone: bool) -> dict | None:
         """Which samples show a sensor, as of a sensor `alone`; None where all do."""
         shown = self._rows((batch,), bool)
-        return dict.fromkeys(self.objective.contract, shown) if alone else None
+        return dict.fromkeys(self.objective.inputs.contract, shown) if alone else None
 
     @property
-    def backbone(self) -> Backbone:
-        """The encoder."""
-        size = self.config.data.size
-        depth = blocks(self.config)
-        return Backbone(self.graphdef, self.objective, size, depth)
+    def encoder(self) -> tuple:
+        """The encoder, and its parameters."""
+        return self.objective.encoder(), self.objective.encoder_params(self.params)
 
     def _program(self, step, *args, **options) -> Program:
         return Program(step, args, options, self.config.model.dtype)
@@ -124,41 +121,33 @@ class Maker:
         config, mesh = self.config, self.mesh
         rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
         tx = build.optimizer(config, rate)
-        state = jax.eval_shape(lambda p: train.fresh_state(p, tx), self._shapes)
+        fresh = lambda p: train.fresh_state(self.objective, p, tx)
+        state = jax.eval_shape(fresh, self._shapes)
         layout = sharding.layout(state, mesh, config.fsdp_min_size)
-        step = build.train_step(
-            config, self.graphdef, self.objective, tx, rate, layout, mesh
-        )
+        step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
         return self._program(step, state, self.fields(batch)), state
 
-    def held_out(self, batch: int, whole: bool) -> Program:
-        """The scores of held-out pairs, or with `whole` all their patches, redrawn."""
-        size, seed = self.config.data.size, self.config.seed
-        step = train.make_eval_step(
-            self.graphdef,
-            self.objective,
-            self.mesh,
-            seed=seed,
-            scene_size=size,
-            whole=whole,
-        )
-        args = self.params, self.fields(batch), self._rows((batch,), jnp.float32), 0, 0
+    def held_out(self, batch: int, redraw: bool) -> Program:
+        """The scores of held-out pairs, or with `redraw` all their patches."""
+        options = dict(seed=self.config.seed, redraw=redraw)
+        step = train.make_eval_step(self.objective, self.mesh, **options)
+        weight = self._rows((batch,), jnp.float32)
+        args = self.params, (), self.fields(batch), weight, 0, 0
         return self._program(step, *args)
 
     def floor(self, batch: int) -> Program:
         """What no model can be expected to predict of held-out pairs."""
-        step = functools.partial(heldout.detail, self.objective, self.config.data.size)
         args = self.fields(batch), self._rows((batch,), jnp.float32)  # no network
-        return Program(jax.jit(step), args, {}, "float32")
+        return Program(jax.jit(self.objective.floor), args, {}, "float32")
 
     def features(self, batch: int, *, alone: bool = False) -> Program:
         """Features of pairs, or of one sensor: the judge's, kNN's, the probe's, ..."""
         taker = features.Extractor(
-            self.backbone, None, features.Recipe(), self.mesh, ("both",)
+            *self.encoder, features.Recipe(), self.mesh, ("both",)
         )
         box = self._whole((4,))
-        args = self.params, self.fields(batch), self.here(batch, alone), box
+        args = taker.params, self.fields(batch), self.here(batch, alone), box
         return self._program(taker.step, *args)
 
     def finetune(self, batch: int, *, alone: bool = False, **changes) -> Program:
@@ -166,12 +155,11 @@ class Maker:
         field, recipe = "labels", finetune.Recipe(100, batch, 5e-4, **changes)
         kw = dict(classes=CLASSES, single=False)
         tuner = finetune.Finetuner(
-            self.backbone, self.params, recipe, self.mesh, field, **kw
+            *self.encoder, recipe, self.mesh, field, **kw
         )
         labels = {field: self._rows((batch, CLASSES), jnp.uint8)}
-        state, rest = tuner.abstract_state(), tuner.rest
         here = self.here(batch, alone)
-        args = state, rest, self._key(), here, self.fields(batch) | labels
+        args = tuner.abstract_state(), self._key(), here, self.fields(batch) | labels
         program = self._program(tuner.step, *args, np.float32(1e-4))
         # The head's, and the two of its gradient.
         return program._replace(float32_products=RESAMPLING + 3)
@@ -180,7 +168,7 @@ class Maker:
         """The step that trains heads for pixel labels, and the one that tests them."""
         field, rates, size = "land_cover", (3e-4, 1e-3, 3e-3, 1e-2), self.scenes.size
         task = dense_task.Task(
-            *(self.backbone, self.params, self.scenes, field, self.mesh),
+            *(*self.encoder, self.scenes, field, self.mesh),
             head=head,
             blocks=1,
         )
@@ -189,7 +177,7 @@ class Maker:
         step = task.train_step(tx, rates, layout, 0)
         fields = self.fields(batch)
         fields[field] = self._rows((batch, size, size), jnp.uint8)
-        seen = self.params, fields, None
+        seen = task.params, fields, None
         train = self._program(step, state, *seen)
         test = self._program(task.judge_step(), state.params, *seen)
         return tuple(x._replace(float32_products=None) for x in (train, test))
@@ -255,8 +243,8 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", mask__drop_sensor=0.25)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
-    yield Named("held-out pairs, scored", lambda: base().held_out(64, whole=False))
-    yield Named("held-out pairs, redrawn", lambda: base().held_out(64, whole=True))
+    yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
+    yield Named("held-out pairs, redrawn", lambda: base().held_out(64, redraw=True))
     yield Named("held-out pairs, floor", lambda: base().floor(64))
     yield Named("features (judge, kNN, probe)", lambda: base().features(256))
     yield Named("features, one sensor", lambda: base().features(256, alone=True))

@@ -145,7 +145,8 @@ def start_jax(config):
     if not _OUT_OF_THE_BOX.value:
         config.model.dtype = asked
     config.model.dtype = dtypes.resolve_dtype(config.model.dtype, device.platform)
-    mesh, objective = sharding.make_mesh(config.fsdp), build.objective(config)
+    mesh = sharding.make_mesh(config.fsdp)
+    objective = build.objective(config, **build.target(mesh))
     # As in benchmarks/pretrain_step.py: what is the same program is compiled once.
     rate = optim.schedule(config.optim.peak_lr, 10, 1_000)
     init, _, train_step = pretrain.compile_step(config, objective, mesh, rate)

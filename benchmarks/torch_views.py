@@ -1,6 +1,6 @@
 """The data side of the PyTorch peer: draws, and from stored pixels to images.
 
-What `fusmae_jax.views` and `fusmae_jax.masking` do, written for PyTorch; see there for
+What `fusmae_jax.inputs` and `fusmae_jax.patches` do, written for PyTorch; see there for
 what things mean. Nothing here imports JAX.
 """
 

@@ -24,6 +24,7 @@ S2_BANDS = (
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "pretrain"
+    c.method = "fusmae"  # of fusmae_jax/objectives
     c.seed = 0
     c.epochs = 100
     c.batch_size = 1024  # pairs, over all devices and hosts

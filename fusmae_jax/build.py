@@ -1,21 +1,27 @@
 """From a config to the objects it describes; modules take plain arguments."""
 
-import functools
+import importlib
 import logging
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Mapping
 
 import jax
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipeline import layout as layouts
 from data_pipeline import sensors
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
-from fusmae_jax import checkpoint, optim, sharding, train
-from fusmae_jax.model import FusMAE
-from fusmae_jax.objective import Objective
+from fusmae_jax import checkpoint, objectives, optim, sharding, train
+from fusmae_jax.inputs import Inputs
+from fusmae_jax.objectives.protocol import Objective
+
+# Modules of `objectives`, each of which builds its own objective.
+METHODS = tuple(
+    sorted({m.name for m in pkgutil.iter_modules(objectives.__path__)} - {"protocol"})
+)
 
 log = logging.getLogger("fusmae_jax")
 
@@ -63,42 +69,49 @@ def target(mesh: Mesh) -> dict:
     return {"platform": sharding.platform(mesh), "devices": mesh.size}
 
 
-def model(config, **changes) -> Callable[..., FusMAE]:
-    """What makes the model, given `rngs`; `changes` go before the config.
-
-    Without `target` among them it computes alike anywhere, and fast nowhere.
-    """
-    bands = {s: len(names) for s, names in config.bands.items()}
-    return functools.partial(FusMAE, bands=bands, **{**config.model, **changes})
-
-
-def objective(
+def inputs(
     config,
     known: Mapping[str, sensors.Sensor] = sensors.SENSORS,
     layout: Layout | None = None,
-) -> Objective:
-    """The pretraining objective.
+) -> Inputs:
+    """How pairs are seen.
 
     Args:
         config: see `configs/pretrain_base.py`.
         known: see `contract`.
-        layout: of the data; None where every band is on its own grid.
+        layout: of the data; by default that of procedural scenes.
     """
-    return Objective(
-        contract=contract(config, known),
-        grids=layout and {s: layout.of(s) for s in config.bands},
-        image_size=config.model.image_size,
-        patch_size=config.model.patch_size,
-        mask_ratio=config.mask.ratio,
-        mask_mode=config.mask.mode,
-        drop_sensor=config.mask.drop_sensor,
-        normalize=config.loss.normalize,
-        weights={"s1": config.loss.weight_s1, "s2": config.loss.weight_s2},
-        crop_scale=tuple(config.view.crop_scale),
-        crop_ratio=tuple(config.view.crop_ratio),
-        turn=config.view.turn,
+    layout = layout or layouts.native(config.data.size)
+    return Inputs(
+        contract(config, known),
+        size=config.model.image_size,
+        scene_size=layout.size,
+        grids={s: layout.of(s) for s in config.bands},
         resampling=config.view.resampling,
     )
+
+
+def objective(config, seen: Inputs | None = None, **target) -> Objective:
+    """What the config's method trains for.
+
+    Args:
+        config: see `configs/pretrain_base.py`.
+        seen: how the data are seen; by default as procedural scenes.
+        target: see there. Without it programs compute alike anywhere, and fast nowhere.
+
+    Raises:
+        InputError: sizes that do not divide; nothing has been allocated yet.
+    """
+    method = importlib.import_module(f"{objectives.__name__}.{config.method}")
+    return method.build(config, seen or inputs(config), target)
+
+
+def to_judge(config, seen: Inputs, mesh: Mesh) -> Objective:
+    """The objective of a run, for whoever wants its parameters and trains no more."""
+    config = config.copy_and_resolve_references()
+    # How it was trained does not matter any more, and there may be no cuDNN here.
+    config.model.update(attention="auto", remat="none")
+    return objective(config, seen, **target(mesh))
 
 
 def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -113,10 +126,9 @@ def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
-def train_step(config, graphdef, objective, tx, rate, layout, mesh: Mesh):
+def train_step(config, objective, tx, rate, layout, mesh: Mesh):
     """The config's step, see `train.make_train_step`."""
     return train.make_train_step(
-        graphdef,
         objective,
         tx,
         rate,
@@ -128,23 +140,8 @@ def train_step(config, graphdef, objective, tx, rate, layout, mesh: Mesh):
     )
 
 
-def abstract_model(config, **changes) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model's graph definition and the shapes of its parameters; see `model`.
-
-    Raises:
-        InputError: sizes that do not divide; nothing has been allocated yet.
-    """
-
-    def make(key):
-        return nnx.split(model(config, **changes)(rngs=train.Keys(key)))
-
-    return jax.eval_shape(make, jax.random.key(0))
-
-
-def abstract_params(config, mesh: Mesh):
-    """The same, with every parameter laid out whole on `mesh`, to be restored."""
-    # How it was trained does not matter any more, and there may be no cuDNN here.
-    changes = dict(attention="auto", remat="none", **target(mesh))
-    graphdef, params = abstract_model(config, **changes)
+def abstract_params(objective: Objective, mesh: Mesh):
+    """The parameters' shapes, every one laid out whole on `mesh`, to be restored."""
+    _, params = objective.abstract
     layout = jax.tree.map(lambda _: sharding.whole(mesh), params)
-    return graphdef, checkpoint.abstract(params, layout)
+    return checkpoint.abstract(params, layout)

@@ -10,15 +10,15 @@ from data_pipeline import data_fields, fields, rules, sensors, sources, subsets
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, choice, flag, number, several, text, whole
-from fusmae_jax import attention, build, dtypes, layers, losses, masking, patches
-from fusmae_jax import sharding, views
-from fusmae_jax.encoder import REMAT
-from fusmae_jax.model import GLOBAL_TOKENS
+from fusmae_jax import build, dtypes, inputs, patches, sharding
+from fusmae_jax.models import attention, layers
+from fusmae_jax.models.fusmae import GLOBAL_TOKENS, REMAT
 
 TWO = several(number(), length=2, twice=True)
 
 TABLE = {
     "task": choice("pretrain"),
+    "method": choice(*build.METHODS),
     "seed": SEED,
     "epochs": whole(1),
     "batch_size": whole(1),
@@ -39,9 +39,9 @@ TABLE = {
     "view.crop_scale": TWO,
     "view.crop_ratio": TWO,
     "view.turn": flag(),
-    "view.resampling": choice(*views.RESAMPLING),
+    "view.resampling": choice(*inputs.RESAMPLING),
     "mask.ratio": number(above=0.0, below=1.0),
-    "mask.mode": choice(*masking.MODES),
+    "mask.mode": choice(*patches.MASK_MODES),
     "mask.drop_sensor": number(least=0.0, most=1.0),
     "model.image_size": whole(1),
     "model.patch_size": whole(1),
@@ -57,7 +57,7 @@ TABLE = {
     "model.dtype": choice(dtypes.AUTO, *dtypes.DTYPES),
     "model.attention": choice(*attention.IMPLEMENTATIONS),
     "model.remat": choice(*REMAT),
-    "loss.normalize": choice(*losses.NORMALIZATIONS),
+    "loss.normalize": choice(*patches.NORMALIZATIONS),
     "loss.weight_s1": number(least=0.0),
     "loss.weight_s2": number(least=0.0),
     "optim.base_lr": number(least=0.0),
@@ -139,8 +139,8 @@ def heads(config) -> list[int]:
 
 
 def visible(image_size: int, patch_size: int, ratio: float) -> int:
-    """How many patches of an image a mask leaves visible, see `masking.num_visible`."""
-    return masking.num_visible(patches.grid_side(image_size, patch_size) ** 2, ratio)
+    """How many patches of an image a mask leaves visible, see `patches.num_visible`."""
+    return patches.num_visible(patches.grid_side(image_size, patch_size) ** 2, ratio)
 
 
 def check_config(config) -> None:
@@ -157,7 +157,7 @@ def check_config(config) -> None:
         (patches.check_width, "model.dim"),
         (patches.check_width, "model.decoder_dim"),
         (layers.head_width, "model.dim", "model.num_heads"),
-        (views.check_crops, "view.crop_scale", "view.crop_ratio"),
+        (inputs.check_crops, "view.crop_scale", "view.crop_ratio"),
     )
     if config.model.decoder_depth:
         rules.ask(

@@ -8,6 +8,7 @@ import jax
 
 from fusmae_jax import checkpoint, flops, guard, heldout, metrics, preemption, startup
 from fusmae_jax.evaluation import inloop
+from fusmae_jax.objectives.protocol import Objective
 
 log = logging.getLogger("fusmae_jax")
 
@@ -20,6 +21,7 @@ class Tools(NamedTuple):
     """What a loop writes to and asks.
 
     Attributes:
+        objective: what is trained for.
         writer: of the metrics.
         scoring: of held-out pairs.
         judge: of the encoder.
@@ -28,6 +30,7 @@ class Tools(NamedTuple):
         notice: whether to stop.
     """
 
+    objective: Objective
     writer: metrics.MetricWriter
     scoring: heldout.Evaluation
     judge: inloop.Judge
@@ -59,10 +62,10 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
     Raises:
         Diverged: too many steps in a row could not be applied.
     """
-    writer, scoring, _, saves, watch, notice = tools
+    objective, writer, scoring, _, saves, watch, notice = tools
     first, owed = int(jax.device_get(state.step)), False
     progress = metrics.Progress(first, steps)
-    work, peak = flops.per_image(config), device_peak(config)
+    work, peak = objective.flops(), device_peak(config)
     clock = metrics.Clock(config.batch_size, work, peak, ahead=AHEAD)
 
     def show(row):
@@ -105,7 +108,7 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
 def judge_and_draw(config, step: int, steps: int, state, tools: Tools, clock) -> None:
     """Does what is due after a step to see how well the model does."""
     if step % config.eval_every == 0 or step == steps:
-        tools.scoring.start(step, state.params)
+        tools.scoring.start(step, state.params, state.extra)
     tools.scoring.collect()
     if tools.judge.due(step, steps):
         with jax.transfer_guard("allow"):  # its steps are few, and wait anyway

@@ -15,7 +15,7 @@ import tqdm
 
 from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
-from fusmae_jax import board, views
+from fusmae_jax import board, inputs
 
 log = logging.getLogger("fusmae_jax")
 
@@ -158,7 +158,7 @@ class Progress:
         if row.get("invalid_pixels") and not self._warned:
             self._warned = True
             warning = f"Step {row['step']}: {row['invalid_pixels']:.0f} pixels"
-            log.warning("%s %s", warning, views.INVALID_ADVICE)
+            log.warning("%s %s", warning, inputs.INVALID_ADVICE)
         text = ", ".join([f"loss {row['loss']:.4f}", *rate_words(row)])
         if self._bar is not None:
             self._bar.set_postfix_str(text)

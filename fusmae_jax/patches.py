@@ -1,11 +1,18 @@
-"""Images to patches and back, and the fixed code of their positions."""
+"""Patches: images cut up and put together, their positions, masks, and targets."""
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import InputError
+from fusmae_jax.inputs import SENSORS
+
+MASK_MODES = ("independent", "consistent")
+NORMALIZATIONS = ("none", "patch", "group")  # of targets
 
 
 def grid_side(image_size: int, patch_size: int) -> int:
@@ -66,3 +73,140 @@ def sincos_2d(side: int, dim: int) -> np.ndarray:
     angles = [np.outer(pos.ravel(), omega) for pos in (x, y)]
     parts = [f(a) for a in angles for f in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class Mask(NamedTuple):
+    """A per-sample choice of visible patches.
+
+    Attributes:
+        visible: places of the visible patches, [B, K] int32, in shuffled order.
+        hidden: places of the others, [B, N - K] int32, likewise.
+    """
+
+    visible: jax.Array
+    hidden: jax.Array
+
+    @property
+    def order(self) -> jax.Array:
+        """Places of all patches, the visible ones first, [B, N]."""
+        return jnp.concatenate([self.visible, self.hidden], axis=1)
+
+
+def num_visible(num_patches: int, ratio: float) -> int:
+    """How many of `num_patches` stay visible when `ratio` of them is hidden.
+
+    Raises:
+        InputError: the ratio leaves nothing visible or nothing hidden.
+    """
+    # Rounded first: 100 * 0.29 is a little under 29.
+    kept = num_patches - int(round(num_patches * ratio, 6))
+    if not 0.0 < ratio < 1.0 or not 0 < kept < num_patches:
+        raise InputError(
+            f"Mask ratio {ratio} leaves {kept} of {num_patches} patches visible; "
+            "at least one must be visible and one hidden."
+        )
+    return kept
+
+
+def draw_noise(key: jax.Array, batch: int, num_patches: int, mode: str):
+    """Draws the uniform noise that decides the masks, {sensor: [B, N]}.
+
+    `independent` masks differ between the sensors, `consistent` ones are equal
+    (Fus-MAE compares the two). The draw depends on the key and the place in the
+    global batch only, not on devices.
+    """
+    if mode not in MASK_MODES:
+        raise InputError(f"Masking {mode!r} is not one of {list(MASK_MODES)}.")
+    if mode == "consistent":
+        noise = jax.random.uniform(key, (batch, num_patches))
+        return {sensor: noise for sensor in SENSORS}
+    keys = jax.random.split(key, len(SENSORS))
+    return {
+        sensor: jax.random.uniform(k, (batch, num_patches))
+        for sensor, k in zip(SENSORS, keys)
+    }
+
+
+def mask_from_noise(noise: jax.Array, num_keep: int) -> Mask:
+    """Keeps the `num_keep` patches with the least noise [B, N] of each sample."""
+    order = jnp.argsort(noise, axis=1)
+    return Mask(order[:, :num_keep], order[:, num_keep:])
+
+
+def take(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    """Gathers tokens [B, N, ...] at ids [B, K] into [B, K, ...]."""
+    ids = ids.reshape(*ids.shape, *(1,) * (tokens.ndim - 2))
+    # The ids are argsorts, so always in bounds; saying so saves the clamping.
+    return jnp.take_along_axis(tokens, ids, axis=1, mode="promise_in_bounds")
+
+
+def put_back(tokens: jax.Array, mask: Mask) -> jax.Array:
+    """Brings tokens [B, N, ...] from `mask.order` to the order of the image."""
+    return take(tokens, jnp.argsort(mask.order, axis=1))
+
+
+def normalize_patches(
+    patches: jax.Array, how: str, families: Sequence[str]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Turns patches into what the decoder has to predict.
+
+    Args:
+        patches: [B, N, P*P*C] float32.
+        how: "none" leaves them; "patch" subtracts each patch's mean and divides by
+            its deviation over all pixels and bands (MAE); "group" does so for each
+            family of bands apart (as MAESTRO), so that bright bands do not drown the
+            others.
+        families: the family of each of the C bands.
+
+    Returns:
+        The targets and the mean and deviation taken out, each broadcastable to
+        [B, N, P*P, C] except the targets, which have the shape of `patches`.
+        A constant patch becomes zeros.
+    """
+    if how not in NORMALIZATIONS:
+        raise InputError(
+            f"Target normalisation {how!r} is not one of {list(NORMALIZATIONS)}."
+        )
+    b, n, e = patches.shape
+    x = patches.reshape(b, n, -1, len(families))  # [B, N, P*P, C]
+    if how == "none":
+        one = jnp.ones((1, 1, 1, 1))
+        return patches, 0 * one, one
+    if how == "patch":
+        mean = x.mean(axis=(2, 3), keepdims=True)
+        variance = jnp.square(x - mean).mean(axis=(2, 3), keepdims=True)
+    else:
+        average = _family_average(families)
+        mean = average(x.mean(axis=2, keepdims=True))  # [B, N, 1, C]
+        variance = average(jnp.square(x - mean).mean(axis=2, keepdims=True))
+    std = jnp.sqrt(variance + 1e-6)
+    return ((x - mean) / std).reshape(b, n, e), mean, std
+
+
+def _family_average(families: Sequence[str]):
+    """A function that replaces each of the C last values by its family's mean."""
+    alike = jnp.array([[float(a == b) for b in families] for a in families])
+    weights = alike / alike.sum(axis=0, keepdims=True)
+    # Accelerators round float32 products to fewer bits unless asked not to.
+    return lambda x: jnp.matmul(x, weights, precision="highest")
+
+
+def restore_patches(patches: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Inverse of `normalize_patches`, given the mean and deviation it returned."""
+    b, n, e = patches.shape
+    x = patches.reshape(b, n, -1, mean.shape[-1])
+    return (x * std + mean).reshape(b, n, e)
+
+
+def hidden_error(
+    predicted: jax.Array, target: jax.Array, hidden: jax.Array
+) -> jax.Array:
+    """Mean squared error over hidden patches only.
+
+    Args:
+        predicted: [B, M, E].
+        target: [B, M, E].
+        hidden: how much each patch counts, 0.0 where it was visible, [B, M].
+    """
+    error = jnp.square(predicted.astype(jnp.float32) - target).mean(axis=-1)
+    return (error * hidden).sum() / hidden.sum()

@@ -11,26 +11,24 @@ import jax
 from data_pipeline import batches, files, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import (
-    attention,
     build,
     checkpoint,
     checks,
     cluster,
     figures,
-    flops,
     guard,
     heldout,
     loop,
     metrics,
     optim,
     preemption,
-    products,
     reconstruct,
     run,
     sharding,
     train,
 )
-from fusmae_jax.evaluation import backbone, inloop
+from fusmae_jax.evaluation import inloop
+from fusmae_jax.models import attention, products
 
 log = logging.getLogger("fusmae_jax")
 
@@ -56,11 +54,11 @@ def load_batches(config, source, mesh, first: int, stop=lambda: False):
         stream.close()  # worker processes would leave shared memory behind
 
 
-def describe(config, state, pairs: int, held_out: int, steps: int) -> str:
-    """What is about to happen, in a few words."""
+def describe(config, state, work: float, pairs: int, held_out: int, steps: int) -> str:
+    """What is about to happen, in a few words; `work` is in FLOPs an image."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    work, peak = flops.per_image(config), loop.device_peak(config)
+    peak = loop.device_peak(config)
     most = f", at most {jax.device_count() * peak / work:,.0f} images/s" if peak else ""
     return (
         f"{count / 1e6:.1f} M parameters on {devices}; {pairs} pairs, {held_out} held "
@@ -102,11 +100,10 @@ def compile_step(config, objective, mesh, rate):
         called; `compile_ahead` does so before.
     """
     tx = build.optimizer(config, rate)
-    graphdef, init, layout = train.plan_state(
-        build.model(config, **build.target(mesh)),
-        *(tx, mesh, config.seed, config.fsdp_min_size),
+    init, layout = train.plan_state(
+        objective, tx, mesh, config.seed, config.fsdp_min_size
     )
-    train_step = build.train_step(config, graphdef, objective, tx, rate, layout, mesh)
+    train_step = build.train_step(config, objective, tx, rate, layout, mesh)
     return init, layout, train_step
 
 
@@ -224,19 +221,18 @@ def open_run(config, mesh):
     Returns:
         The training pairs, the objective, and what scores and judges the model.
     """
-    # Refuses sizes that do not divide.
-    graphdef, _ = build.abstract_model(config, **build.target(mesh))
+    target = build.target(mesh)
+    # Refuses sizes that do not divide, before any data are read.
+    build.objective(config, **target).abstract
     with cluster.together("open its data"):
         source, held = open_data(config)
     description = source.description
-    objective = build.objective(config, description.sensors, description.layout)
+    seen = build.inputs(config, description.sensors, description.layout)
+    objective = build.objective(config, seen, **target)
     held_out = heldout.HeldOut(
-        graphdef, objective, mesh, held, seed=config.seed, count=config.eval_pairs
+        objective, mesh, held, seed=config.seed, count=config.eval_pairs
     )
-    seen = backbone.Backbone(
-        graphdef, objective, description.layout.size, backbone.blocks(config)
-    )
-    judge = inloop.Judge(config, seen, mesh, source, held)
+    judge = inloop.Judge(config, objective, mesh, source, held)
     return source, objective, held_out, judge
 
 
@@ -268,7 +264,8 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
     source, objective, held_out, judge = opened
     init, layout, train_step = compile_step(config, objective, mesh, rate)
     shapes = jax.eval_shape(init)
-    log.info(describe(config, shapes, len(source), held_out.count, steps))
+    pairs = len(source), held_out.count
+    log.info(describe(config, shapes, objective.flops(), *pairs, steps))
     warn_of_attention(config, mesh)
     with open_checkpoints(config, workdir) as saves:
         state = saves.restore(init, layout)
@@ -287,7 +284,7 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
                     config, train_step, state, source, mesh
                 )
             scoring = heldout.Evaluation(held_out, writer, workdir, config.figure_pairs)
-            tools = loop.Tools(writer, scoring, judge, saves, watch, notice)
+            tools = loop.Tools(objective, writer, scoring, judge, saves, watch, notice)
             notice.hold()
             # What is sent or read unasked would hold up every step.
             with jax.transfer_guard("disallow"):
@@ -322,7 +319,14 @@ def pretrain(config, workdir) -> train.PretrainState:
     source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
-    run.open_workdir(workdir, config, objective.contract, source.fingerprint())
+    fixed = () if objective.separable else ("accumulate",)
+    run.open_workdir(
+        workdir,
+        config,
+        objective.inputs.contract,
+        source.fingerprint(),
+        free=[field for field in run.FREE if field not in fixed],
+    )
     run.remember_places(workdir, sources.place_codes(source))
     workdir = pathlib.Path(workdir)
 
@@ -336,8 +340,9 @@ def pretrain(config, workdir) -> train.PretrainState:
     if jax.process_index() == 0:
         fig = figures.loss_figure(metrics.read_metrics(workdir))
         figures.save(fig, workdir / "figures" / "loss.png")
-    draws, shown = config.eval_draws, config.figure_pairs
-    reconstruct.report(
-        held_out, state.params, workdir, step=steps, draws=draws, shown=shown
-    )
+    if objective.redraws:
+        draws, shown = config.eval_draws, config.figure_pairs
+        reconstruct.report(
+            held_out, state.params, workdir, step=steps, draws=draws, shown=shown
+        )
     return state

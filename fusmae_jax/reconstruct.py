@@ -12,12 +12,12 @@ import numpy as np
 from data_pipeline import batches, data_fields, fields, files, sources
 from data_pipeline.description import SPLITS
 from data_pipeline.fields import choice, location, whole
-from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run
+from fusmae_jax import baselines, build, checkpoint, checks, figures, run
 from fusmae_jax import sharding
 from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.heldout import HeldOut
-from fusmae_jax.masking import SENSORS
-from fusmae_jax.objective import Objective, Outcome
+from fusmae_jax.inputs import SENSORS
+from fusmae_jax.objectives.fusmae import Objective, Outcome
 
 log = logging.getLogger("fusmae_jax")
 
@@ -45,11 +45,9 @@ def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]
     """
     errors = {name: {} for name in (MODEL, *baselines.PREDICTORS)}
     for s in SENSORS:
-        families = objective.contract[s].families
 
-        def normalize(x):
-            target, _, _ = losses.normalize_patches(x, objective.normalize, families)
-            return np.asarray(target)
+        def normalize(x, s=s):
+            return np.asarray(objective.target(s, x)[0])
 
         seen = np.asarray(outcome.patches[s])
         hidden = np.asarray(outcome.hidden[s]) == 1.0
@@ -170,24 +168,26 @@ def reconstruct(config, workdir) -> None:
     description = sources.describe(config.data)
     wanted = build.check_data(contract, description)
     source = sources.open_split(config.data, config.split, (*wanted, "id"))
-    objective = build.objective(trained, contract, description.layout)
+    inputs = build.inputs(trained, contract, description.layout)
     seen = run.trained_on(trained_in, sources.place_codes(source))
     if seen:
         log.warning(
             "%d of these %d pairs show ground that was trained on.", seen, len(source)
         )
     mesh = sharding.make_mesh(1)
-    graphdef, params = build.abstract_params(trained, mesh)
+    objective = build.to_judge(trained, inputs, mesh)
     step, params = checkpoint.restore_params(
-        trained_in / "checkpoints", params, config.step or None
+        trained_in / "checkpoints",
+        build.abstract_params(objective, mesh),
+        config.step or None,
     )
     held_out = HeldOut(
-        graphdef, objective, mesh, source, seed=trained.seed, count=config.pairs
+        objective, mesh, source, seed=trained.seed, count=config.pairs
     )
     run.open_workdir(
         workdir,
         config,
-        objective.contract,
+        inputs.contract,
         source.fingerprint(),
         dtype=trained.model.dtype,
     )

@@ -235,6 +235,8 @@ def _read(path: pathlib.Path) -> dict:
             f"{path} does not describe a run, as it lacks some of {list(parts)}; copy "
             "it again."
         )
+    if saved["config"].get("task") == "pretrain":
+        saved["config"].setdefault("method", "fusmae")  # the first there was
     there = saved.get("format", 1)  # the first runs did not say
     if there not in READS:
         raise InputError(

@@ -21,7 +21,7 @@ BATCH = P(("data", "fsdp"))
 RULES: tuple[tuple[str, str | P], ...] = (
     (r"/kernel$", "split"),
     (r"/(scale|bias|mask_token|global_token|absent/s[12])$", P()),
-    (r"(^|/)(step|count|skipped|skipped_in_a_row)$", P()),
+    (r"(^|/)(step|count|skipped|skipped_in_a_row|center)$", P()),
 )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from fusmae_jax import sharding, streams, views
-from fusmae_jax.objective import Objective
+from fusmae_jax import inputs, sharding, streams
+from fusmae_jax.objectives.protocol import Objective
 
 
 @jax.tree_util.register_dataclass
@@ -27,75 +28,61 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PretrainState(TrainState):
-    """The same, and how many steps were taken without being applied.
+    """The same, and what pretraining needs besides.
 
     Attributes:
+        extra: what gradients do not train, see `Objective.init_extra`.
         skipped: how many, since the run began.
         skipped_in_a_row: how many of them up to now with no other in between.
     """
 
+    extra: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
 
 
-def fresh_state(params: nnx.State, tx: optax.GradientTransformation) -> PretrainState:
+def fresh_state(
+    objective: Objective, params: nnx.State, tx: optax.GradientTransformation
+) -> PretrainState:
     """The state before the first step."""
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return PretrainState(step, params, tx.init(params), skipped, in_a_row)
-
-
-class Keys:
-    """The keys of `nnx.Rngs(key)`, many drawn at a time: traced and compiled sooner."""
-
-    AHEAD = 256
-
-    def __init__(self, key: jax.Array):
-        self._key, self._count = key, 0
-
-    def params(self) -> jax.Array:
-        """The next key."""
-        place = self._count % self.AHEAD
-        if not place:
-            counts = self._count + jnp.arange(self.AHEAD)
-            self._drawn = jax.vmap(jax.random.fold_in, (None, 0))(self._key, counts)
-        self._count += 1
-        return self._drawn[place]
+    extra = objective.init_extra(params)
+    return PretrainState(step, params, tx.init(params), extra, skipped, in_a_row)
 
 
 def plan_state(
-    make_model: Callable[..., nnx.Module],
+    objective: Objective,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
     min_size: int = 2**18,
-) -> tuple[nnx.GraphDef, Callable[[], PretrainState], PretrainState]:
+) -> tuple[Callable[[], PretrainState], PretrainState]:
     """Plans a state without making it, as most runs have one saved.
 
     Args:
-        make_model: builds the module from the keyword `rngs`.
+        objective: whose model it is.
         tx: the optimiser.
         mesh: where the state will live.
         seed: of the initial parameters.
         min_size: kernels with fewer elements are not split.
 
     Returns:
-        The model's graph definition, what makes a fresh state, every parameter
-        straight into its shards, and the state's shardings.
+        What makes a fresh state, every parameter straight into its shards, and the
+        state's shardings.
     """
 
     def init(key):
-        graphdef, params = nnx.split(make_model(rngs=Keys(key)))
-        return graphdef, fresh_state(params, tx)
+        params = nnx.split(objective.init(streams.Keys(key)))[1]
+        return fresh_state(objective, params, tx)
 
     key = streams.key(seed, "params")
-    graphdef, shapes = jax.eval_shape(init, key)  # traced once, here
+    shapes = jax.eval_shape(init, key)  # traced once, here
     layout = sharding.layout(shapes, mesh, min_size)
-    make = jax.jit(init, out_shardings=(graphdef, layout))
-    return graphdef, lambda: make(key)[1], layout
+    make = jax.jit(init, out_shardings=layout)
+    return lambda: make(key), layout
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
     objective: Objective,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
@@ -117,15 +104,19 @@ def make_train_step(
     last good one until the host, which does not wait for steps, takes notice.
     """
 
-    def loss_fn(params, fields, draw):
-        loss, metrics, _ = objective(nnx.merge(graphdef, params), fields, draw)
-        return loss, {"loss": loss, **metrics}
+    graphdef, _ = objective.abstract
 
     @jax.jit(donate_argnames="state", out_shardings=(layout, sharding.whole(mesh)))
     def train_step(state, fields):
         key = jax.random.fold_in(streams.key(seed, "steps"), state.step)
         draw = objective.draw(key, len(next(iter(fields.values()))))
-        grads, metrics = gradients(
+
+        def loss_fn(params, fields, draw):
+            model = nnx.merge(graphdef, params)
+            loss, metrics, aux = objective.loss(model, state.extra, fields, draw)
+            return loss, ({"loss": loss, **metrics}, aux)
+
+        grads, (metrics, aux) = gradients(
             loss_fn, state.params, (fields, draw), accumulate, layout.params
         )
         # Every device updates a part, as it holds the moments of that part alone.
@@ -135,12 +126,13 @@ def make_train_step(
         )
         grads, params = split(grads), split(state.params)
         state = dataclasses.replace(state, params=params)
-        metrics["invalid_pixels"] = views.invalid_pixels(fields)
+        metrics["invalid_pixels"] = inputs.invalid_pixels(fields)
         metrics["lr"] = rate(state.step)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         good &= state.skipped_in_a_row < bad_steps
-        state = advance(state, grads, tx, good)
+        after = functools.partial(objective.after, aux=aux, step=state.step)
+        state = advance(state, grads, tx, good, after)
         metrics["skipped_steps"] = state.skipped
         metrics["skipped_in_a_row"] = state.skipped_in_a_row
         return state, metrics
@@ -190,15 +182,28 @@ def split_rows(x: jax.Array, parts: int) -> jax.Array:
 
 
 def advance(
-    state: PretrainState, grads, tx: optax.GradientTransformation, good: jax.Array
+    state: PretrainState,
+    grads,
+    tx: optax.GradientTransformation,
+    good: jax.Array,
+    after: Callable,
 ) -> PretrainState:
-    """The state after a step, which is applied if `good` and else only counted."""
+    """The state after a step, which is applied if `good` and else only counted.
+
+    Args:
+        state: before.
+        grads: of the parameters.
+        tx: the optimiser.
+        good: whether to apply the step.
+        after: `after(extra, params)`, see `Objective.after`.
+    """
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return PretrainState(
         step=state.step + 1,
         params=choose(good, params, state.params),
         opt_state=choose(good, opt_state, state.opt_state),
+        extra=choose(good, after(state.extra, params), state.extra),
         skipped=state.skipped + ~good,
         skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
     )
@@ -217,29 +222,25 @@ def choose(good: jax.Array, new, old):
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef,
-    objective: Objective,
-    mesh: Mesh,
-    *,
-    seed: int,
-    scene_size: int,
-    whole: bool = False,
+    objective: Objective, mesh: Mesh, *, seed: int, redraw: bool = False
 ):
-    """Returns the compiled `step(params, fields, weight, first, draw)`.
+    """Returns the compiled `step(params, extra, fields, weight, first, draw)`.
 
-    It scores the plain middle of each scene: metrics, or with `whole` the outcome of
-    all patches. Masks depend on (seed, `draw`) and on the number of the pair, `first`
-    for the first of the batch: numbers are comparable between steps, runs and devices.
-    Results are whole on every device, for any host to read.
+    It scores the plain middle of each scene: metrics, or with `redraw` what the model
+    predicts of every patch. What is random depends on (seed, `draw`) and on the number
+    of the pair, `first` for the first of the batch: numbers are comparable between
+    steps, runs and devices. Results are whole on every device, for any host to read.
     """
+    graphdef, _ = objective.abstract
 
     @functools.partial(jax.jit, out_shardings=sharding.whole(mesh))
-    def eval_step(params, fields, weight, first, draw):
+    def eval_step(params, extra, fields, weight, first, draw):
         key = jax.random.fold_in(streams.key(seed, "held_out"), draw)
         pairs = first + jnp.arange(len(weight))
-        fixed = objective.draw_fixed(key, pairs, scene_size)
-        model = nnx.merge(graphdef, params)
-        loss, metrics, outcome = objective(model, fields, fixed, weight, whole=whole)
-        return outcome or {"loss": loss, **metrics, "pairs": weight.sum()}
+        fixed, model = objective.draw_fixed(key, pairs), nnx.merge(graphdef, params)
+        if redraw:
+            return objective.redraw(model, fields, fixed)
+        loss, metrics, _ = objective.loss(model, extra, fields, fixed, weight)
+        return {"loss": loss, **metrics, "pairs": weight.sum()}
 
     return eval_step

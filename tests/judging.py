@@ -31,7 +31,7 @@ def write_run(workdir: pathlib.Path, config) -> pathlib.Path:
     run.open_workdir(workdir, config, build.contract(config), {})
     run.remember_places(workdir, np.empty((0, 2), np.uint64))
     mesh, rate = sharding.make_mesh(), optim.schedule(1e-3, 0, 10)
-    objective = build.objective(config)
+    objective = build.objective(config, **build.target(mesh))
     init, layout, _ = pretrain.compile_step(config, objective, mesh, rate)
     state = init()
     fresh = jax.device_get(state.params)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipeline import sensors
 from data_pipeline.errors import InputError
-from fusmae_jax import layers, masking
-from fusmae_jax.objective import Objective
+from fusmae_jax import inputs, patches
+from fusmae_jax.models import layers
+from fusmae_jax.objectives.protocol import Encoded
 from tests import tiny
 
 SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}
@@ -26,7 +26,7 @@ def images(batch=3, seed=0):
 def present(*rows):
     """Which of the sensors each row has, by the names of SETS."""
     table = np.array([SETS[row] for row in rows])
-    return {s: jnp.asarray(table[:, i]) for i, s in enumerate(masking.SENSORS)}
+    return {s: jnp.asarray(table[:, i]) for i, s in enumerate(inputs.SENSORS)}
 
 
 def trained(**changes):
@@ -39,23 +39,29 @@ def trained(**changes):
     return nnx.merge(graphdef, params)
 
 
-def encode(model, x, who, **kw):
-    """What `encode` gives, in one compiled graph."""
-    graphdef, params = nnx.split(model)
-    run = jax.jit(lambda p, x, who: nnx.merge(graphdef, p).encode(x, who, **kw))
+def encode(model, x, who):
+    """What the encoder gives, in one compiled graph."""
+    graphdef, params = nnx.split(model.encoder)
+
+    @jax.jit
+    def run(params, x, who):
+        tokens, summary, _ = nnx.merge(graphdef, params).encode(x, who)
+        return Encoded(tokens, summary)
+
     return run(params, x, who)
 
 
 @pytest.mark.parametrize("fuse_early", [True, False])
 def test_one_graph_serves_every_mix_of_sensors_in_a_batch(fuse_early):
     model, x = trained(fuse_early=fuse_early), images()
-    graphdef, params = nnx.split(model)
+    graphdef, params = nnx.split(model.encoder)
     traces = []
 
     @jax.jit
     def run(params, x, who):
         traces.append(1)
-        return nnx.merge(graphdef, params).encode(x, who)
+        tokens, summary, _ = nnx.merge(graphdef, params).encode(x, who)
+        return tokens, summary
 
     mixed = run(params, x, present("s1", "s2", "both"))
     for row, name in enumerate(SETS):
@@ -90,8 +96,8 @@ def test_gradients_stay_finite_beside_rubbish_in_an_absent_sensor(key):
     graphdef, params = nnx.split(tiny.model())
     x = images(2)
     x["s2"] = x["s2"].at[0].set(jnp.nan)
-    noise = masking.draw_noise(key, 2, 16, "independent")
-    masks = {s: masking.mask_from_noise(noise[s], 4) for s in noise}
+    noise = patches.draw_noise(key, 2, 16, "independent")
+    masks = {s: patches.mask_from_noise(noise[s], 4) for s in noise}
 
     def loss(params):
         out = nnx.merge(graphdef, params)(x, masks, present("s1", "both"))
@@ -111,22 +117,28 @@ def test_an_absent_sensor_adds_nothing_to_the_tokens_of_the_other():
     }
     ids = {s: jnp.tile(jnp.arange(16), (2, 1)) for s in pixels}
     who = present("s1", "s1")
-    many = encoder(pixels, ids, who)
+    many = tiny.call(encoder, pixels, ids, who)
     pixels["s2"], ids["s2"] = pixels["s2"][:, :5], ids["s2"][:, 3:8]
-    few = encoder(pixels, ids, who)
+    few = tiny.call(encoder, pixels, ids, who)
     for a, b in ((many.tokens["s1"], few.tokens["s1"]), (many.summary, few.summary)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sample_without_any_sensor_is_still_finite():
-    nothing = {s: jnp.zeros(3, bool) for s in masking.SENSORS}
+    nothing = {s: jnp.zeros(3, bool) for s in inputs.SENSORS}
     for x in jax.tree.leaves(encode(trained(), images(), nothing)):
         assert np.isfinite(x).all()
 
 
 def test_the_last_blocks_are_given_one_behind_the_other():
-    model, x = trained(depth=4), images()
-    one, three = encode(model, x, None), encode(model, x, None, last=3)
+    encoder, params = tiny.encoder(model=dict(depth=4))
+    x = images()
+    one = jax.jit(encoder)(params, x)
+    three = one.last(3)
+    assert list(one.blocks) == ["block0", "block1", "block2"]
+    last = one.blocks["block2"]
+    for a, b in zip(jax.tree.leaves(one.last(1)), jax.tree.leaves(last)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     assert three.summary.shape == (3, 96)
     assert three.tokens["s2"].shape == (3, 16, 96)
     np.testing.assert_allclose(three.summary[:, 64:], one.summary, rtol=1e-5, atol=1e-5)
@@ -134,18 +146,18 @@ def test_the_last_blocks_are_given_one_behind_the_other():
 
 
 def test_sensors_are_dropped_at_the_rate_asked_for_and_never_both(key):
-    drawn = masking.draw_present(key, 20_000, 0.5)
+    drawn = inputs.draw_present(key, 20_000, 0.5)
     assert (drawn["s1"] | drawn["s2"]).all()
-    for s in masking.SENSORS:
+    for s in inputs.SENSORS:
         assert float((~drawn[s]).mean()) == pytest.approx(0.25, abs=0.02)
-    assert all(x.all() for x in masking.draw_present(key, 100, 0.0).values())
-    assert not (lambda p: p["s1"] & p["s2"])(masking.draw_present(key, 99, 1.0)).any()
+    assert all(x.all() for x in inputs.draw_present(key, 100, 0.0).values())
+    assert not (lambda p: p["s1"] & p["s2"])(inputs.draw_present(key, 99, 1.0)).any()
     with pytest.raises(InputError, match="drop_sensor is 1.5"):
-        masking.draw_present(key, 8, 1.5)
+        inputs.draw_present(key, 8, 1.5)
 
 
 def test_a_dropped_sensor_is_asked_for_whole(key):
-    objective = Objective(sensors.SENSORS, 24, 6, drop_sensor=1.0)
+    objective = tiny.objective(drop_sensor=1.0)
     draw = objective.draw(key, 4)
     fields = {
         "s1_10m": np.zeros((4, 24, 24, 2), np.float16),
@@ -153,9 +165,11 @@ def test_a_dropped_sensor_is_asked_for_whole(key):
         "s2_20m": np.ones((4, 12, 12, 6), np.uint16),
         "s2_60m": np.ones((4, 4, 4, 2), np.uint16),
     }
-    loss, _, outcome = objective(tiny.model(), fields, draw, whole=True)
+    model = tiny.model()
+    loss, _, _ = jax.jit(lambda: objective.loss(model, (), fields, draw))()
+    outcome = jax.jit(lambda: objective.redraw(model, fields, draw))()
     assert np.isfinite(loss)
-    for s in masking.SENSORS:
+    for s in inputs.SENSORS:
         share = outcome.hidden[s].mean(axis=1)
         np.testing.assert_allclose(share, np.where(draw.present[s], 0.75, 1.0))
 
@@ -163,7 +177,7 @@ def test_a_dropped_sensor_is_asked_for_whole(key):
 @pytest.mark.parametrize("drop_sensor", [0.5, 1.0])
 def test_every_sample_weighs_the_same_whatever_it_lacks(key, drop_sensor):
     """So a batch may go through in parts: their mean is the loss of the whole."""
-    objective = Objective(sensors.SENSORS, 24, 6, drop_sensor=drop_sensor)
+    objective = tiny.objective(drop_sensor=drop_sensor)
     draw, model = objective.draw(key, 8), tiny.model()
     rng = np.random.default_rng(0)
     shapes = {"s1_10m": (24, 2), "s2_10m": (24, 4), "s2_20m": (12, 6), "s2_60m": (4, 2)}
@@ -171,9 +185,11 @@ def test_every_sample_weighs_the_same_whatever_it_lacks(key, drop_sensor):
         name: rng.integers(1, 3000, (8, side, side, bands)).astype(np.float16)
         for name, (side, bands) in shapes.items()
     }
-    whole = objective(model, fields, draw)[0]
+    batch = fields, draw
+    loss = jax.jit(lambda batch: objective.loss(model, (), *batch)[0])
+    whole = loss(batch)
     parts = [
-        objective(model, *jax.tree.map(lambda x: x[i : i + 2], (fields, draw)))[0]
+        loss(jax.tree.map(lambda x: x[i : i + 2], batch))
         for i in range(0, 8, 2)
     ]
     assert np.mean(parts) == pytest.approx(float(whole), rel=1e-5)
@@ -190,8 +206,8 @@ def test_stochastic_depth_drops_more_of_the_later_blocks(key):
 def test_a_block_whose_branches_count_nothing_changes_nothing():
     model, x = trained(), images()
     none = jnp.zeros((1, 2, 3))
-    out = model.encode(x, branches=none).tokens["s1"]
-    other = model.encode(x).tokens["s1"]
+    run = jax.jit(model.encoder.encode)
+    out, other = run(x, branches=none).tokens["s1"], run(x).tokens["s1"]
     assert not np.allclose(out, other, atol=1e-2)
-    ones = model.encode(x, branches=jnp.ones((1, 2, 3))).tokens["s1"]
+    ones = run(x, branches=jnp.ones((1, 2, 3))).tokens["s1"]
     np.testing.assert_allclose(ones, other, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import ahead_of_time, choices, gpu_numbers, hlo, lowered, programs
 from benchmarks import roofline
-from fusmae_jax import attention, flops, sharding
+from fusmae_jax import flops, sharding
+from fusmae_jax.models import attention
 from tests import tiny
 
 
@@ -62,8 +63,8 @@ def test_a_training_step_is_lowered_for_machines_that_are_not_here(changes, plat
 def test_so_is_every_step_of_an_evaluation(platform):
     make = maker(platform)
     steps = {
-        "held out": make.held_out(8, whole=False),
-        "redrawn": make.held_out(8, whole=True),
+        "held out": make.held_out(8, redraw=False),
+        "redrawn": make.held_out(8, redraw=True),
         "floor": make.floor(8),
         "features": make.features(8),
         "features, one sensor": make.features(8, alone=True),

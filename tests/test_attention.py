@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusmae_jax import attention
-from fusmae_jax.products import Arithmetic
+from fusmae_jax.models import attention
+from fusmae_jax.models.products import Arithmetic
 from tests import tiny
 
 GPU = Arithmetic("bfloat16", "gpu")

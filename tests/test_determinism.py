@@ -34,8 +34,8 @@ def train(threads, workers):
     """Parameters after a few steps of a run whose config is `tiny`'s."""
     config, mesh = tiny.config(), sharding.make_mesh(2)
     config.data.update(threads=threads, workers=workers)
-    objective = build.objective(config)
-    fields = sources.describe(config.data).layout.fields(objective.contract)
+    objective = build.objective(config, **build.target(mesh))
+    fields = sources.describe(config.data).layout.fields(objective.inputs.contract)
     source = sources.open_split(config.data, "train", fields)
     rate = optim.schedule(1e-3, 0, 10)
     init, _, step = pretrain.compile_step(config, objective, mesh, rate)

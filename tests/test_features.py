@@ -1,6 +1,5 @@
 """Features are what they say, taken once, and taken again when anything changes."""
 
-import dataclasses
 import os
 
 import jax
@@ -12,26 +11,22 @@ from jax.sharding import AxisType, Mesh
 
 from data_pipeline import sensors, subsets, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
-from fusmae_jax.encoder import Encoded
+from fusmae_jax import inputs, sharding
 from fusmae_jax.evaluation import cache, features
-from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone
+from fusmae_jax.evaluation.encoder import SENSOR_SETS, Statistics
 from fusmae_jax.evaluation.features import Extractor, Recipe
-from fusmae_jax.objective import Objective
+from fusmae_jax.objectives.protocol import Encoded
 from tests import tiny
-
-MODEL = dict(tiny.MODEL)
-
 
 def make_params(seed=0):
     """Parameters whose absent tokens say something."""
-    graphdef, params = nnx.split(tiny.model(seed, depth=3))
+    _, params = tiny.encoder(seed, model=dict(depth=3))
     rng = np.random.default_rng(seed)
     noise = lambda x: jnp.float32(x + rng.normal(0.0, 0.05, x.shape))
-    return graphdef, jax.tree.map(noise, params)
+    return jax.tree.map(noise, params)
 
 
-GRAPHDEF, PARAMS = make_params()
+PARAMS = make_params()
 ALL = tuple(SENSOR_SETS)
 
 
@@ -46,9 +41,12 @@ def one_device():
 def extractor(
     *, recipe=Recipe(), params=PARAMS, sets=ALL, scene=24, mesh=None, contract=None
 ):
-    objective = Objective(contract or sensors.SENSORS, 24, 6)
-    backbone = Backbone(GRAPHDEF, objective, scene, 2, MODEL)
-    return Extractor(backbone, params, recipe, mesh or sharding.make_mesh(1), sets)
+    contract = contract or sensors.SENSORS
+    options = dict(contract=contract, scene_size=scene, model=dict(depth=3))
+    encoder = tiny.objective(**options).encoder()
+    if params is None:
+        encoder, params = Statistics(encoder.inputs, 6), nnx.State({})
+    return Extractor(encoder, params, recipe, mesh or sharding.make_mesh(1), sets)
 
 
 class Counted:
@@ -109,7 +107,7 @@ def test_two_graphs_serve_all_sensors_single_ones_and_any_parameters(monkeypatch
     taker = extractor(scene=48, recipe=Recipe(view="tiles"))
     source = Counted(10, size=48)
     features.take(taker, source, batch_size=4)
-    taker.params = make_params(1)[1]
+    taker.params = make_params(1)
     features.take(taker, source, batch_size=4)
     assert len(traces) == 2
 
@@ -123,16 +121,14 @@ def test_features_are_the_same_in_any_batch_and_on_any_devices(taken):
 
 def test_features_are_the_pooled_output_of_the_encoder(taken):
     """The mean over all tokens there are, as the model gives them without a mask."""
-    objective = Objective(sensors.SENSORS, 24, 6)
+    encoder = tiny.objective(model=dict(depth=3)).encoder()
     scenes = synthetic.Scenes(10, size=24)
     fields = {
         f: np.stack([scenes[i][f] for i in range(10)])
         for f in scenes.description.layout.shapes
     }
-    seen = features.views.fixed_view(10, (0.0, 0.0, 1.0, 1.0))
-    images = {s: objective.see(fields, seen, s) for s in tiny.BANDS}
-    model = nnx.merge(GRAPHDEF, PARAMS)
-    encoded = jax.jit(lambda images: model.encode(images))(images)
+    view = inputs.fixed_view(10, (0.0, 0.0, 1.0, 1.0))
+    encoded = jax.jit(encoder)(PARAMS, encoder.inputs.images(fields, view))
     tokens = np.concatenate([encoded.tokens["s1"], encoded.tokens["s2"]], axis=1)
     np.testing.assert_allclose(taken["both"], tokens.mean(1), rtol=1e-4, atol=1e-5)
 
@@ -242,12 +238,10 @@ def test_anything_that_decides_a_feature_is_in_the_key(taker):
         return str(taker.key(source))
 
     wide = sensors.S1.with_statistics({"VV": 0, "VH": 0}, {"VV": 9, "VH": 9}, "test")
-    heads = dataclasses.replace(
-        taker._backbone, model=MODEL | {"num_heads": 4}
-    )
+    heads = tiny.objective(model=dict(depth=3, num_heads=4)).encoder()
     keys = [
         key(taker),
-        key(extractor(params=make_params(1)[1])),
+        key(extractor(params=make_params(1))),
         key(extractor(params=None)),
         key(extractor(recipe=Recipe(pool="global"))),
         key(extractor(recipe=Recipe(blocks=2))),
@@ -265,7 +259,7 @@ def test_anything_that_decides_a_feature_is_in_the_key(taker):
 
 def test_changed_parameters_are_not_found_in_the_cache(tmp_path, taker, taken):
     extract(taker, Counted(), tmp_path)
-    other, source = extractor(params=make_params(1)[1]), Counted()
+    other, source = extractor(params=make_params(1)), Counted()
     found = extract(other, source, tmp_path)
     assert source.read and not np.allclose(found["both"], taken["both"], atol=1e-2)
     assert len(list(tmp_path.iterdir())) == 2

@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from data_pipeline import batches, sensors, synthetic
+from data_pipeline import batches, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import attention, sharding
-from fusmae_jax.evaluation import classifier, features, finetune, layer_decay, loop
+from fusmae_jax import sharding
+from fusmae_jax.models import attention
+from fusmae_jax.evaluation import classifier, features, finetune, loop
 from fusmae_jax.evaluation import scores
-from fusmae_jax.evaluation.backbone import Backbone
-from fusmae_jax.objective import Objective
 from tests import tiny
 
 CLASSES = len(synthetic.LAND_COVERS)
@@ -68,9 +66,7 @@ class Pairs(synthetic.Scenes):
 @functools.cache
 def untrained(depth=2):
     """A tiny encoder that nothing has trained."""
-    graphdef, params = nnx.split(tiny.model(depth=depth))
-    objective = Objective(sensors.SENSORS, image_size=24, patch_size=6)
-    return Backbone(graphdef, objective, 24, depth - 1), params
+    return tiny.encoder(model=dict(depth=depth))
 
 
 def some_devices(count=1):
@@ -157,12 +153,12 @@ def test_it_learns_a_handful_of_pairs_by_heart(tmp_path, single):
         assert ((found > 0.5) == source.labels).mean() > 0.97
 
 
-def test_the_encoder_learns_too_and_what_only_pretraining_needs_stays(plain):
+def test_the_encoder_learns_too_and_what_nothing_asks_for_stays(plain):
     before, after = leaves(untrained()[1]), leaves(plain.params)
     assert before.keys() == after.keys()
     for path, x in before.items():
         # Sensors are never absent here, so nothing asks for the tokens instead.
-        still = not path.startswith("encoder/") or "/absent/" in path
+        still = "absent/" in path
         # Attention does not depend on what is added to all keys alike.
         if not path.endswith("attn/key/bias") and "key/bias" not in path:
             assert np.array_equal(x, after[path]) == still, path
@@ -206,20 +202,21 @@ LAYERS = {
 
 def parts(depth=4):
     """Encoder and head of three blocks behind an XAttnEncoder."""
-    encoder = untrained(depth)[1]["encoder"]
+    _, encoder = untrained(depth)
     return {"encoder": encoder, "head": classifier.init_head(jax.random.key(0), 32, 5)}
 
 
 def test_every_parameter_has_the_layer_of_where_it_stands():
-    for path in leaves(parts()):
-        (wanted,) = [i for i, p in LAYERS.items() if re.fullmatch(p, path)]
-        assert layer_decay.layer(path, 3) == wanted, path
+    encoder, params = untrained(4)
+    for path in leaves(params):
+        (wanted,) = [i for i, p in LAYERS.items() if re.fullmatch(p, f"encoder/{path}")]
+        assert encoder.layer_of(path) == wanted, path
 
 
 def test_a_parameter_that_belongs_nowhere_is_an_error():
-    for path in ("encoder/oops/kernel", "decoders/s1/norm/scale", "encoder/normal/x"):
+    for path in ("oops/kernel", "decoders/s1/norm/scale", "normal/x"):
         with pytest.raises(ValueError, match=f"No layer is known for {path}"):
-            layer_decay.layer(path, 3)
+            untrained()[0].layer_of(path)
 
 
 def test_rates_fall_from_layer_to_layer_weight_decay_included():
@@ -228,7 +225,7 @@ def test_rates_fall_from_layer_to_layer_weight_decay_included():
 
     def updates(decay):
         recipe = finetune.Recipe(10, 256, 1e-3, layer_decay=decay)
-        tx = finetune.optimizer(recipe, 3)
+        tx = finetune.optimizer(recipe, untrained(4)[0])
         return leaves(tx.update(grads, tx.init(params), params)[0])
 
     decayed, alike = updates(0.5), updates(1.0)
@@ -288,7 +285,7 @@ def test_a_resume_holds_one_state_at_a_time(plain, tmp_path, while_loading):
     again = tune(tmp_path, Pairs())  # there is nothing left to do
     assert_same(again, plain, **exactly)
     # Parameters and two moments.
-    trained = leaves((again.params["encoder"], again.head))
+    trained = leaves((again.params, again.head))
     one = 3 * sum(x.nbytes for x in trained.values())
     (held,) = while_loading
     assert held < 1.5 * one, held / one
@@ -308,7 +305,7 @@ def step_memory(**recipe):
     """Bytes between what a step of 64 pairs takes and what it gives."""
     tuner = finetuner(some_devices(), False, **BASE | recipe | dict(batch_size=64))
     fields = batches.stack(Pairs(64), range(64))
-    args = tuner.abstract_state(), tuner.rest, jax.random.key(0), None, fields
+    args = tuner.abstract_state(), jax.random.key(0), None, fields
     step = tuner.step.lower(*args, np.float32(0.1)).compile()
     return step.memory_analysis().temp_size_in_bytes
 
@@ -398,7 +395,7 @@ def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path)
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - predict(plain, Pairs())).max() > 1e-4
     dropped = tune(tmp_path / "dropped", Pairs(), drop_path=0.5)
-    kernel = "encoder/blocks/0/mlp/up/kernel"
+    kernel = "blocks/0/mlp/up/kernel"
     change = leaves(dropped.params)[kernel] - leaves(plain.params)[kernel]
     assert np.abs(change).max() > 1e-5
 

@@ -9,8 +9,9 @@ from flax import nnx
 from jax.extend import core
 
 from configs import pretrain_base
-from fusmae_jax import flops, masking
-from fusmae_jax.model import GLOBAL_TOKENS, FusMAE
+from fusmae_jax import build, flops, patches
+from fusmae_jax.models.fusmae import GLOBAL_TOKENS, FusMAE
+from fusmae_jax.objectives.fusmae import train_step_flops
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -36,10 +37,10 @@ def gradient(sizes, dropping=False):
         nnx.eval_shape(lambda: FusMAE(bands=tiny.BANDS, **sizes, rngs=nnx.Rngs(0)))
     )
     side, n = sizes["image_size"], (sizes["image_size"] // sizes["patch_size"]) ** 2
-    keep = masking.num_visible(n, 0.75)
+    keep = patches.num_visible(n, 0.75)
 
     def loss(params, images, noise, present):
-        masks = {s: masking.mask_from_noise(noise[s], keep) for s in noise}
+        masks = {s: patches.mask_from_noise(noise[s], keep) for s in noise}
         model = nnx.merge(graphdef, params)
         redrawn = model(images, masks, present, whole=dropping)
         return sum(jnp.square(x).sum() for x in redrawn.predicted.values())
@@ -82,7 +83,8 @@ def test_the_formula_counts_every_matrix_product(
     sizes = sizes | dict(fuse_early=early, fuse_features=late, global_token=seen_by)
     step, args = gradient(sizes, dropping=drop_sensor > 0)
     want = product_flops(jax.make_jaxpr(step)(*args).jaxpr)
-    assert flops.train_step_flops(sizes, tiny.BANDS, 0.75, drop_sensor) == want
+    sizes = sizes | dict(bands=tiny.BANDS)
+    assert train_step_flops(sizes, 0.75, drop_sensor) == want
 
 
 @pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
@@ -91,25 +93,24 @@ def test_xla_counts_the_same_within_5_percent(sizes, fused):
     sizes = sizes | dict(fuse_early=fused, fuse_features=fused)
     step, args = gradient(sizes)
     counted = jax.jit(step).lower(*args).compile().cost_analysis()["flops"]
-    want = flops.train_step_flops(sizes, tiny.BANDS, 0.75)
+    want = train_step_flops(sizes | dict(bands=tiny.BANDS), 0.75)
     # XLA counts norms, softmax and GELU too: 3 % at the small width, 1 % at the base's.
     assert want < counted < 1.05 * want
 
 
 def test_a_config_is_counted_with_its_bands_and_masks():
     config = pretrain_base.get_config()
-    model = config.model.to_dict()
-    want = flops.train_step_flops(model, tiny.BANDS, 0.75)
-    assert flops.per_image(config) == want
+    model = config.model.to_dict() | dict(bands=tiny.BANDS)
+    want = train_step_flops(model, 0.75)
+    assert build.objective(config).flops() == want
     config.mask.drop_sensor = 0.5
-    assert flops.per_image(config) == flops.train_step_flops(
-        model, tiny.BANDS, 0.75, 0.5
-    )
-    assert flops.per_image(config) > want  # sensors that are absent are redrawn whole
+    got = build.objective(config).flops()
+    assert got == train_step_flops(model, 0.75, 0.5)
+    assert got > want  # sensors that are absent are redrawn whole
 
 
 def test_the_base_model_needs_60_gflop_an_image():
-    got = flops.per_image(pretrain_base.get_config())
+    got = build.objective(pretrain_base.get_config()).flops()
     assert got == pytest.approx(59.8e9, rel=0.001)
 
 

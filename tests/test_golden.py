@@ -12,7 +12,7 @@ import pytest
 from configs import pretrain_base
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, pretrain, run, sharding
-from fusmae_jax.evaluation import backbone
+from fusmae_jax.evaluation import encoder
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # A digest of the parameters at step 4; bits, so that it holds on any machine.
@@ -71,9 +71,9 @@ def test_a_run_that_drew_other_random_numbers_does_not_go_on(golden, tmp_path):
 
 
 def test_an_encoder_of_an_earlier_version_can_be_judged(golden):
-    restored = backbone.restore(golden, sharding.make_mesh())
+    restored = encoder.restore(golden, sharding.make_mesh())
     assert restored.step == 4
-    assert backbone.digest(restored.params) == DIGESTS[golden.name]
+    assert encoder.digest(restored.params) == DIGESTS[golden.name]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored.params))
 
 

@@ -89,10 +89,11 @@ def test_the_learning_rate_goes_by_steps_and_the_moments_by_updates(whole):
 
 def test_a_step_left_out_changes_no_parameter_and_too_many_leave_out_all_others():
     c, mesh = config(bad_steps=2), sharding.make_mesh()
-    objective, rate = build.objective(c), optim.schedule(1e-3, 0, 10)
+    objective = build.objective(c, **build.target(mesh))
+    rate = optim.schedule(1e-3, 0, 10)
     init, _, step = pretrain.compile_step(c, objective, mesh, rate)
     state = init()
-    fields = sources.describe(c.data).layout.fields(objective.contract)
+    fields = sources.describe(c.data).layout.fields(objective.inputs.contract)
     source = sources.open_split(c.data, "train", fields)
     good, bad = (
         sharding.to_devices(batches.stack(source, range(first, first + 8)), mesh)
@@ -220,13 +221,14 @@ def test_strange_patches_have_finite_losses_and_gradients(normalize, dtype, key)
     c.model.update(dtype=dtype, depth=1)
     c.loss.normalize = normalize
     c.mask.drop_sensor = 0.6  # some pairs lack one of the sensors, too
-    model, objective = build.model(c)(rngs=tiny.nnx.Rngs(0)), build.objective(c)
+    objective = build.objective(c)
+    model = objective.init(tiny.nnx.Rngs(0))
     graphdef, params = tiny.nnx.split(model)
 
     @jax.jit
     def gradients(params, fields, draw):
         def loss(params):
-            return objective(tiny.nnx.merge(graphdef, params), fields, draw)[0]
+            return objective.loss(tiny.nnx.merge(graphdef, params), (), fields, draw)[0]
 
         return jax.value_and_grad(loss)(params)
 

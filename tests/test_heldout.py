@@ -1,7 +1,6 @@
 """Held-out pairs: what is drawn of them is right, and drawn without disturbing."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -11,8 +10,8 @@ import pytest
 from scipy import ndimage
 
 from data_pipeline import sources, synthetic
-from fusmae_jax import build, heldout, losses, metrics, patches, reconstruct
-from fusmae_jax import sharding, views
+from fusmae_jax import build, heldout, inputs, metrics, patches, reconstruct
+from fusmae_jax import sharding
 from tests import tiny
 
 
@@ -21,9 +20,10 @@ def held():
     """Held-out pairs, and parameters of a model."""
     config, mesh = tiny.config(), sharding.make_mesh()
     source = sources.open_split(config.data, "validation")
-    objective = build.objective(config, layout=source.description.layout)
-    graphdef, params = tiny.nnx.split(tiny.model())
-    made = heldout.HeldOut(graphdef, objective, mesh, source, seed=0, count=2)
+    seen = build.inputs(config, layout=source.description.layout)
+    objective = build.objective(config, seen)
+    _, params = tiny.nnx.split(tiny.model())
+    made = heldout.HeldOut(objective, mesh, source, seed=0, count=2)
     return made, jax.device_put(params, sharding.whole(mesh))
 
 
@@ -31,12 +31,12 @@ def test_pictures_are_targets_and_predictions_in_native_units(held):
     held_out, params = held
     outcome = held_out.redraw(params)
     drawn = jax.device_get(held_out.pictures(outcome, 1))
-    for s, sensor in held_out.objective.contract.items():
+    for s, sensor in held_out.objective.inputs.contract.items():
         seen, hidden = outcome.patches[s], np.asarray(outcome.hidden[s])[..., None] == 1
-        _, mean, std = losses.normalize_patches(seen, "patch", sensor.families)
-        made = losses.restore_patches(outcome.predicted[s], mean, std)
+        _, mean, std = patches.normalize_patches(seen, "patch", sensor.families)
+        made = patches.restore_patches(outcome.predicted[s], mean, std)
         for name, x in (("target", seen), ("prediction", np.where(hidden, made, seen))):
-            want = views.native_units(patches.unpatchify(jnp.array(x), 6), sensor)
+            want = inputs.native_units(patches.unpatchify(jnp.array(x), 6), sensor)
             assert drawn[s][name].shape == (1, 24, 24, len(sensor.bands))
             np.testing.assert_allclose(drawn[s][name], want[:1], rtol=1e-4, atol=1e-3)
         assert drawn[s]["hidden"].dtype == bool and drawn[s]["hidden"].mean() == 0.75
@@ -45,8 +45,8 @@ def test_pictures_are_targets_and_predictions_in_native_units(held):
 def test_a_score_is_the_error_of_the_hidden_patches_alone(held):
     held_out, params = held
     outcome, score = held_out.redraw(params), held_out.score(params)
-    for s, sensor in held_out.objective.contract.items():
-        seen, _, _ = losses.normalize_patches(
+    for s, sensor in held_out.objective.inputs.contract.items():
+        seen, _, _ = patches.normalize_patches(
             outcome.patches[s], "patch", sensor.families
         )
         error = np.square(outcome.predicted[s] - seen).mean(axis=-1)[:2]
@@ -55,12 +55,12 @@ def test_a_score_is_the_error_of_the_hidden_patches_alone(held):
         want = (error * hidden).sum() / hidden.sum()
         np.testing.assert_allclose(score[f"loss_{s}"], want, rtol=1e-5)
     # Visible patches are not drawn where nobody asks for them.
-    ask = lambda step: step.lower(params, *held_out._parts[0], 0, 0).cost_analysis()
+    ask = lambda step: step.lower(params, (), *held_out._parts[0], 0, 0).cost_analysis()
     score, redraw = held_out._score, held_out._redraw
     assert ask(score)["flops"] < 0.97 * ask(redraw)["flops"]
 
 
-@pytest.mark.parametrize("how", losses.NORMALIZATIONS)
+@pytest.mark.parametrize("how", patches.NORMALIZATIONS)
 def test_the_floor_is_what_a_mean_of_5_x_5_pixels_takes_away(held, how):
     held_out, _ = held
     objective = dataclasses.replace(held_out.objective, normalize=how)
@@ -69,9 +69,9 @@ def test_the_floor_is_what_a_mean_of_5_x_5_pixels_takes_away(held, how):
     noise = np.random.default_rng(0).normal(size=fields["s1_10m"].shape)
     fields["s1_10m"] = (ramp[None, :, None, None] + noise).astype(np.float32)
     weight = jnp.ones(len(fields["s1_10m"]))
-    got = jax.jit(functools.partial(heldout.detail, objective, 24))(fields, weight)
+    got = jax.jit(objective.floor)(fields, weight)
     # The same by SciPy, pixel by pixel.
-    bands = objective.contract["s1"].bands
+    bands = objective.inputs.contract["s1"].bands
     means, stds = np.array([(band.mean, band.std) for band in bands]).T
     image = (fields["s1_10m"] - means) / stds
     window = np.ones((5, 5))
@@ -140,11 +140,12 @@ def test_held_out_pairs_are_spread_over_the_split_and_all_are_compared(
 ):
     config, mesh = tiny.config(), sharding.make_mesh()
     source = synthetic.Scenes(21, size=24)
-    objective = build.objective(config, layout=source.description.layout)
-    graphdef, params = tiny.nnx.split(tiny.model())
+    seen = build.inputs(config, layout=source.description.layout)
+    objective = build.objective(config, seen)
+    _, params = tiny.nnx.split(tiny.model())
     monkeypatch.setattr(heldout, "PAIRS_AT_ONCE", 4)
     kw = dict(seed=0, count=11)
-    made = heldout.HeldOut(graphdef, objective, mesh, source, **kw)
+    made = heldout.HeldOut(objective, mesh, source, **kw)
     names = [made.source[i]["id"] for i in range(len(made.source))]
     assert names == [source[i]["id"] for i in range(0, 21, 2)]
     params = jax.device_put(params, sharding.whole(mesh))

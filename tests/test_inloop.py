@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipeline import sensors, subsets, synthetic
+from data_pipeline import subsets, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, pretrain, sharding
-from fusmae_jax.evaluation import backbone, inloop
-from fusmae_jax.objective import Objective
+from fusmae_jax.evaluation import encoder, inloop
 from tests import tiny
 
-SCORES = {f"{task}_{s}" for task in ("knn", "probe") for s in backbone.SENSOR_SETS}
+SCORES = {f"{task}_{s}" for task in ("knn", "probe") for s in encoder.SENSOR_SETS}
 JUDGED = SCORES | {"effective_rank", "feature_std"}
 
 BLANK = np.zeros((2, 2, 3), np.uint8)
@@ -69,9 +68,9 @@ def test_a_run_is_judged_after_every_epoch(run):
 
 
 def test_the_run_directory_holds_the_encoder_that_was_judged(run):
-    restored = backbone.restore(run[0], sharding.make_mesh(1))
+    restored = encoder.restore(run[0], sharding.make_mesh(1))
     assert restored.step == 6
-    assert backbone.digest(restored.params) == backbone.digest(run[1].params)
+    assert encoder.digest(restored.params) == encoder.digest(run[1].params)
 
 
 def test_judging_changes_nothing_of_the_training(run, tmp_path):
@@ -104,10 +103,8 @@ def test_epochs_need_not_end_with_a_step(every, steps):
 
 
 def make_judge(c, train, held=None):
-    graphdef, _ = nnx.split(tiny.model())
-    seen = backbone.Backbone(graphdef, Objective(sensors.SENSORS, 24, 6), 24, 1)
     held = held or synthetic.Scenes(20, size=24, seed=1)
-    return inloop.Judge(c, seen, sharding.make_mesh(1), train, held)
+    return inloop.Judge(c, tiny.objective(), sharding.make_mesh(1), train, held)
 
 
 class Writer:

@@ -8,9 +8,9 @@ from flax import nnx
 from scipy import special
 
 from data_pipeline.errors import InputError
-from fusmae_jax import layers
-from fusmae_jax.encoder import XAttnEncoder
-from fusmae_jax.products import Arithmetic
+from fusmae_jax.models import layers
+from fusmae_jax.models.fusmae import XAttnEncoder
+from fusmae_jax.models.products import Arithmetic
 
 D, HEADS = 24, 3
 

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from data_pipeline.errors import InputError
-from fusmae_jax import masking
-from fusmae_jax.encoder import Encoder
+from fusmae_jax import patches
+from fusmae_jax.models.fusmae import Encoder
 from fusmae_jax.sharding import leaf_path
-from fusmae_jax.products import Arithmetic
+from fusmae_jax.models.products import Arithmetic
 from tests import tiny
 
 SWAP = {"s1": "s2", "s2": "s1"}
@@ -27,8 +27,8 @@ def images(seed=0, bands=tiny.BANDS, size=24):
 
 
 def masks(key, num_patches=16, num_keep=4):
-    noise = masking.draw_noise(key, 2, num_patches, "independent")
-    return {s: masking.mask_from_noise(noise[s], num_keep) for s in noise}
+    noise = patches.draw_noise(key, 2, num_patches, "independent")
+    return {s: patches.mask_from_noise(noise[s], num_keep) for s in noise}
 
 
 def shared(params):
@@ -50,14 +50,14 @@ def swapped(model):
 @pytest.mark.parametrize("depth", [0, 2])
 def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key, depth):
     model, x, m = tiny.model(decoder_depth=depth), images(), masks(key)
-    some, every = model(x, m), model(x, m, whole=True)
+    some, every = tiny.call(model, x, m), tiny.call(model, x, m, whole=True)
     for s in x:
         assert some.predicted[s].shape[1] == 12
         np.testing.assert_allclose(
             some.predicted[s], every.predicted[s][:, 4:], rtol=1e-4, atol=1e-5
         )
         np.testing.assert_array_equal(some.patches[s], every.patches[s][:, 4:])
-        pixels = masking.put_back(every.patches[s], m[s])
+        pixels = patches.put_back(every.patches[s], m[s])
         np.testing.assert_array_equal(pixels, model.patchify(x)[s])
 
 
@@ -68,7 +68,7 @@ def test_only_decoders_that_see_the_global_token_teach_its_output(key):
         model = tiny.model(global_token=seen_by)
         instead = lambda *args: encode(*args)._replace(summary=summary)
         with mock.patch.object(Encoder, "__call__", instead):
-            predicted = model(x, m, whole=whole).predicted
+            predicted = tiny.call(model, x, m, whole=whole).predicted
         return sum(jnp.square(y).mean() for y in predicted.values())
 
     def gradient(seen_by, whole=False):
@@ -81,7 +81,7 @@ def test_only_decoders_that_see_the_global_token_teach_its_output(key):
 
 def test_hidden_patches_are_the_same_whoever_is_asked_for(key):
     model, x, m = tiny.model(global_token="decoders"), images(), masks(key)
-    some, every = model(x, m), model(x, m, whole=True)
+    some, every = tiny.call(model, x, m), tiny.call(model, x, m, whole=True)
     for s in x:
         np.testing.assert_allclose(
             some.predicted[s], every.predicted[s][:, 4:], rtol=1e-4, atol=1e-5
@@ -97,7 +97,7 @@ def test_an_unknown_place_of_the_global_token_is_refused():
 @pytest.mark.parametrize("fuse_features", [True, False])
 def test_every_variant_predicts_every_patch(key, fuse_early, fuse_features):
     model = tiny.model(fuse_early=fuse_early, fuse_features=fuse_features)
-    out = model(images(), masks(key), whole=True)
+    out = tiny.call(model, images(), masks(key), whole=True)
     assert out.predicted["s1"].shape == (2, 16, 36 * 2)
     assert out.predicted["s2"].shape == (2, 16, 36 * 12)
     assert np.isfinite(out.predicted["s2"]).all()
@@ -107,10 +107,9 @@ def test_every_variant_predicts_every_patch(key, fuse_early, fuse_features):
 def test_swapping_sensors_with_their_parameters_swaps_the_outputs(key):
     bands = {"s1": 3, "s2": 3}
     model, x, m = tiny.model(bands=bands), images(bands=bands), masks(key)
-    out = model(x, m).predicted
-    turned = swapped(model)(
-        {s: x[SWAP[s]] for s in x}, {s: m[SWAP[s]] for s in m}
-    ).predicted
+    out = tiny.call(model, x, m).predicted
+    other = {s: x[SWAP[s]] for s in x}, {s: m[SWAP[s]] for s in m}
+    turned = tiny.call(swapped(model), *other).predicted
     for s in SWAP:
         np.testing.assert_allclose(turned[s], out[SWAP[s]], rtol=2e-4, atol=2e-5)
 
@@ -132,18 +131,18 @@ def test_without_output_projections_xattn_encoder_is_a_block_per_token():
 )
 def test_what_one_sensor_sees_changes_what_the_other_draws(key, switch):
     model, x, m = tiny.model(**switch), images(), masks(key)
-    before = model(x, m).predicted["s2"]
-    after = model(x | {"s1": x["s1"] + 1.0}, m).predicted["s2"]
+    before = tiny.call(model, x, m).predicted["s2"]
+    after = tiny.call(model, x | {"s1": x["s1"] + 1.0}, m).predicted["s2"]
     assert np.abs(after - before).max() > 1e-3
 
 
 def test_hidden_pixels_do_not_reach_the_encoder(key):
     model, x, m = tiny.model(), images(), masks(key)
-    before = model(x, m).predicted
+    before = tiny.call(model, x, m).predicted
     hidden = np.zeros((2, 16))
     np.put_along_axis(hidden, np.asarray(m["s1"].hidden), 1.0, axis=1)
     hidden = hidden.reshape(2, 4, 4).repeat(6, 1).repeat(6, 2)
-    after = model(x | {"s1": x["s1"] + 9.0 * hidden[..., None]}, m).predicted
+    after = tiny.call(model, x | {"s1": x["s1"] + 9.0 * hidden[..., None]}, m).predicted
     for s in SWAP:
         np.testing.assert_array_equal(after[s], before[s])
 
@@ -181,14 +180,13 @@ def test_layers_start_different():
 
 def test_encoding_everything_keeps_patches_in_image_order():
     model, x = tiny.model(), images()
-    encoded = model.encode(x)
+    encoded = jax.jit(model.encoder.encode)(x)
     assert encoded.tokens["s1"].shape == (2, 16, 32)
     assert encoded.summary.shape == (2, 32)
     turn = jnp.arange(16)[::-1][None].repeat(2, axis=0)
     pixels = model.patchify(x)
-    reversed_ = model.encoder(
-        {s: masking.take(pixels[s], turn) for s in pixels}, {s: turn for s in pixels}
-    )
+    other = {s: patches.take(pixels[s], turn) for s in pixels}
+    reversed_ = tiny.call(model.encoder, other, {s: turn for s in pixels})
     for s in x:
         np.testing.assert_allclose(
             reversed_.tokens[s][:, ::-1], encoded.tokens[s], rtol=1e-3, atol=1e-4
@@ -220,7 +218,8 @@ def test_sizes_that_do_not_fit_are_refused_with_the_numbers(changes, message):
 def test_any_bands_and_sizes_that_divide_work(key, bands, image_size, patch_size):
     model = tiny.model(bands=bands, image_size=image_size, patch_size=patch_size)
     n = model.num_patches
-    out = model(images(bands=bands, size=image_size), masks(key, n, n // 4), whole=True)
+    x, m = images(bands=bands, size=image_size), masks(key, n, n // 4)
+    out = tiny.call(model, x, m, whole=True)
     assert out.predicted["s2"].shape == (2, n, patch_size**2 * bands["s2"])
 
 

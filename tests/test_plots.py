@@ -8,7 +8,7 @@ from data_pipeline import classes, looks
 from data_pipeline.errors import InputError
 from fusmae_jax import figures
 from fusmae_jax.evaluation import matrices, plots
-from fusmae_jax.evaluation.rows import ENCODERS, Row
+from fusmae_jax.evaluation.rows import RIVALS, Row
 from fusmae_jax.evaluation.scores import Score, Scores
 
 NAN = float("nan")
@@ -143,7 +143,7 @@ def test_shares_of_labels_are_lines_of_means_with_their_spread():
     assert s2.get_title() == "Linear probe, S2"
     assert both.get_title() == "Linear probe, both"
     lines = {line.get_label(): line.get_xydata() for line in s2.get_lines()}
-    assert list(lines) == list(ENCODERS[:2])
+    assert list(lines) == ["Fus-MAE", RIVALS[0]]
     np.testing.assert_allclose(lines["Fus-MAE"], [[1, 30], [100, 90]])
     np.testing.assert_allclose(lines["random initialisation"], [[100, 50]])
     std = 100 * np.std((0.2, 0.4), ddof=1)
@@ -156,7 +156,7 @@ def test_shares_of_labels_are_lines_of_means_with_their_spread():
 
 
 def test_encoders_differ_in_colour_and_marker():
-    names = (*ENCODERS, "another run", "a third run")
+    names = ("Fus-MAE", *RIVALS, "another run", "a third run")
     given = [row(0.1 * i, encoder=name) for i, name in enumerate(names)]
     fig = plots.fractions_figure(given, "map_micro", where=WHERE)
     assert_fits(fig)

@@ -13,7 +13,7 @@ from jax._src import array  # whose reads nothing else tells
 from configs import quickstart
 from data_pipeline import layout, metadata, sensors, sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, flops, metrics, optim, pretrain, run, sharding
+from fusmae_jax import build, metrics, optim, pretrain, run, sharding
 from tests import datasets, tiny
 
 
@@ -158,9 +158,9 @@ def test_what_is_sent_unasked_stops_training(tmp_path, monkeypatch):
 def ahead():
     """The compiled step of a tiny run, what it takes, its state, and the source."""
     config, mesh = tiny.config(), sharding.make_mesh(1)
-    objective = build.objective(config)
+    objective = build.objective(config, **build.target(mesh))
     description = sources.describe(config.data)
-    fields = description.layout.fields(objective.contract)
+    fields = description.layout.fields(objective.inputs.contract)
     source = sources.open_split(config.data, "train", fields)
     rate = optim.schedule(1e-3, 0, 10)
     init, _, step = pretrain.compile_step(config, objective, mesh, rate)
@@ -264,13 +264,13 @@ def test_memory_that_runs_out_is_said_in_a_sentence():
 
 def test_the_description_says_what_the_devices_could_do_at_most(ahead, monkeypatch):
     config = tiny.config()
-    text = pretrain.describe(config, ahead[2], 24, 3, 6)
-    assert f"{flops.per_image(config) / 1e9:.3g} GFLOP an image" in text
+    text = pretrain.describe(config, ahead[2], 1.234e9, 24, 3, 6)
+    assert "1.23 GFLOP an image" in text
     assert "images/s" not in text  # a CPU's peak is not known
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
     config.model.dtype = "bfloat16"
-    most = jax.device_count() * 989e12 / flops.per_image(config)
-    text = pretrain.describe(config, ahead[2], 24, 3, 6)
+    most = jax.device_count() * 989e12 / 1.234e9
+    text = pretrain.describe(config, ahead[2], 1.234e9, 24, 3, 6)
     assert f"at most {most:,.0f} images/s" in text
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from fusmae_jax import products
-from fusmae_jax.products import Arithmetic
+from fusmae_jax.models import products
+from fusmae_jax.models.products import Arithmetic
 
 CPU = Arithmetic("bfloat16", "cpu")
 PLATFORMS = ["cpu", "gpu", "tpu"]

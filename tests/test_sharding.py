@@ -12,8 +12,8 @@ from tests import tiny
 
 def specs(fsdp):
     mesh = sharding.make_mesh(fsdp=fsdp)
-    _, init, _ = train.plan_state(
-        tiny.make_model, optax.adamw(1e-3), mesh, seed=0, min_size=0
+    init, _ = train.plan_state(
+        tiny.objective(), optax.adamw(1e-3), mesh, seed=0, min_size=0
     )
     return {
         sharding.leaf_path(path): leaf.sharding.spec

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from data_pipeline import layout, synthetic
-from fusmae_jax import build, masking, patches
+from fusmae_jax import build, inputs, patches
 from tests import tiny
 
 torch = pytest.importorskip("torch", reason="the peer is written in PyTorch")
@@ -40,7 +40,7 @@ def ours(config):
 
 @pytest.fixture(scope="module")
 def fields(ours):
-    names = layout.native(24).fields(ours.contract)
+    names = layout.native(24).fields(ours.inputs.contract)
     scenes = synthetic.Scenes(BATCH, size=24, fields=names)
     pairs = [scenes[i] for i in range(BATCH)]
     batch = {name: np.stack([pair[name] for pair in pairs]) for name in names}
@@ -66,7 +66,7 @@ def named(params, objective):
 @pytest.fixture(scope="module")
 def history(config, ours, fields):
     """Three steps of both: (loss, gradients, parameters before, metrics) of each."""
-    graphdef, params = nnx.split(build.model(config)(rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(build.objective(config).init(nnx.Rngs(0)))
     theirs = peer(config)
     theirs.model.load_state_dict(named(params, theirs))
     tx = build.optimizer(config, optax.constant_schedule(RATE))
@@ -79,7 +79,7 @@ def history(config, ours, fields):
     @jax.jit
     def our_step(params, opt_state, draw):
         def loss_fn(params):
-            return ours(nnx.merge(graphdef, params), fields, draw)[0]
+            return ours.loss(nnx.merge(graphdef, params), (), fields, draw)[0]
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -111,8 +111,8 @@ def history(config, ours, fields):
 def test_images_are_the_same(config, ours, fields):
     draw = ours.draw(jax.random.key(5), BATCH)
     theirs, drawn = peer(config), peer_draw(draw)
-    for s in masking.SENSORS:
-        expected = ours.see(jax.tree.map(jnp.asarray, fields), draw.view, s)
+    for s in inputs.SENSORS:
+        expected = ours.inputs.images(jax.tree.map(jnp.asarray, fields), draw.view)[s]
         found = theirs.views[s](to_torch(fields), drawn.box, drawn.turn)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -161,7 +161,7 @@ def keys_of(name, size):
 
 def test_half_precision_is_of_the_products_alone(config, ours, fields):
     drawn = peer_draw(ours.draw(jax.random.key(0), BATCH))
-    _, params = nnx.split(build.model(config)(rngs=nnx.Rngs(0)))
+    _, params = nnx.split(build.objective(config).init(nnx.Rngs(0)))
     losses = []
     for dtype in ("float32", "bfloat16"):
         theirs = peer(config, dtype=dtype)

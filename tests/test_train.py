@@ -18,13 +18,11 @@ def run(steps, *, fsdp=1, accumulate=1, rate=1e-3, repeat=False, **fields):
     mesh, objective = sharding.make_mesh(fsdp), build.objective(config)
     schedule = optax.constant_schedule(rate)
     tx = build.optimizer(config, schedule)
-    graphdef, init, layout = train.plan_state(
-        build.model(config), tx, mesh, seed=0, min_size=0
-    )
+    init, layout = train.plan_state(objective, tx, mesh, seed=0, min_size=0)
     step = train.make_train_step(
-        graphdef, objective, tx, schedule, layout, mesh, seed=0, accumulate=accumulate
+        objective, tx, schedule, layout, mesh, seed=0, accumulate=accumulate
     )
-    fields = synthetic.Scenes(1).description.layout.fields(objective.contract)
+    fields = synthetic.Scenes(1).description.layout.fields(objective.inputs.contract)
     source = sources.open_split(config.data, "train", fields)
     stream = batches.train_batches(source, batch_size=8, seed=0, threads=1)
     first = next(stream)
@@ -94,8 +92,8 @@ def test_masks_and_views_do_not_depend_on_the_layout(key):
 def test_bfloat16_products_leave_the_state_in_float32(replicated):
     config = tiny.config()
     config.model.dtype = "bfloat16"
-    make, tx = build.model(config), optax.adamw(1e-3)
-    _, init, _ = train.plan_state(make, tx, sharding.make_mesh(), seed=0)
+    objective, tx = build.objective(config), optax.adamw(1e-3)
+    init, _ = train.plan_state(objective, tx, sharding.make_mesh(), seed=0)
     state = init()
     kinds = {x.dtype for x in jax.tree.leaves((state.params, state.opt_state))}
     assert kinds == {np.dtype("float32"), np.dtype("int32")}  # and a step counter

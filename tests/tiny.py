@@ -2,10 +2,14 @@
 
 import functools
 
+import jax
 from flax import nnx
 
 from configs import pretrain_base
-from fusmae_jax.model import FusMAE
+from data_pipeline import sensors
+from fusmae_jax.inputs import Inputs
+from fusmae_jax.models.fusmae import FusMAE
+from fusmae_jax.objectives import fusmae
 
 BANDS = {"s1": 2, "s2": 12}
 MODEL = dict(
@@ -22,11 +26,39 @@ MODEL = dict(
 
 
 def model(seed: int = 0, **changes) -> FusMAE:
-    """A tiny model."""
-    return FusMAE(**MODEL | changes, rngs=nnx.Rngs(seed))
+    """A tiny model, whose parameters may be changed."""
+    if bands := changes.pop("bands", None):
+        changes["bands"] = tuple(bands.items())
+    graphdef, params = _made(seed, tuple(changes.items()))
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x, params))
 
 
-make_model = functools.partial(FusMAE, **MODEL)
+@functools.cache
+def _made(seed: int, changes: tuple):
+    changes = dict(changes)
+    if "bands" in changes:
+        changes["bands"] = dict(changes["bands"])
+    return nnx.split(FusMAE(**MODEL | changes, rngs=nnx.Rngs(seed)))
+
+
+def call(module: nnx.Module, *args, **options):
+    """What a module says, in one compiled program: sooner than one an operation."""
+    graphdef, params = nnx.split(module)
+    run = jax.jit(lambda params, *args: nnx.merge(graphdef, params)(*args, **options))
+    return run(params, *args)
+
+
+def objective(*, contract=sensors.SENSORS, scene_size=24, model=(), **changes):
+    """What a tiny model is trained for; `model` changes its arguments."""
+    seen = Inputs(contract, MODEL["image_size"], scene_size)
+    bands = {s: len(sensor.bands) for s, sensor in contract.items()}
+    return fusmae.Objective(seen, MODEL | dict(bands=bands) | dict(model), **changes)
+
+
+def encoder(seed: int = 0, **changes):
+    """A tiny encoder that nothing has trained, and its parameters."""
+    made = objective(**changes).encoder()
+    return made, made.init(nnx.Rngs(seed))
 
 
 def config():

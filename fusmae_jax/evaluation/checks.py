@@ -17,7 +17,7 @@ from fusmae_jax.evaluation import (
     splits,
     trainings,
 )
-from fusmae_jax.evaluation.backbone import SENSOR_SETS
+from fusmae_jax.evaluation.encoder import SENSOR_SETS
 
 BASELINES = ("random", "statistics", "supervised")
 RATES = several(finetune.FIELDS["base_lr"], least=1)

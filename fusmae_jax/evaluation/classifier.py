@@ -17,7 +17,7 @@ class Classifier(NamedTuple):
     """An encoder and a head that were trained together.
 
     Attributes:
-        params: of the whole autoencoder that the encoder is a part of.
+        params: of the encoder.
         head: see `init_head`.
         pool, view: what the head sees of a pair, see `features.Recipe`.
         single: whether a pair has one class: softmax, else a sigmoid for each.
@@ -102,7 +102,7 @@ def predict(
         extractor: takes features as the classifier wants them, with any parameters.
         classifier: its parameters, and what stands on it.
         source: random-access pairs.
-        sensor_set: what is shown, see `backbone.SENSOR_SETS`.
+        sensor_set: what is shown, see `encoder.SENSOR_SETS`.
         batch_size: pairs of a global batch.
         title: of the progress.
 

@@ -17,8 +17,8 @@ from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, number, whole
 from fusmae_jax import optim, streams
 from fusmae_jax.evaluation import dense_heads, loop, probe, scores
-from fusmae_jax.evaluation.backbone import Backbone
 from fusmae_jax.evaluation.dense_task import Task
+from fusmae_jax.objectives.protocol import Encoder
 
 WARMUP = 0.1  # share of the steps
 
@@ -71,6 +71,7 @@ class Fitted:
         score: its mean IoU on validation pairs.
         scores: of every learning rate, -inf where one diverged, [R].
         at_edge: as `probe.Grid.at_edge` says.
+        width: length of what the heads see of a patch.
         recipe: that all were trained by.
     """
 
@@ -79,11 +80,12 @@ class Fitted:
     score: float
     scores: np.ndarray
     at_edge: tuple[str, ...]
+    width: int
     recipe: Recipe
 
 
 def fit(
-    backbone: Backbone,
+    encoder: Encoder,
     params,
     train_source,
     validation_source,
@@ -99,12 +101,12 @@ def fit(
     """Trains a head at every learning rate and chooses one on validation pairs.
 
     Args:
-        backbone: the encoder's graph, and how it sees the data.
-        params: its parameters, left as they are; None for a head on bare pixels.
+        encoder: what makes tokens.
+        params: its parameters, left as they are.
         train_source: random-access pairs without texts.
         validation_source: others.
         field: of the pixel labels.
-        sensor_set: of `backbone.SENSOR_SETS`, that is shown.
+        sensor_set: of `encoder.SENSOR_SETS`, that is shown.
         recipe: how heads are trained.
         mesh: the devices, over which batches are split.
         seed: of the heads, the order of pairs and their windows.
@@ -114,7 +116,7 @@ def fit(
     Raises:
         InputError: the data cannot be used, or no head stayed finite.
     """
-    task = _task(backbone, params, train_source, field, mesh, recipe)
+    task = _task(encoder, params, train_source, field, mesh, recipe)
     sources.check_alike(train_source, validation_source)
     heads = _train(task, recipe, train_source, sensor_set, seed, directory, title)
     rates, size = recipe.learning_rates, recipe.batch_size
@@ -131,6 +133,7 @@ def fit(
         float(found[best]),
         found,
         recipe.grid.at_edge(best),
+        task.width,
         recipe,
     )
 
@@ -164,7 +167,7 @@ def _train(
 
 
 def confusions(
-    backbone: Backbone,
+    encoder: Encoder,
     params,
     fitted: Fitted,
     source,
@@ -178,7 +181,7 @@ def confusions(
     """Judges a head on every pixel of every scene, for `scores.segmentation`.
 
     Args:
-        backbone, params: those that the head was fitted with.
+        encoder, params: those that the head was fitted with.
         fitted: the head.
         source: random-access pairs.
         field: of the pixel labels.
@@ -193,16 +196,16 @@ def confusions(
     Raises:
         InputError: the pairs have not these pixel labels.
     """
-    task = _task(backbone, params, source, field, mesh, fitted.recipe)
+    task = _task(encoder, params, source, field, mesh, fitted.recipe)
     heads = jax.tree.map(lambda x: x[None], fitted.params)
     parts = task.judge(heads, source, sensor_set, batch_size, title)
     with loop.asked_only():
         return np.concatenate([part[0] for part in parts])
 
 
-def _task(backbone, params, source, field: str, mesh: Mesh, recipe: Recipe) -> Task:
+def _task(encoder, params, source, field: str, mesh: Mesh, recipe: Recipe) -> Task:
     head, blocks = recipe.head, recipe.blocks
-    return Task(backbone, params, source, field, mesh, head=head, blocks=blocks)
+    return Task(encoder, params, source, field, mesh, head=head, blocks=blocks)
 
 
 def _validate(

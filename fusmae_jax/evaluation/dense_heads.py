@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import layers
+from fusmae_jax.models import layers
 
 HEADS = ("linear", "upsample")
 WIDTH = 64  # of the upsampling head where it is coarsest

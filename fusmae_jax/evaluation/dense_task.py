@@ -19,18 +19,18 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline import batches
 from data_pipeline.errors import InputError
-from fusmae_jax import checkpoint, patches, sharding, streams
-from fusmae_jax.encoder import Present
-from fusmae_jax.evaluation import dense_heads, dense_windows, loop
-from fusmae_jax.evaluation.backbone import Backbone, check_blocks, present, shown
-from fusmae_jax.masking import SENSORS
+from fusmae_jax import checkpoint, sharding, streams
+from fusmae_jax.evaluation import dense_heads, loop
+from fusmae_jax.evaluation.encoder import check_blocks, present, shown
+from fusmae_jax.inputs import SENSORS, Present, Windows
+from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.train import TrainState
 
 log = logging.getLogger("fusmae_jax")
 
 
 def tokens(
-    backbone: Backbone,
+    encoder: Encoder,
     params,
     images: dict[str, jax.Array],
     here: Present | None,
@@ -39,22 +39,20 @@ def tokens(
     """Maps of tokens, [B, h, w, D], the mean over the sensors that are present.
 
     They have mean 0 and variance 1 over D, so that the mean of two sensors and one
-    alone, and any encoder, come to the head at one scale. Without parameters the
-    patches of both sensors stand for tokens, zeros for an absent one. These stay as
-    they are: bands are normalised already, and a patch would lose its brightness.
+    alone, and any encoder, come to the head at one scale. The measurements of an
+    encoder that has no parameters stand side by side and stay as they are: bands are
+    normalised already, and a patch would lose its brightness.
     """
-    there = shown(here, len(images["s1"]))
-    there = {s: there[s][:, None, None] for s in SENSORS}
-    if params is None:
-        pixels = {s: patches.patchify(images[s], backbone.patch_size) for s in SENSORS}
-        parts = [jnp.where(there[s], pixels[s], 0.0) for s in SENSORS]
-        x = jnp.concatenate(parts, axis=-1)
+    found = encoder(params, images, here).last(blocks).tokens
+    if not encoder.trained:
+        x = jnp.concatenate([found[s] for s in SENSORS], axis=-1)
     else:
-        found = backbone.encode(params, images, here, last=blocks).tokens
+        there = shown(here, len(images["s1"]))
+        there = {s: there[s][:, None, None] for s in SENSORS}
         total = sum(jnp.where(there[s], found[s], 0.0) for s in SENSORS)
         x = total / jnp.maximum(sum(there.values()), 1)
         x = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-6)
-    return x.reshape(len(x), backbone.side, backbone.side, -1)
+    return x.reshape(len(x), encoder.side, encoder.side, -1)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -71,6 +69,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(labelled, losses, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
 
 
+def confusion(labels: jax.Array, predicted: jax.Array, classes: int) -> jax.Array:
+    """Counts pixels of one scene, rows true and columns predicted, [C, C] int32.
+
+    Pixels whose label is no class are left out.
+    """
+    pair = labels.astype(jnp.int32) * classes + predicted
+    pair = jnp.where(labels < classes, pair, classes**2).ravel()
+    counts = jnp.bincount(pair, length=classes**2 + 1)[:-1]
+    return counts.reshape(classes, classes)
+
+
 class Task:
     """Pixel labels of one dataset, and the compiled steps that learn and judge them.
 
@@ -79,7 +88,7 @@ class Task:
 
     def __init__(
         self,
-        backbone: Backbone,
+        encoder: Encoder,
         params,
         source,
         field: str,
@@ -91,8 +100,8 @@ class Task:
         """Prepares heads for the classes of `field` in `source`.
 
         Args:
-            backbone: the encoder's graph, and how it sees the data.
-            params: its parameters; None for heads on bare pixels.
+            encoder: what makes tokens.
+            params: its parameters.
             source: random-access pairs.
             field: of the pixel labels.
             mesh: the devices, over which batches are split.
@@ -108,13 +117,12 @@ class Task:
                 f"{description.name} has no pixel labels {field!r}; it has "
                 f"{list(description.maps)}."
             )
-        check_blocks("dense.blocks", blocks, backbone.blocks)
-        self.backbone, self.params, self.mesh = backbone, params, mesh
+        if encoder.trained:
+            check_blocks("dense.blocks", blocks, encoder.depth)
+        self.encoder, self.params, self.mesh = encoder, params, mesh
         self.field, self.names = field, description.maps[field]
-        contract = backbone.objective.contract
-        self.fields = (*description.layout.fields(contract), field)
-        self.scene_size = backbone.scene_size
-        self.side = min(backbone.image_size, self.scene_size)
+        self.inputs = encoder.inputs
+        self.fields = (*description.layout.fields(self.inputs.contract), field)
         self._head, self._blocks = head, blocks
 
     @property
@@ -126,16 +134,21 @@ class Task:
         """A batch whose samples all show `sensor_set`, on the devices."""
         return present(sensor_set, rows, self.mesh)
 
+    @functools.cached_property
+    def width(self) -> int:
+        """Length of what a head sees of a patch."""
+        size = self.inputs.size
+        images = {
+            s: jax.ShapeDtypeStruct((1, size, size, len(sensor.bands)), jnp.float32)
+            for s, sensor in self.inputs.contract.items()
+        }
+        encode = functools.partial(tokens, self.encoder, blocks=self._blocks)
+        return jax.eval_shape(encode, self.params, images, None).shape[-1]
+
     def head(self, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh head."""
-        size, p = self.backbone.image_size, self.backbone.patch_size
-        images = {
-            s: jax.ShapeDtypeStruct((1, size, size, len(contract.bands)), jnp.float32)
-            for s, contract in self.backbone.objective.contract.items()
-        }
-        encode = functools.partial(tokens, self.backbone, blocks=self._blocks)
-        x = jax.eval_shape(encode, self.params, images, None)
-        return dense_heads.make(self._head, x.shape[-1], self.classes, p, rngs=rngs)
+        p = self.encoder.patch_size
+        return dense_heads.make(self._head, self.width, self.classes, p, rngs=rngs)
 
     @functools.cached_property
     def graphdef(self) -> nnx.GraphDef:
@@ -144,14 +157,13 @@ class Task:
 
     def see(self, params, fields, here: Present | None, windows) -> jax.Array:
         """Tokens of windows of stored pixels, [B, h, w, D]."""
-        view = dense_windows.view(windows, self.scene_size, self.side)
-        images = self.backbone.images(fields, view)
-        return tokens(self.backbone, params, images, here, self._blocks)
+        images = self.inputs.images(fields, self.inputs.window_view(windows))
+        return tokens(self.encoder, params, images, here, self._blocks)
 
     def logits(self, head: nnx.State, x: jax.Array) -> jax.Array:
-        """What one head says of every pixel, [B, side, side, C]."""
+        """What one head says of every pixel of windows, [B, H, W, C]."""
         # Resampling logits is resampling what a last linear layer makes them of.
-        return dense_heads.resize(nnx.merge(self.graphdef, head)(x), self.side)
+        return dense_heads.resize(nnx.merge(self.graphdef, head)(x), self.inputs.window)
 
     def start(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
         """What makes the state of `count` equal heads, and the state's layout.
@@ -195,8 +207,8 @@ class Task:
         def step(state, params, fields, here):
             now = jax.random.fold_in(streams.key(seed, "tuning"), state.step)
             labels = fields[self.field]
-            drawn = dense_windows.draw(now, len(labels), self.scene_size, self.side)
-            labels = dense_windows.cut(labels, drawn, self.side)
+            drawn = self.inputs.draw_windows(now, len(labels))
+            labels = self.inputs.cut(labels, drawn)
             x = self.see(params, fields, here, drawn)
 
             def update(head, opt_state, rate):
@@ -258,7 +270,7 @@ class Task:
 
     def judge_step(self):
         """Returns the compiled `step(heads, params, fields, here) -> [R, B, C, C]`."""
-        corners = dense_windows.tiles(self.backbone.image_size, self.scene_size)
+        corners = self.inputs.corners()
         rows = NamedSharding(self.mesh, P(None, *sharding.BATCH))
 
         @functools.partial(jax.jit, out_shardings=sharding.whole(self.mesh))
@@ -266,7 +278,7 @@ class Task:
             labels = fields[self.field]
 
             def add(total, corner):
-                windows = dense_windows.same(corner, len(labels))
+                windows = Windows.at(corner, len(labels))
                 x = self.see(params, fields, here, windows)
                 y = jax.vmap(self.logits, (0, None))(heads, x)
                 place = (0, 0, *corner, 0)
@@ -278,8 +290,7 @@ class Task:
             total = jax.lax.with_sharding_constraint(total, rows)
             # Where tiles overlap, the greatest sum is the greatest mean.
             total, _ = jax.lax.scan(add, total, jnp.array(corners))
-            confusion = functools.partial(dense_windows.confusion, classes=self.classes)
-            per_scene = jax.vmap(confusion)
+            per_scene = jax.vmap(functools.partial(confusion, classes=self.classes))
             return jax.vmap(per_scene, (None, 0))(labels, total.argmax(axis=-1))
 
         return step

@@ -6,7 +6,7 @@ import jax
 
 from data_pipeline import files
 from fusmae_jax import sharding
-from fusmae_jax.evaluation import backbone, checks, report, rows, tasks, trainings
+from fusmae_jax.evaluation import checks, encoder, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session
 from fusmae_jax.evaluation.splits import open_labelled
 
@@ -33,8 +33,8 @@ def evaluate(config, workdir) -> list[rows.Row]:
     workdir = files.absolute(workdir)
     mesh = sharding.make_mesh(1)
     checkpoint = files.absolute(config.checkpoint)
-    pretrained = backbone.restore(checkpoint, mesh, config.step)
-    trainings.check_encoder(config, backbone.blocks(pretrained.config))
+    pretrained = encoder.restore(checkpoint, mesh, config.step)
+    trainings.check_encoder(config, pretrained.objective.encoder().depth)
     data = open_labelled(config, pretrained)
     session = Session(config, workdir, mesh, pretrained, data)
     log.info(describe(session))

@@ -12,16 +12,14 @@ from jax.sharding import Mesh
 from data_pipeline import batches
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, whole
-from fusmae_jax import run, sharding, views
-from fusmae_jax.encoder import Encoded, Present
+from fusmae_jax import inputs, run, sharding
 from fusmae_jax.evaluation import loop, progress
-from fusmae_jax.evaluation.backbone import SENSOR_SETS, VIEWS, Backbone
-from fusmae_jax.evaluation.backbone import boxes, check_blocks, digest, present
-from fusmae_jax.evaluation.backbone import shown
-from fusmae_jax.masking import SENSORS
+from fusmae_jax.evaluation.encoder import SENSOR_SETS, check_blocks, digest, present
+from fusmae_jax.evaluation.encoder import shown
+from fusmae_jax.inputs import SENSORS, VIEWS, Present
+from fusmae_jax.objectives.protocol import Encoded, Encoder
 
 POOLS = ("mean", "global", "sensors")
-PERCENTILES = (5, 25, 50, 75, 95)
 VERSION = 1  # of the code that takes them: raise it when the same input gives others
 AHEAD = 2  # batches dispatched before the first is waited for
 
@@ -37,7 +35,7 @@ class Recipe:
             or the means of both "sensors" one behind the other, zeros for an absent
             one.
         blocks: outputs of how many of the last blocks, one behind the other.
-        view: which part of the scene is shown, see `backbone.boxes`.
+        view: which part of the scene is shown, see `Inputs.boxes`.
     """
 
     pool: str = "mean"
@@ -48,7 +46,7 @@ class Recipe:
         check_each("features", vars(self), FIELDS)
 
     def check(self, blocks: int) -> None:
-        """Refuses more blocks than an encoder has, see `backbone.check_blocks`."""
+        """Refuses more blocks than an encoder has, see `encoder.check_blocks`."""
         check_blocks("features.blocks", self.blocks, blocks)
 
     @property
@@ -81,21 +79,6 @@ def pool(encoded: Encoded, here: Present | None, how: str) -> jax.Array:
     return total / jnp.maximum(sum(counts.values()), 1)
 
 
-def image_statistics(images: dict[str, jax.Array], here: Present | None) -> jax.Array:
-    """Mean, deviation and percentiles of every band, [B, 7 * bands].
-
-    What pixels say without any network; those of an absent sensor are zeros.
-    """
-    here, parts = shown(here, len(images["s1"])), []
-    for s in SENSORS:
-        x = images[s].reshape(len(images[s]), -1, images[s].shape[-1])  # [B, HW, C]
-        percentiles = jnp.percentile(x, jnp.array(PERCENTILES), axis=1)
-        stats = [x.mean(axis=1), x.std(axis=1), *percentiles]
-        stats = jnp.concatenate(stats, axis=1)
-        parts.append(jnp.where(here[s][:, None], stats, 0.0))
-    return jnp.concatenate(parts, axis=1)
-
-
 class Extractor:
     """Takes features of pairs with one encoder, or with none.
 
@@ -104,41 +87,38 @@ class Extractor:
     """
 
     def __init__(
-        self, backbone: Backbone, params, recipe: Recipe, mesh: Mesh, sensor_sets
+        self, encoder: Encoder, params, recipe: Recipe, mesh: Mesh, sensor_sets
     ):
         """Prepares to extract.
 
         Args:
-            backbone: the encoder's graph, and how it sees the data.
-            params: its parameters; None takes statistics of the images instead.
+            encoder: what takes them.
+            params: its parameters.
             recipe: which features.
             mesh: the devices, over which batches are split.
-            sensor_sets: names of `backbone.SENSOR_SETS`.
+            sensor_sets: names of `encoder.SENSOR_SETS`.
 
         Raises:
             InputError: a sensor set is unknown, or the encoder has too few blocks.
         """
         check_sensor_sets(sensor_sets)
-        recipe.check(backbone.blocks)
+        if encoder.trained:
+            recipe.check(encoder.depth)
         self.sensor_sets = tuple(sensor_sets)
-        self._backbone, self.params, self._recipe = backbone, params, recipe
+        self._encoder, self.params, self._recipe = encoder, params, recipe
         self.mesh = mesh
-        parts = boxes(recipe.view, backbone.image_size, backbone.scene_size)
+        parts = encoder.inputs.boxes(recipe.view)
         self._boxes = sharding.to_all([np.float32(box) for box in parts], mesh)
         self._mean = jax.jit(lambda parts: sum(parts) / len(parts))
         self.step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
 
     def _features(self, params, fields, here, box):
         rows = len(next(iter(fields.values())))
-        view = views.View(
-            jnp.broadcast_to(box, (rows, 4)), jnp.zeros((rows, 3), bool)
-        )
-        images = self._backbone.images(fields, view)
-        if params is None:
-            return image_statistics(images, here)
-        last = self._recipe.blocks
-        encoded = self._backbone.encode(params, images, here, last=last)
-        return pool(encoded, here, self._recipe.pool)
+        images = self._encoder.inputs.images(fields, inputs.fixed_view(rows, box))
+        encoded = self._encoder(params, images, here)
+        if not self._encoder.trained:
+            return encoded.summary
+        return pool(encoded.last(self._recipe.blocks), here, self._recipe.pool)
 
     def __call__(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Starts on a batch of stored pixels; {sensor set: [B, D]}, mean of views."""
@@ -159,26 +139,27 @@ class Extractor:
 
     def fields(self, source) -> tuple[str, ...]:
         """The fields of the data that hold the encoder's bands."""
-        return source.description.layout.fields(self._backbone.objective.contract)
+        return source.description.layout.fields(self._encoder.inputs.contract)
 
     def key(self, source) -> dict:
         """Everything that decides the features of a source's pairs."""
-        objective = self._backbone.objective
+        seen = self._encoder.inputs
         return {
             "version": VERSION,
-            "parameters": "none" if self.params is None else digest(self.params),
-            "model": None if self.params is None else self._backbone.model,
+            "parameters": digest(self.params),
+            "encoder": self._encoder.name,
+            "model": dict(self._encoder.settings),
             "data": source.fingerprint(),
-            "contract": run.describe(objective.contract),
-            "image_size": objective.image_size,
-            "resampling": objective.resampling,
+            "contract": run.describe(seen.contract),
+            "image_size": seen.size,
+            "resampling": seen.resampling,
             "recipe": dataclasses.asdict(self._recipe),
             "sensors": self.sensor_sets,
         }
 
 
 def check_sensor_sets(names) -> None:
-    """Refuses names that are not in `backbone.SENSOR_SETS`."""
+    """Refuses names that are not in `encoder.SENSOR_SETS`."""
     if not names or not set(names) <= set(SENSOR_SETS):
         raise InputError(
             f"sensors is {list(names)}; choose some of {list(SENSOR_SETS)}."

@@ -21,11 +21,13 @@ from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, flag, number, several, whole
-from fusmae_jax import checkpoint, layers, optim, sharding, streams, views
-from fusmae_jax.encoder import REMAT
-from fusmae_jax.evaluation import classifier, features, layer_decay, loop
-from fusmae_jax.evaluation.backbone import Backbone, present
+from fusmae_jax import checkpoint, inputs, optim, sharding, streams
+from fusmae_jax.evaluation import classifier, features, loop
 from fusmae_jax.evaluation.classifier import Classifier
+from fusmae_jax.evaluation.encoder import present
+from fusmae_jax.models import layers
+from fusmae_jax.models.fusmae import REMAT
+from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.train import TrainState, gradients
 
 FIELDS = {
@@ -58,7 +60,7 @@ class Recipe:
         base_lr: peak of the learning rate for batches of 256; it grows with them.
         warmup_epochs: in which the rate rises, before it falls to 0 as a cosine.
         layer_decay: what the rate is multiplied by from one layer to the next deeper,
-            see `layer_decay.layer`; 1 treats all alike.
+            see `Encoder.layer_of`; 1 treats all alike.
         drop_path: chance that a sample skips a branch of the last block.
         weight_decay: of the matrices.
         b1, b2: decay of AdamW's moments.
@@ -73,7 +75,7 @@ class Recipe:
         accumulate: parts of a batch whose gradients are summed up one after the other,
             which takes less memory and changes nothing else.
         pool: what the head sees, see `features.Recipe`.
-        view: which part of a scene is shown in predictions, see `backbone.boxes`; it
+        view: which part of a scene is shown in predictions, see `Inputs.boxes`; it
             should show about as much ground as training crops do.
     """
 
@@ -109,11 +111,11 @@ class Recipe:
                 f"accumulate={self.accumulate} parts; choose a multiple of that."
             )
         features.Recipe(pool=self.pool, view=self.view)
-        views.check_crops(self.crop_scale)
+        inputs.check_crops(self.crop_scale)
 
-    def draw_views(self, key: jax.Array, batch: int) -> views.View:
+    def draw_views(self, key: jax.Array, batch: int) -> inputs.View:
         """Draws the views of a training batch, shared by the sensors."""
-        return views.draw_views(key, batch, scale=self.crop_scale, turn=self.turn)
+        return inputs.draw_views(key, batch, scale=self.crop_scale, turn=self.turn)
 
 
 class Finetuner:
@@ -125,7 +127,7 @@ class Finetuner:
 
     def __init__(
         self,
-        backbone: Backbone,
+        encoder: Encoder,
         params: nnx.State,
         recipe: Recipe,
         mesh: Mesh,
@@ -138,8 +140,8 @@ class Finetuner:
         """Prepares to train.
 
         Args:
-            backbone: the encoder's graph, and how it sees the data.
-            params: of the autoencoder; they stay as they are.
+            encoder: what is trained.
+            params: its parameters; they stay as they are.
             recipe: how.
             mesh: the devices.
             labels_field: which field of a pair holds its labels, 0 or 1, [C].
@@ -157,14 +159,12 @@ class Finetuner:
                 f"devices in accumulate={recipe.accumulate} parts; change "
                 "finetune.batch_size."
             )
-        self._backbone, self.recipe, self._mesh = backbone, recipe, mesh
+        self._encoder, self.recipe, self._mesh = encoder, recipe, mesh
         self._labels_field, self._single = labels_field, single
-        self._tx = optimizer(recipe, backbone.blocks)
-        trained, self.rest = nnx.split_state(params, nnx.PathContains("encoder"), ...)
-        self._encoder = trained["encoder"]
-        dim = self._encoder["global_token"].shape[-1]
-        self._head_shape = (dim * features.Recipe(recipe.pool).copies, classes)
-        start = jax.eval_shape(self._start, self._encoder, jax.random.key(0))
+        self._tx, self._params = optimizer(recipe, encoder), params
+        width = encoder.width * features.Recipe(recipe.pool).copies
+        self._head_shape = (width, classes)
+        start = jax.eval_shape(self._start, params, jax.random.key(0))
         self._layout = sharding.layout(start, mesh, min_size)
         self._init = jax.jit(self._start, out_shardings=self._layout)
         self.step = jax.jit(
@@ -180,7 +180,7 @@ class Finetuner:
 
         Args:
             source: random-access pairs without texts.
-            sensor_set: what is shown, see `backbone.SENSOR_SETS`.
+            sensor_set: what is shown, see `encoder.SENSOR_SETS`.
             seed: of the head, of the order of pairs, and of all that a step draws.
             directory: for checkpoints of this training, which goes on from the last.
             title: of the progress.
@@ -196,8 +196,8 @@ class Finetuner:
         gather = jax.jit(lambda x: x, out_shardings=sharding.whole(mesh))
         draw_key = gather(draw_key)
         state = loop.train(
-            lambda state, batch: self.step(state, self.rest, draw_key, here, *batch),
-            functools.partial(self._init, self._encoder, head_key),
+            lambda state, batch: self.step(state, draw_key, here, *batch),
+            functools.partial(self._init, self._params, head_key),
             self._layout,
             lambda first: self._batches(source, first, rates, seed),
             len(rates),
@@ -205,14 +205,13 @@ class Finetuner:
             title=title,
         )
         tuned = gather(state.params)
-        params = join(self.rest, tuned["encoder"])
         return Classifier(
-            params, tuned["head"], recipe.pool, recipe.view, self._single
+            tuned["encoder"], tuned["head"], recipe.pool, recipe.view, self._single
         )
 
     def abstract_state(self) -> TrainState:
         """Shapes and layout of what the step advances."""
-        shapes = jax.eval_shape(self._start, self._encoder, jax.random.key(0))
+        shapes = jax.eval_shape(self._start, self._params, jax.random.key(0))
         return checkpoint.abstract(shapes, self._layout)
 
     def _start(self, encoder: nnx.State, key: jax.Array) -> TrainState:
@@ -250,21 +249,22 @@ class Finetuner:
         recipe, labels = self.recipe, fields[self._labels_field]
         view_key, mix_key, path_key = jax.random.split(key, 3)
         batch = len(labels)
-        images = self._backbone.images(fields, recipe.draw_views(view_key, batch))
+        images = self._encoder.inputs.images(
+            fields, recipe.draw_views(view_key, batch)
+        )
         targets = classifier.soften(labels, recipe.smoothing, self._single)
         if recipe.mixup:
             share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, (batch,))
             images, targets = classifier.mix((images, targets), share)
-        rate, blocks = recipe.drop_path, self._backbone.blocks
+        rate, blocks = recipe.drop_path, self._encoder.depth
         branches = layers.drop_path(path_key, rate, blocks, batch) if rate else None
         return images, targets, branches
 
-    def _step(self, state: TrainState, rest, key, here, fields, rate):
+    def _step(self, state: TrainState, key, here, fields, rate):
         """Advances the state; returns it and the loss.
 
         Args:
             state: donated.
-            rest: the parameters that are not trained.
             key: of this training; each step makes one of its own.
             here: which sensors are shown, None for all.
             fields: stored pixels and labels.
@@ -274,8 +274,8 @@ class Finetuner:
         images, targets, branches = self.draw(step_key, fields)
 
         def loss_fn(params, images, targets, branches, here):
-            encoded = self._backbone.encode(
-                join(rest, params["encoder"]),
+            encoded = self._encoder(
+                params["encoder"],
                 images,
                 here,
                 branches=None if branches is None else jnp.moveaxis(branches, 0, -1),
@@ -297,12 +297,7 @@ class Finetuner:
         return TrainState(state.step + 1, params, opt_state), loss
 
 
-def join(rest: nnx.State, encoder: nnx.State) -> nnx.State:
-    """Parameters of the whole autoencoder."""
-    return nnx.merge_state(rest, nnx.State({"encoder": encoder}))
-
-
-def optimizer(recipe: Recipe, blocks: int) -> optax.GradientTransformation:
+def optimizer(recipe: Recipe, encoder: Encoder) -> optax.GradientTransformation:
     """AdamW at a rate of 1, lower in deeper layers."""
     adamw = optim.adamw(
         1.0,
@@ -311,7 +306,26 @@ def optimizer(recipe: Recipe, blocks: int) -> optax.GradientTransformation:
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
     )
-    return optax.chain(adamw, layer_decay.scale_by_layer(blocks, recipe.layer_decay))
+    return optax.chain(adamw, scale_by_layer(encoder, recipe.layer_decay))
+
+
+def scale_by_layer(encoder: Encoder, decay: float) -> optax.GradientTransformation:
+    """Multiplies finished updates, weight decay included, by `decay` to the power of
+    how many layers lie above, see `Encoder.layer_of`; what is learnt on top of the
+    encoder is left as it is.
+    """
+
+    def factor(path, _):
+        part, _, name = sharding.leaf_path(path).partition("/")
+        if part == "head":
+            return 1.0
+        return decay ** (encoder.depth + 1 - encoder.layer_of(name))
+
+    def scale(updates, _):
+        factors = jax.tree_util.tree_map_with_path(factor, updates)
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors)
+
+    return optax.stateless(scale)
 
 
 def learning_rates(recipe: Recipe, pairs: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
             x,
             session.data.test.labels,
             classes,
-            title=f"{title}; {rows.MODEL}, {rows.SENSORS[s]}",
+            title=f"{title}; {session.encoder.name}, {rows.SENSORS[s]}",
             note="" if s == "both" else session.note,
         )
         figures.save(figure, folder / f"projection_{s}.png")
@@ -54,7 +54,7 @@ def best_setting(judged: list[rows.Row]) -> list[rows.Row]:
     """
     most = max(row.fraction for row in judged)
     judged = [r for r in judged if r.fraction == most and r.subset_seed == 0]
-    judged = [r for r in judged if r.encoder == rows.MODEL] or judged
+    judged = [r for r in judged if r.encoder not in rows.RIVALS] or judged
     best = max(judged, key=lambda row: row.chosen.get("validation", 0.0))
     return [
         row

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from data_pipeline import sources, subsets
 from fusmae_jax import checks, metrics
 from fusmae_jax.evaluation import collapse, features, knn, linear, scores
-from fusmae_jax.evaluation.backbone import SENSOR_SETS, Backbone
+from fusmae_jax.evaluation.encoder import SENSOR_SETS
+from fusmae_jax.objectives.protocol import Objective
 
 log = logging.getLogger("fusmae_jax")
 
@@ -21,12 +22,12 @@ QUICK = dict(epochs=30, batch_size=256, settings=[(0.1, 1e-4)])
 class Judge:
     """Judges the parameters of a pretraining every few epochs."""
 
-    def __init__(self, config, backbone: Backbone, mesh: Mesh, train, held):
+    def __init__(self, config, objective: Objective, mesh: Mesh, train, held):
         """Chooses the pairs to judge on, evenly spread over the splits.
 
         Args:
             config: of the pretraining.
-            backbone: the encoder's graph, and how it sees the data.
+            objective: whose encoder is judged.
             mesh: the devices.
             train: the training pairs, whose labels are in their index.
             held: pairs that are not trained on.
@@ -35,7 +36,7 @@ class Judge:
             InputError: the data have no such labels, or held-out pairs have others.
         """
         self._every = config.judge.every * len(train)
-        self._batch, self._mesh = config.batch_size, mesh
+        self._batch, self._mesh, self._objective = config.batch_size, mesh, objective
         if not self._every:
             return
         field = config.judge.labels
@@ -45,7 +46,7 @@ class Judge:
         self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]
         self._extractor = features.Extractor(
-            backbone, None, features.Recipe(), mesh, tuple(SENSOR_SETS)
+            objective.encoder(), None, features.Recipe(), mesh, tuple(SENSOR_SETS)
         )
 
     def due(self, step: int, steps: int) -> bool:
@@ -63,7 +64,7 @@ class Judge:
             where every pair has one class; and, of the features of both sensors,
             `effective_rank` and `feature_std`. Nothing where a feature is not finite.
         """
-        self._extractor.params = params
+        self._extractor.params = self._objective.encoder_params(params)
         train, held = (
             features.take(self._extractor, source, batch_size=BATCH)
             for source in (self._train, self._held)

@@ -11,16 +11,19 @@ import numpy as np
 from matplotlib import figure
 
 from data_pipeline.looks import class_colors
-from fusmae_jax.evaluation.rows import ENCODERS, METRICS, SENSORS, TASKS, Row
+from fusmae_jax.evaluation.rows import METRICS, RIVALS, SENSORS, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, over_seeds, percent
 
 SENSOR_COLORS = dict(
     zip(SENSORS, ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"))
 )
-ENCODER_STYLES = dict(
-    zip(ENCODERS, (("#D55E00", "o"), ("#777777", "s"), ("#CC79A7", "^"), ("k", "D")))
+RIVAL_STYLES = dict(
+    zip(RIVALS, (("#777777", "s"), ("#CC79A7", "^"), ("k", "D"), ("#999933", "p")))
 )
-OTHER_STYLES = (("#56B4E9", "v"), ("#8A6D00", "P"), ("#0072B2", "X"), ("#009E73", "*"))
+MODEL_STYLES = (
+    *(("#D55E00", "o"), ("#56B4E9", "v"), ("#8A6D00", "P")),
+    *(("#0072B2", "X"), ("#009E73", "*")),
+)
 PER_CLASS = ("ap", "recall", "iou")  # the one that is drawn
 MARKERS = "os^Dv"  # of classes, whose colours may be alike
 POINTS = 4000  # in a projection; more hide each other
@@ -150,9 +153,9 @@ def fractions_figure(
     tasks = list(dict.fromkeys(task for task, _, _ in cells))
     sensors = [s for s in SENSORS if any(s in cell for cell in cells.values())]
     names = list(dict.fromkeys(name for _, _, name in cells))
-    others = [name for name in names if name not in ENCODER_STYLES]
-    styles = ENCODER_STYLES | {
-        name: OTHER_STYLES[i % len(OTHER_STYLES)] for i, name in enumerate(others)
+    models = [name for name in names if name not in RIVAL_STYLES]
+    styles = RIVAL_STYLES | {
+        name: MODEL_STYLES[i % len(MODEL_STYLES)] for i, name in enumerate(models)
     }
     size = 1.2 + 2.8 * len(sensors), 1.2 + 2.4 * len(tasks)
     fig = figure.Figure(figsize=size, layout="constrained")

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline import files, untrusted
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation.rows import METRICS, MODEL, SENSORS, SETTING, TASKS, Row
+from fusmae_jax.evaluation.rows import METRICS, RIVALS, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown
 from fusmae_jax.evaluation.rows import shows_one_sensor
 from fusmae_jax.evaluation.scores import Score, Scores
@@ -174,7 +174,7 @@ def prediction_key(row: Row) -> str:
     What the model is compared with stands behind: `probe/both/0.1/0/image statistics`.
     """
     parts = [row.task, row.sensors, f"{row.fraction:g}", str(row.subset_seed)]
-    return "/".join(parts + [row.encoder] * (row.encoder != MODEL))
+    return "/".join(parts + [row.encoder] * (row.encoder in RIVALS))
 
 
 def write_predictions(workdir, ids, classes, labels, scores: dict) -> None:

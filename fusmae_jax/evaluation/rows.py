@@ -9,13 +9,10 @@ import numpy as np
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.scores import Score, Scores
 
-ENCODERS = (
-    "Fus-MAE",
-    "random initialisation",
-    "image statistics",
-    "supervised from scratch",
-)
-MODEL = ENCODERS[0]
+# What a pretrained encoder is compared with; any other name is that of one.
+RANDOM, STATISTICS = "random initialisation", "image statistics"
+SUPERVISED, PIXELS = "supervised from scratch", "pixels of the patch"
+RIVALS = (RANDOM, STATISTICS, SUPERVISED, PIXELS)
 # What tables and figures call things.
 TASKS = {
     "knn": "kNN",
@@ -68,14 +65,14 @@ class Row:
 
 # What is to be known of numbers of one sensor, where pretraining always showed both.
 NEVER_ALONE = (
-    f"{MODEL} never lacked a sensor in pretraining (mask.drop_sensor=0): S1 alone or "
-    "S2 alone is what it had not met there."
+    "This encoder never lacked a sensor in pretraining (as with mask.drop_sensor=0): "
+    "S1 alone or S2 alone is what it had not met there."
 )
 
 
 def shows_one_sensor(row: Row) -> bool:
     """Whether the pretrained model was shown images of one sensor alone."""
-    return row.encoder == MODEL and set(row.sensors.split("->")) != {"both"}
+    return row.encoder not in RIVALS and set(row.sensors.split("->")) != {"both"}
 
 
 SETTING = tuple(f.name for f in dataclasses.fields(Row) if f.name != "scores")
@@ -116,7 +113,7 @@ def group(rows: Sequence[Row]) -> dict[tuple, dict[str, list[Row]]]:
     for row in rows:
         ways[row.task, row.encoder, row.sensors].add(row.features)
     several = {key[:2] for key, features in ways.items() if len(features) > 1}
-    encoders = list(dict.fromkeys((*ENCODERS, *(row.encoder for row in rows))))
+    encoders = [row.encoder for row in rows if row.encoder not in RIVALS] + [*RIVALS]
 
     def place(row):
         task, encoder = list(TASKS).index(row.task), encoders.index(row.encoder)

@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import files, ground
@@ -15,9 +16,10 @@ from data_pipeline.errors import InputError
 from data_pipeline.untrusted import read_array
 from fusmae_jax import run
 from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
-from fusmae_jax.evaluation.backbone import Pretrained, digest
+from fusmae_jax.evaluation.encoder import Pretrained, Statistics, digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
+from fusmae_jax.objectives.protocol import Encoder
 
 log = logging.getLogger("fusmae_jax")
 
@@ -40,7 +42,6 @@ FREE = (
     "data.eval_dir",
     "data.allow_overlap",
 )
-BASELINES = {"random": rows.ENCODERS[1], "statistics": rows.ENCODERS[2]}
 STATISTICS = "mean, deviation and 5 percentiles of every band"
 
 
@@ -58,14 +59,14 @@ class Session:
         self.config, self.workdir = config, pathlib.Path(workdir)
         self._pieces = self.workdir / "predictions"
         self.mesh, self.pretrained, self.data = mesh, pretrained, data
-        self.backbone = pretrained.look_at(data.description, config.normalize)
+        self.encoder = pretrained.look_at(data.description, config.normalize)
+        self.statistics = Statistics(self.encoder.inputs, self.encoder.patch_size)
         self.recipe = features.Recipe(**config.features)
-        self.recipe.check(self.backbone.blocks)
-        seen = pretrained.config.model.get("global_token", "encoder")
-        if self.recipe.pool == "global" and seen == "encoder":
+        self.recipe.check(self.encoder.depth)
+        if self.recipe.pool == "global" and not self.encoder.summarizes:
             log.warning(
                 "Nothing has taught this encoder's global token what to say, as its "
-                "pretraining had model.global_token='encoder'; pool the mean instead."
+                "pretraining asked it for nothing; pool the mean instead."
             )
         self.groups = ground.groups(data.test.source)
         if "retrieval" in config.methods:
@@ -74,7 +75,7 @@ class Session:
         run.open_workdir(
             workdir,
             config,
-            self.backbone.objective.contract,
+            self.encoder.inputs.contract,
             {"parameters": digest(pretrained.params), **splits},
             free=FREE,
             dtype=pretrained.config.model.dtype,
@@ -94,20 +95,20 @@ class Session:
             log.info("%d settings were judged before.", len(self.rows))
 
     def encoders(self) -> dict:
-        """What features are taken with, by name: parameters, or None for statistics."""
-        found = {rows.MODEL: self.pretrained.params}
+        """What features are taken with, by name: encoders and their parameters."""
+        found = {self.encoder.name: (self.encoder, self.pretrained.encoder_params)}
         for name in self.config.baselines:
             if name == "random":
-                found[BASELINES[name]] = self.pretrained.fresh(self.config.seed)
+                fresh = self.pretrained.fresh(self.config.seed)
+                found[rows.RANDOM] = self.encoder, fresh
             elif name == "statistics":
-                found[BASELINES[name]] = None
+                found[rows.STATISTICS] = self.statistics, nnx.State({})
         return found
 
     @property
     def note(self) -> str:
         """What is to be known of numbers of one sensor; "" for nothing."""
-        dropped = self.pretrained.config.mask.drop_sensor
-        return "" if dropped else rows.NEVER_ALONE
+        return "" if self.encoder.knows_one_sensor else rows.NEVER_ALONE
 
     @functools.cached_property
     def subsets(self) -> list[Subset]:
@@ -118,22 +119,24 @@ class Session:
             for seed in range(repeats)
         ]
 
-    def features(self, encoder: str, params) -> dict[str, dict[str, np.ndarray]]:
+    def features(
+        self, name: str, encoder: Encoder, params
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Features of all splits by one encoder, {split: {sensor set: [N, D]}}."""
         extractor = features.Extractor(
-            self.backbone, params, self.recipe, self.mesh, self.config.sensors
+            encoder, params, self.recipe, self.mesh, self.config.sensors
         )
         cached = files.absolute(self.config.cache)
         folder = cached or self.pretrained.directory / "features"
         return {
-            name: cache.extract(
+            split: cache.extract(
                 extractor,
-                getattr(self.data, name).source,
+                getattr(self.data, split).source,
                 folder=folder,
                 batch_size=self.config.batch_size,
-                title=f"{encoder}, {name}",
+                title=f"{name}, {split}",
             )
-            for name in SPLITS
+            for split in SPLITS
         }
 
     def score(self, predicted: np.ndarray) -> scores.Scores:
@@ -185,7 +188,7 @@ class Session:
 
         Args:
             task: of `rows.TASKS`.
-            encoder: of `rows.ENCODERS`.
+            encoder: its name, of `rows.RIVALS` or a pretrained one's.
             sensors: what was shown.
             subset: what was learnt from.
             found: the scores.
@@ -194,7 +197,7 @@ class Session:
             chosen: what validation chose.
             predicted: what was said of each test pair, [N, C].
         """
-        statistics = encoder == BASELINES["statistics"]
+        statistics = encoder == rows.STATISTICS
         row = Row(
             task=task,
             encoder=encoder,

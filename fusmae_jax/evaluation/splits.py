@@ -11,7 +11,7 @@ from data_pipeline import sources, subsets
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
 from fusmae_jax import run
-from fusmae_jax.evaluation.backbone import Pretrained
+from fusmae_jax.evaluation.encoder import Pretrained
 
 log = logging.getLogger("fusmae_jax")
 

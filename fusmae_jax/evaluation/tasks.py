@@ -6,7 +6,7 @@ import numpy as np
 
 from fusmae_jax.evaluation import knn, probe, retrieval, rows
 from fusmae_jax.evaluation.scores import Scores
-from fusmae_jax.evaluation.session import BASELINES, Session
+from fusmae_jax.evaluation.session import Session
 from fusmae_jax.evaluation.splits import Subset
 
 log = logging.getLogger("fusmae_jax")
@@ -24,8 +24,8 @@ def on_features(session: Session) -> dict:
     tasks = {"knn": run_knn, "probe": run_probe, "retrieval": run_retrieval}
     wanted = [tasks[name] for name in tasks if name in session.config.methods]
     shown = {}
-    for encoder, params in session.encoders().items() if wanted else ():
-        features = session.features(encoder, params)
+    for encoder, (taker, params) in session.encoders().items() if wanted else ():
+        features = session.features(encoder, taker, params)
         shown = shown or features["test"]
         for task in wanted:
             task(session, encoder, features)
@@ -108,7 +108,7 @@ def run_retrieval(session: Session, encoder: str, features) -> None:
         if not {query, gallery} <= features.keys():
             continue
         # Statistics of radar and of optical images have no number in common.
-        if encoder == BASELINES["statistics"] and query != gallery:
+        if encoder == rows.STATISTICS and query != gallery:
             continue
         if session.done("retrieval", encoder, direction, everything):
             continue

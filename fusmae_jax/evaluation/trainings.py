@@ -8,14 +8,11 @@ import numpy as np
 from data_pipeline import subsets
 from fusmae_jax import metrics
 from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
-from fusmae_jax.evaluation.backbone import Backbone, check_blocks
-from fusmae_jax.evaluation.session import BASELINES, Session
+from fusmae_jax.evaluation.encoder import check_blocks
+from fusmae_jax.evaluation.session import Session
 from fusmae_jax.evaluation.splits import Split, Subset
 
 log = logging.getLogger("fusmae_jax")
-
-SUPERVISED = rows.ENCODERS[3]
-PIXELS = "pixels of the patch"  # what a dense head sees without any encoder
 
 
 def check_encoder(config, blocks: int) -> None:
@@ -43,10 +40,11 @@ def run(session: Session) -> None:
     """Runs fine-tuning, its rival from scratch, and dense probing, where wanted."""
     config = session.config
     if "finetune" in config.methods:
-        run_finetune(session, rows.MODEL, session.pretrained.params, {})
+        name, params = session.encoder.name, session.pretrained.encoder_params
+        run_finetune(session, name, params, {})
     if "supervised" in config.baselines:
         fresh = session.pretrained.fresh(config.seed)
-        run_finetune(session, SUPERVISED, fresh, config.scratch)
+        run_finetune(session, rows.SUPERVISED, fresh, config.scratch)
     if "dense" in config.methods:
         run_dense(session)
 
@@ -64,9 +62,9 @@ def run_finetune(session: Session, encoder: str, params, changes) -> None:
     tuners = [tuner(session, params, recipe) for recipe in recipes]
     shown = features.Recipe(recipes[0].pool, view=recipes[0].view)
     extractor = features.Extractor(
-        session.backbone, params, shown, session.mesh, session.config.sensors
+        session.encoder, params, shown, session.mesh, session.config.sensors
     )
-    width = params["encoder"]["global_token"].shape[-1] * shown.copies
+    width = session.encoder.width * shown.copies
     for subset in session.subsets:
         for s in session.config.sensors:
             if session.done("finetune", encoder, s, subset):
@@ -136,7 +134,7 @@ def tuner(session: Session, params, recipe: finetune.Recipe) -> finetune.Finetun
     """Trains by one recipe, on any pairs and sensors."""
     data = session.data
     return finetune.Finetuner(
-        session.backbone,
+        session.encoder,
         params,
         recipe,
         session.mesh,
@@ -161,43 +159,34 @@ def predict(session: Session, extractor, tuned, split: Split, s: str) -> np.ndar
 def run_dense(session: Session) -> None:
     """Heads on frozen tokens, or on bare pixels: chosen on validation, tested once."""
     recipes = dense_recipes(session.config)
-    for encoder, params in session.encoders().items():
-        if encoder == BASELINES["statistics"]:
-            encoder = PIXELS
+    for name, encoder in session.encoders().items():
+        if name == rows.STATISTICS:
+            name = rows.PIXELS
         for subset in session.subsets:
             for s in session.config.sensors:
                 for recipe in recipes:
-                    probe_densely(session, encoder, params, subset, s, recipe)
-
-
-def token_width(backbone: Backbone, params, blocks: int) -> int:
-    """Length of what a dense head sees of a patch."""
-    if params is not None:
-        return blocks * params["encoder"]["global_token"].shape[-1]
-    bands = sum(len(s.bands) for s in backbone.objective.contract.values())
-    return bands * backbone.patch_size**2
+                    probe_densely(session, name, encoder, subset, s, recipe)
 
 
 def probe_densely(
-    session: Session, encoder: str, params, subset: Subset, s: str, recipe
+    session: Session, name: str, encoder, subset: Subset, s: str, recipe
 ) -> None:
-    """Trains and judges one kind of head."""
+    """Trains and judges one kind of head on an encoder and its parameters."""
     config, data = session.config, session.data
-    seen = f"{recipe.head} head on {'pixels' if params is None else 'tokens'}"
-    if session.done("dense", encoder, s, subset, seen):
+    seen = f"{recipe.head} head on {'tokens' if encoder[0].trained else 'pixels'}"
+    if session.done("dense", name, s, subset, seen):
         return
-    name = name_of("dense", encoder, s, subset, recipe.head)
-    title = f"dense, {encoder}, {s}, {recipe.head}"
+    training = name_of("dense", name, s, subset, recipe.head)
+    title = f"dense, {name}, {s}, {recipe.head}"
     shared = dict(sensor_set=s, mesh=session.mesh)
     fitted = dense.fit(
-        session.backbone,
-        params,
+        *encoder,
         some(data.train, subset),
         data.validation.source,
         config.dense.field,
         recipe=recipe,
         seed=config.seed,
-        directory=session.training(name),
+        directory=session.training(training),
         title=title,
         **shared,
     )
@@ -208,8 +197,7 @@ def probe_densely(
             *(title, " and the ".join(fitted.at_edge)),
         )
     confusions = dense.confusions(
-        session.backbone,
-        params,
+        *encoder,
         fitted,
         data.test.source,
         config.dense.field,
@@ -221,12 +209,12 @@ def probe_densely(
         resamples=config.bootstrap, seed=config.seed, groups=session.groups
     )
     session.add(
-        *("dense", encoder, s, subset, scores.segmentation(confusions, **options)),
-        width=token_width(session.backbone, params, recipe.blocks),
+        *("dense", name, s, subset, scores.segmentation(confusions, **options)),
+        width=fitted.width,
         features=seen,
         chosen={
             "learning_rate": fitted.learning_rate,
             **session.validated(fitted.score),
         },
     )
-    session.forget(name)
+    session.forget(training)

@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline import layout, sensors, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, sharding, train
-from fusmae_jax.evaluation import backbone
+from fusmae_jax import sharding, train
+from fusmae_jax.evaluation import encoder
 from tests import judging
 
 
@@ -54,70 +54,68 @@ def change(run, *path, value=None):
 def refused(run, mesh, match, **options):
     """Checks that a run is refused in one sentence."""
     with pytest.raises(InputError, match=match) as caught:
-        backbone.restore(run, mesh, **options)
+        encoder.restore(run, mesh, **options)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_an_encoder_needs_its_run_directory_and_nothing_else(copy, mesh, scenes):
     (copy / "places.npy").unlink()
-    restored = backbone.restore(str(copy), mesh)
+    restored = encoder.restore(str(copy), mesh)
     assert restored.step == judging.STEPS[-1] and restored.config.model.dim == 32
     whole = sharding.whole(mesh)
     for leaf in jax.tree.leaves(restored.params):
         assert leaf.sharding.is_equivalent_to(whole, leaf.ndim)
     seen = restored.look_at(scenes, "run")
-    assert (seen.image_size, seen.patch_size, seen.side, seen.scene_size) == (
-        *(24, 6, 4, 24),
-    )
-    assert seen.blocks == 1  # of two, the first is the XAttnEncoder
+    assert (seen.inputs.size, seen.inputs.scene_size) == (24, 24)
+    assert (seen.patch_size, seen.side, seen.width) == (6, 4, 32)
+    assert seen.depth == 1  # of two, the first is the XAttnEncoder
     x = np.zeros((1, 24, 24, 14), np.float32)
-    encoded = seen.encode(
-        restored.params, {"s1": x[..., :2], "s2": x[..., 2:]}, None
-    )
+    images = {"s1": x[..., :2], "s2": x[..., 2:]}
+    encoded = seen(restored.encoder_params, images)
     assert encoded.summary.shape == (1, 32)
 
 
 def test_any_of_its_checkpoints_can_be_asked_for(trained, mesh):
     early, late = judging.STEPS
-    found = [backbone.restore(trained, mesh, step) for step in (0, early)]
+    found = [encoder.restore(trained, mesh, step) for step in (0, early)]
     assert [f.step for f in found] == [late, early]
-    assert backbone.digest(found[0].params) != backbone.digest(found[1].params)
+    assert encoder.digest(found[0].params) != encoder.digest(found[1].params)
     refused(trained, mesh, r"no checkpoint of step 4; it holds \[2, 6\]", step=4)
 
 
 def test_fresh_parameters_are_those_of_a_run_that_begins(trained, mesh):
-    restored = backbone.restore(trained, mesh)
+    restored = encoder.restore(trained, mesh)
     fresh, tx = restored.fresh(3), optax.sgd(1.0)
-    _, init, _ = train.plan_state(build.model(restored.config), tx, mesh, seed=3)
-    begun = jax.tree.leaves(init().params)
+    init, _ = train.plan_state(restored.objective, tx, mesh, seed=3)
+    begun = jax.tree.leaves(restored.objective.encoder_params(init().params))
     for x, y in zip(jax.tree.leaves(fresh), begun, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-    assert backbone.digest(restored.fresh(4)) != backbone.digest(fresh)
+    assert encoder.digest(restored.fresh(4)) != encoder.digest(fresh)
 
 
 def test_a_checksum_changes_with_any_number_of_the_parameters(trained, mesh):
-    params = backbone.restore(trained, mesh).params
+    params = encoder.restore(trained, mesh).params
     leaves, tree = jax.tree.flatten(params)
-    before = backbone.digest(params)
+    before = encoder.digest(params)
     for i in (0, len(leaves) // 2, -1):
         changed = list(leaves)
         changed[i] = leaves[i].at[(0,) * leaves[i].ndim].add(1e-6)
-        assert backbone.digest(jax.tree.unflatten(tree, changed)) != before
+        assert encoder.digest(jax.tree.unflatten(tree, changed)) != before
 
 
 def test_statistics_are_those_of_the_run_or_of_the_data(trained, mesh, scenes):
-    restored = backbone.restore(trained, mesh)
+    restored = encoder.restore(trained, mesh)
     s1 = scenes.sensors["s1"].with_statistics(
         {"VV": -1.0, "VH": -2.0}, {"VV": 3.0, "VH": 4.0}, "test"
     )
     other = dataclasses.replace(scenes, sensors={**scenes.sensors, "s1": s1})
-    own = restored.look_at(other, "run").objective.contract["s1"].bands[0]
-    theirs = restored.look_at(other, "data").objective.contract["s1"].bands[0]
+    own = restored.look_at(other, "run").inputs.contract["s1"].bands[0]
+    theirs = restored.look_at(other, "data").inputs.contract["s1"].bands[0]
     assert (own.mean, theirs.mean) == (sensors.S1.bands[0].mean, -1.0)
 
 
 def test_data_without_a_band_of_the_model_are_refused(trained, mesh, scenes):
-    restored = backbone.restore(trained, mesh)
+    restored = encoder.restore(trained, mesh)
     contract = {"s1": sensors.S1, "s2": sensors.S2.select(("B02", "B03", "B04"))}
     few = dataclasses.replace(scenes, layout=layout.native(24, contract))
     with pytest.raises(InputError, match="no Sentinel-2 bands .*'B01', 'B05'"):
@@ -125,7 +123,7 @@ def test_data_without_a_band_of_the_model_are_refused(trained, mesh, scenes):
 
 
 def test_data_in_another_unit_are_refused(trained, mesh, scenes):
-    restored = backbone.restore(trained, mesh)
+    restored = encoder.restore(trained, mesh)
     s1 = dataclasses.replace(sensors.S1, unit="linear power")
     other = dataclasses.replace(scenes, sensors={**scenes.sensors, "s1": s1})
     with pytest.raises(InputError, match="takes Sentinel-1 in dB, .* linear power"):
@@ -168,7 +166,7 @@ def test_a_half_written_file_is_one_sentence(copy, mesh, pattern):
 def test_a_checkpoint_without_its_arrays_is_one_sentence(copy, mesh):
     shutil.rmtree(copy / "checkpoints" / str(judging.STEPS[-1]) / "state")
     refused(copy, mesh, r"half-written .* choose another step than 6 of \[2, 6\]")
-    assert backbone.restore(copy, mesh, judging.STEPS[0]).step == judging.STEPS[0]
+    assert encoder.restore(copy, mesh, judging.STEPS[0]).step == judging.STEPS[0]
 
 
 @pytest.mark.parametrize(
@@ -215,20 +213,3 @@ def test_a_damaged_description_of_a_run_is_refused(copy, mesh):
 def test_an_evaluation_is_no_pretraining(copy, mesh):
     change(copy, "config", value=judging.config("x").to_dict())
     refused(copy, mesh, "describes no encoder")
-
-
-def test_boxes_cover_a_scene_pixel_by_pixel():
-    assert backbone.boxes("whole", 24, 60) == [(0.0, 0.0, 1.0, 1.0)]
-    assert backbone.boxes("center", 24, 60) == [(0.3, 0.3, 0.4, 0.4)]
-    for image, scene in ((24, 60), (112, 120), (24, 48), (24, 24), (48, 24), (7, 20)):
-        seen = np.zeros((scene, scene), bool)
-        boxes = backbone.boxes("tiles", image, scene)
-        for top, left, height, width in boxes:
-            edges = np.array([top, left, top + height, left + width]) * scene
-            np.testing.assert_allclose(edges, edges.round(), atol=1e-9)
-            a, b, c, d = edges.round().astype(int)
-            assert c - a == d - b == min(image, scene)
-            seen[a:c, b:d] = True
-        assert seen.all() and len(boxes) == max(1, -(-scene // image)) ** 2
-    with pytest.raises(InputError, match="features.view is 'corner'"):
-        backbone.boxes("corner", 24, 60)

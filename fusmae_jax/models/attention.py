@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fusmae_jax.products import Arithmetic
+from fusmae_jax.models.products import Arithmetic
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 # For cuDNN a mask is channels of the keys, the first of which is so low where they are

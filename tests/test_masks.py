@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax import masking
+from fusmae_jax import patches
 
 
 def masks(key, mode, batch=8, num_patches=64, num_keep=16):
-    noise = masking.draw_noise(key, batch, num_patches, mode)
-    return {s: masking.mask_from_noise(noise[s], num_keep) for s in noise}
+    noise = patches.draw_noise(key, batch, num_patches, mode)
+    return {s: patches.mask_from_noise(noise[s], num_keep) for s in noise}
 
 
 @pytest.mark.parametrize("num_keep", [1, 16, 63])
@@ -23,7 +23,7 @@ def test_keeps_exactly_num_keep_patches_of_every_sample(key, num_keep):
 
 
 def test_three_quarters_of_196_patches_leave_49():
-    assert masking.num_visible(196, 0.75) == 49
+    assert patches.num_visible(196, 0.75) == 49
 
 
 def test_samples_are_masked_independently(key):
@@ -52,21 +52,21 @@ def test_every_patch_is_hidden_as_often_as_any_other(key):
 def test_put_back_brings_each_token_to_its_place(key, shape):
     tokens = jnp.arange(1.0 * np.prod(shape)).reshape(shape)
     mask = masks(key, "independent", batch=2, num_patches=9, num_keep=4)["s1"]
-    shuffled = masking.take(tokens, mask.order)
+    shuffled = patches.take(tokens, mask.order)
     assert (shuffled != tokens).any()
-    np.testing.assert_array_equal(masking.put_back(shuffled, mask), tokens)
+    np.testing.assert_array_equal(patches.put_back(shuffled, mask), tokens)
 
 
 def test_the_hidden_share_is_not_cut_short_by_rounding():
-    assert masking.num_visible(100, 0.29) == 71  # 100 * 0.29 is 28.999...
+    assert patches.num_visible(100, 0.29) == 71  # 100 * 0.29 is 28.999...
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5, -1.0])
 def test_a_ratio_that_hides_all_or_nothing_is_refused(ratio):
     with pytest.raises(InputError, match=str(ratio)):
-        masking.num_visible(16, ratio)
+        patches.num_visible(16, ratio)
 
 
 def test_an_unknown_mode_is_refused(key):
     with pytest.raises(InputError, match="'checkerboard'"):
-        masking.draw_noise(key, 1, 4, "checkerboard")
+        patches.draw_noise(key, 1, 4, "checkerboard")

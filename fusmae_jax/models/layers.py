@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
-from fusmae_jax import attention, products
-from fusmae_jax.masking import SENSORS
-from fusmae_jax.products import Arithmetic
+from fusmae_jax.inputs import SENSORS
+from fusmae_jax.models import attention, products
+from fusmae_jax.models.products import Arithmetic
 
 
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -1,0 +1,1 @@
+"""Networks, which hold parameters only; one file each, on shared layers."""

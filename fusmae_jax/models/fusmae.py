@@ -1,0 +1,475 @@
+"""Fus-MAE: early fusion, joint encoder, feature-level fusion, a decoder a sensor."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data_pipeline.errors import InputError
+from fusmae_jax import dtypes, patches
+from fusmae_jax.inputs import SENSORS, Present
+from fusmae_jax.models import attention, layers
+from fusmae_jax.models.products import Arithmetic
+
+GLOBAL_TOKENS = ("encoder", "decoders")
+OTHER = {"s1": "s2", "s2": "s1"}
+
+# What of a block is kept for the gradient instead of computed again, and how.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class XAttnEncoder(nnx.Module):
+    """Early fusion in place of the first block: each sensor attends to the other.
+
+    Two cross-attentions with weights of their own, s1 to s2 and s2 to s1; their
+    results are added to the un-normalised tokens, then one MLP is shared by all.
+    Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764). Where a
+    sensor is absent, a learned token stands for it: attending to copies of one token
+    gives that token's value, however many there are. It stays zero in a training that
+    drops no sensor, and then adds the biases alone.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
+        self.absent = layers.per_sensor(
+            lambda: layers.token(nnx.initializers.zeros, dim, rngs)
+        )
+        self.norm2 = layers.layer_norm(dim, rngs)
+        self.mlp = layers.Mlp(dim, **kw)
+
+    def __call__(
+        self, tokens: dict[str, jax.Array], present: Present | None = None
+    ) -> jax.Array:
+        """Fuses {sensor: [B, K, D]} into one sequence [B, K_s1 + K_s2, D]."""
+        present = present or dict.fromkeys(SENSORS)
+        y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
+        context = {
+            s: layers.where_present(present[s], y[s], self.absent[s][...])
+            for s in SENSORS
+        }
+        fused = [tokens[s] + self.attn[s](y[s], context[OTHER[s]]) for s in SENSORS]
+        x = jnp.concatenate(fused, axis=1)
+        return x + self.mlp(self.norm2(x))
+
+
+class Encoded(NamedTuple):
+    """What the encoder says of a batch.
+
+    Attributes:
+        tokens: {sensor: [B, K, D]}, in the order the patches were given. Those of an
+            absent sensor are what the other one says of its places.
+        summary: the global token, [B, D].
+        blocks: what each block said, by name, the last of which `tokens` and `summary`
+            are read from, see `Encoder.read`.
+    """
+
+    tokens: dict[str, jax.Array]
+    summary: jax.Array
+    blocks: dict[str, jax.Array]
+
+
+class Encoder(nnx.Module):
+    """Embeds patches of both sensors and encodes them together.
+
+    With `fuse_early` the first of `depth` blocks is an `XAttnEncoder`; without it all
+    are ordinary blocks over the joint sequence, so that depth stays comparable. The
+    global token joins after the XAttnEncoder (as in MultiMAE: at the end of the
+    sequence, without a position).
+
+    Any sample may lack a sensor. What is in its place is never read: a learned token
+    stands there, at every place, to which no other token attends.
+    """
+
+    def __init__(
+        self,
+        *,
+        bands: dict[str, int],
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        fuse_early: bool,
+        arithmetic: Arithmetic,
+        rngs: nnx.Rngs,
+        remat: str = "none",
+    ):
+        if set(bands) != set(SENSORS) or min(bands.values()) < 1:
+            raise InputError(
+                f"Every sensor of {list(SENSORS)} needs at least one band, got {bands}."
+            )
+        if depth < 1:
+            raise InputError(f"The encoder needs a block at least, got depth={depth}.")
+        for value, allowed, name in (
+            (arithmetic.attention, attention.IMPLEMENTATIONS, "attention"),
+            (remat, tuple(REMAT), "remat"),
+        ):
+            if value not in allowed:
+                raise InputError(
+                    f"model.{name} is {value!r}; choose one of {list(allowed)}."
+                )
+        self.side = patches.grid_side(image_size, patch_size)
+        self.patch_size = patch_size
+        self.dim, self.remat, self.arithmetic = dim, remat, arithmetic
+        self.head_width = layers.head_width(dim, num_heads)
+        patches.sincos_2d(self.side, dim)  # refuses a width without positions, now
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.embed = nnx.Dict(
+            {s: layers.Linear(patch_size**2 * bands[s], dim, **kw) for s in SENSORS}
+        )
+        self.fuse = XAttnEncoder(dim, num_heads, **kw) if fuse_early else None
+        normal = nnx.initializers.normal(0.02)
+        self.absent = layers.per_sensor(lambda: layers.token(normal, dim, rngs))
+        self.global_token = layers.token(normal, dim, rngs)
+        self.blocks = nnx.List(
+            [layers.Block(dim, num_heads, **kw) for _ in range(depth - fuse_early)]
+        )
+        self.norm = layers.layer_norm(dim, rngs)
+
+    def embed_patches(
+        self,
+        sensor: str,
+        pixels: jax.Array,
+        ids: jax.Array,
+        present: jax.Array | None = None,
+    ) -> jax.Array:
+        """Embeds patches [B, K, E] that stand at grid places ids [B, K]."""
+        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
+        position = code.at[ids].get(mode="promise_in_bounds")
+        # Pixels too, or one that is not finite would spoil the gradient.
+        pixels = layers.where_present(present, pixels, 0.0)
+        x = self.embed[sensor](pixels).astype(jnp.float32)
+        x = layers.where_present(present, x, self.absent[sensor][...])
+        return (x + position).astype(self.arithmetic.dtype)
+
+    def __call__(
+        self,
+        pixels: dict[str, jax.Array],
+        ids: dict[str, jax.Array],
+        present: Present | None = None,
+        *,
+        branches: jax.Array | None = None,
+    ) -> Encoded:
+        """Encodes patches of both sensors.
+
+        Args:
+            pixels: the patches, {sensor: [B, K, E]}.
+            ids: their places in the grid, {sensor: [B, K]}.
+            present: which samples have a sensor.
+            branches: for training, see `layers.drop_path`, one for each of `blocks`.
+        """
+        here = present or dict.fromkeys(SENSORS)
+        tokens = {s: self.embed_patches(s, pixels[s], ids[s], here[s]) for s in SENSORS}
+        if self.fuse is None:
+            x = jnp.concatenate([tokens[s] for s in SENSORS], axis=1)
+        else:
+            x = self.fuse(tokens, present)
+        summary = jnp.broadcast_to(self.global_token[...], (len(x), 1, self.dim))
+        x = jnp.concatenate([x, summary.astype(x.dtype)], axis=1)
+        k, n = tokens["s1"].shape[1], x.shape[1]
+        # Once for all blocks; nobody attends to what is behind the global token.
+        fill = attention.filling(self.arithmetic, n, self.head_width)
+        x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
+        mask = present and jnp.concatenate(
+            [
+                jnp.repeat(present["s1"][:, None], k, axis=1),
+                jnp.repeat(present["s2"][:, None], n - k - 1, axis=1),
+                jnp.ones((len(x), 1 + fill), bool),
+            ],
+            axis=1,
+        )
+        # Behind no block at all there is still what went in.
+        blocks = {} if self.blocks else {"fused": x}
+        for i, block in enumerate(self.blocks):
+            block = functools.partial(block, keys=n)
+            if self.remat != "none":
+                block = jax.checkpoint(block, policy=REMAT[self.remat])
+            x = block(x, mask, None if branches is None else branches[i])
+            blocks[f"block{i}"] = x
+        tokens, summary = self.read(x, (k, n - 1))
+        return Encoded(tokens, summary, blocks)
+
+    def read(
+        self, x: jax.Array, ends: tuple[int, int]
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Tokens and global token of a block's output, normalised, see `Encoded`.
+
+        Args:
+            x: the output, [B, n, D].
+            ends: how many of its tokens are of s1, and of both sensors.
+        """
+        x, (k, n) = self.norm(x), ends
+        return {"s1": x[:, :k], "s2": x[:, k:n]}, x[:, n]
+
+    def encode(
+        self,
+        images: dict[str, jax.Array],
+        present: Present | None = None,
+        *,
+        branches: jax.Array | None = None,
+    ) -> Encoded:
+        """Encodes whole images {sensor: [B, H, W, C]}, nothing hidden.
+
+        A sample may lack a sensor: `present` says which it has, and whatever stands in
+        the images of the other is not read. For `branches` see `__call__`.
+        """
+        pixels = {s: patches.patchify(images[s], self.patch_size) for s in SENSORS}
+        everything = jnp.arange(self.side**2)[None]
+        ids = {s: jnp.broadcast_to(everything, pixels[s].shape[:2]) for s in SENSORS}
+        return self(pixels, ids, present, branches=branches)
+
+
+class XAttnDecoder(nnx.Module):
+    """Feature-level fusion: each sensor's tokens attend to the other's, then an MLP.
+
+    Works on visible tokens at encoder width, between the encoder and the decoders.
+    Both sensors read the tokens as they came in; no weights are shared. Rebuilt from
+    descriptions of section 3.2, equations 10 and 11, of the paper. An absent sensor is
+    stood for as in `XAttnEncoder`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
+        self.absent = layers.per_sensor(
+            lambda: layers.token(nnx.initializers.zeros, dim, rngs)
+        )
+        self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
+        self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, **kw))
+
+    def __call__(
+        self, tokens: dict[str, jax.Array], present: Present | None = None
+    ) -> dict[str, jax.Array]:
+        """Maps tokens {sensor: [B, K, D]} to tokens of the same shapes."""
+        present = present or dict.fromkeys(SENSORS)
+        y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
+        context = {
+            s: layers.where_present(present[s], y[s], self.absent[s][...])
+            for s in SENSORS
+        }
+        x = {s: tokens[s] + self.attn[s](y[s], context[OTHER[s]]) for s in SENSORS}
+        return {s: x[s] + self.mlp[s](self.norm2[s](x[s])) for s in SENSORS}
+
+
+class Decoder(nnx.Module):
+    """Redraws patches of one sensor from its visible tokens, as MAE's decoder.
+
+    Tokens stay in the order of the mask, the visible ones first: attention does not
+    mind, and what is asked for last lies at the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        bands: int,
+        patch_size: int,
+        side: int,
+        encoder_dim: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        arithmetic: Arithmetic,
+        rngs: nnx.Rngs,
+    ):
+        self.side, self.dim, self.arithmetic = side, dim, arithmetic
+        patches.sincos_2d(side, dim)  # refuses a width without positions, now
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.bridge = layers.Linear(encoder_dim, dim, **kw)
+        self.mask_token = layers.token(nnx.initializers.normal(0.02), dim, rngs)
+        self.blocks = nnx.List(
+            [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
+        )
+        self.norm = layers.layer_norm(dim, rngs)
+        self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
+
+    def __call__(
+        self,
+        visible: jax.Array,
+        mask: patches.Mask,
+        summary: jax.Array | None = None,
+        *,
+        whole: bool = False,
+    ) -> jax.Array:
+        """Predicts patches [B, M, E] from visible tokens [B, K, D].
+
+        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`. The
+        encoder's global token, `summary` [B, D], is one more to attend to, without a
+        position.
+        """
+        b, hidden = mask.hidden.shape
+        blanks = jnp.broadcast_to(self.mask_token[...], (b, hidden, self.dim))
+        x = self.bridge(visible).astype(jnp.float32)
+        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
+        x = jnp.concatenate([x, blanks], axis=1)
+        x = x + code.at[mask.order].get(mode="promise_in_bounds")
+        wanted = x.shape[1] if whole else hidden
+        if summary is not None:
+            first = self.bridge(summary[:, None]).astype(jnp.float32)
+            x = jnp.concatenate([first, x], axis=1)
+        x = x.astype(self.arithmetic.dtype)
+        for i, block in enumerate(self.blocks):
+            last = i + 1 == len(self.blocks)
+            x = block(x, first=x.shape[1] - wanted if last else 0)
+        x = x[:, -wanted:]  # where there is no block at all
+        return self.predict(self.norm(x)).astype(jnp.float32)
+
+
+class Reconstruction(NamedTuple):
+    """The autoencoder's answer, {sensor: [B, M, E]} each.
+
+    Attributes:
+        predicted: predicted patches, in the space of the loss's targets.
+        patches: the same patches of the images that were given.
+    """
+
+    predicted: dict[str, jax.Array]
+    patches: dict[str, jax.Array]
+
+
+class FusMAE(nnx.Module):
+    """Encodes the visible patches of both sensors together and redraws the hidden.
+
+    The paper's authors published no code. What is known of the architecture, what
+    is chosen here and why is listed in docs/model.md.
+
+    Args:
+        bands: number of bands by sensor, {"s1": 2, "s2": 12}.
+        image_size: side of the square images in pixels.
+        patch_size: side of a patch in pixels.
+        dim: encoder width D.
+        depth: encoder blocks, the XAttnEncoder counted in.
+        num_heads: attention heads of the encoder.
+        fuse_early: whether the first block is an XAttnEncoder.
+        fuse_features: whether an XAttnDecoder stands before the decoders.
+        decoder_dim: width of the per-sensor decoders.
+        decoder_depth: blocks of each decoder.
+        decoder_heads: attention heads of the decoders.
+        global_token: who sees the global token, one of `GLOBAL_TOKENS`: the "encoder"
+            alone, and then pretraining never asks its output for anything; or the
+            "decoders" too, as in MAE and MultiMAE.
+        dtype: of matrix products; parameters stay float32.
+        attention: who computes it, see `attention.choose`.
+        remat: what of an encoder block is computed again for the gradient: "none",
+            "dots" (all but the products of its linear layers) or "full"; less memory,
+            more time.
+        platform, devices: what programs are compiled for, see `products.Arithmetic`.
+        rngs: key of the initial parameters.
+
+    Raises:
+        InputError: sizes that do not divide, with the numbers; or dtype is "auto".
+    """
+
+    def __init__(
+        self,
+        *,
+        bands: dict[str, int],
+        image_size: int = 112,
+        patch_size: int = 8,
+        dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        fuse_early: bool = True,
+        fuse_features: bool = True,
+        decoder_dim: int = 256,
+        decoder_depth: int = 2,
+        decoder_heads: int = 8,
+        global_token: str = "encoder",
+        dtype: str = "float32",
+        attention: str = "auto",
+        remat: str = "none",
+        platform: str = "",
+        devices: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        dtype = jnp.dtype(dtypes.settled(dtype)).name
+        arithmetic = Arithmetic(dtype, platform, devices, attention)
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        if global_token not in GLOBAL_TOKENS:
+            raise InputError(
+                f"model.global_token is {global_token!r}; choose one of "
+                f"{list(GLOBAL_TOKENS)}."
+            )
+        self.patch_size, self.global_token = patch_size, global_token
+        self.encoder = Encoder(
+            bands=bands,
+            image_size=image_size,
+            patch_size=patch_size,
+            dim=dim,
+            depth=depth,
+            num_heads=num_heads,
+            fuse_early=fuse_early,
+            remat=remat,
+            **kw,
+        )
+        self.fuse = XAttnDecoder(dim, num_heads, **kw) if fuse_features else None
+        self.decoders = nnx.Dict(
+            {
+                s: Decoder(
+                    bands=bands[s],
+                    patch_size=patch_size,
+                    side=self.encoder.side,
+                    encoder_dim=dim,
+                    dim=decoder_dim,
+                    depth=decoder_depth,
+                    num_heads=decoder_heads,
+                    **kw,
+                )
+                for s in SENSORS
+            }
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one sensor's image."""
+        return self.encoder.side**2
+
+    def patchify(self, images: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Splits images {sensor: [B, H, W, C]} into patches {sensor: [B, N, E]}."""
+        return {s: patches.patchify(images[s], self.patch_size) for s in SENSORS}
+
+    def __call__(
+        self,
+        images: dict[str, jax.Array],
+        masks: dict[str, patches.Mask],
+        present: Present | None = None,
+        *,
+        whole: bool = False,
+    ) -> Reconstruction:
+        """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws it.
+
+        Where a sensor is absent it is hidden whole, and redrawn from the other alone.
+
+        Args:
+            images: the images.
+            masks: which of their patches are hidden, by sensor.
+            present: which samples have a sensor.
+            whole: whether to redraw the visible patches too, M = N of them in the
+                order of the masks; else the hidden ones, M = N - K.
+        """
+        pixels = self.patchify(images)
+        ids = {s: masks[s].visible for s in SENSORS}
+        # One gather a sensor: the visible patches come first, the targets behind them.
+        pixels = {s: patches.take(pixels[s], masks[s].order) for s in SENSORS}
+        k = {s: ids[s].shape[1] for s in SENSORS}
+        # Hidden patches are dropped before they are embedded, let alone attended to.
+        visible = {s: pixels[s][:, : k[s]] for s in SENSORS}
+        tokens, summary, _ = self.encoder(visible, ids, present)
+        summary = summary if self.global_token == "decoders" else None
+        if self.fuse is not None:
+            tokens = self.fuse(tokens, present)
+        predicted = {
+            s: self.decoders[s](tokens[s], masks[s], summary, whole=whole)
+            for s in SENSORS
+        }
+        if not whole:
+            pixels = {s: pixels[s][:, k[s] :] for s in SENSORS}
+        return Reconstruction(predicted, pixels)

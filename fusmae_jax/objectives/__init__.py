@@ -1,0 +1,1 @@
+"""Methods of pretraining: one file each, behind the protocol of `protocol.py`."""
