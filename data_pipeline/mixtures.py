@@ -60,9 +60,7 @@ class Mixture:
     def directories(self) -> tuple[str, ...]:
         """The folders of all parts."""
         return tuple(
-            folder
-            for part in self.parts
-            for folder in getattr(part, "directories", ())
+            folder for part in self.parts for folder in getattr(part, "directories", ())
         )
 
     @property

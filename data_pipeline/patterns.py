@@ -43,7 +43,7 @@ class Patterns(synthetic.Scenes):
             title="Procedural Sentinel-1/Sentinel-2 pairs, each sensor with a pattern.",
             source="data_pipeline/patterns.py",
             licence="Apache-2.0, as this project.",
-            layout=layout.native(size),
+            layout=layout.native(size, sensors.SENSORS),
             sensors=sensors.SENSORS,
             classes={"labels": names},
         )

@@ -20,7 +20,7 @@ def description(**changes) -> Description:
         title="A tiny dataset.",
         source="tests/datasets.py",
         licence="none",
-        layout=layout.native(SIZE),
+        layout=layout.native(SIZE, sensors.SENSORS),
         sensors=sensors.SENSORS,
         classes=CLASSES,
     )

@@ -11,9 +11,9 @@ import rasterio
 from pyarrow import parquet as tables
 
 from data_pipeline import description as descriptions
-from data_pipeline import lists, metadata, parquet, records, sensors
-from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, files
-from data_pipeline.archives import geotiff, pair_lists, rasters
+from data_pipeline import metadata, name_lists, parquet, records, sensors
+from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
+from data_pipeline.archives import geotiff, geotiff_pairs, rasters
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, run
 from tests import datasets, geotiffs
@@ -239,10 +239,10 @@ def test_image_that_gdal_would_invent_is_refused(tmp_path, monkeypatch):
 
 def test_file_that_is_larger_than_any_patch_or_no_file_is_refused(tmp_path):
     with (tmp_path / "x.tif").open("wb") as file:
-        file.truncate(files.MOST_BYTES + 1)
+        file.truncate(base.MOST_BYTES + 1)
     for path in (str(tmp_path / "x.tif"), "/dev/zero", "a\0b"):
         with pytest.raises(InputError, match="cannot be read .*unpack it again"):
-            files.read(path)
+            base.read_file(path)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,10 @@ ROW = {
 def test_table_of_other_values_is_an_error(tmp_path, changes, reason):
     path = tmp_path / "metadata.parquet"
     tables.write_table(pyarrow.Table.from_pylist([ROW]), path)
-    assert len(list(bigearthnet_v2_metadata.rows(str(path)))) == 1
+    assert len(list(bigearthnet_v2.read_metadata(str(path)))) == 1
     tables.write_table(pyarrow.Table.from_pylist([ROW | changes]), path)
     with pytest.raises(InputError, match=f"metadata.parquet cannot be read .{reason}"):
-        list(bigearthnet_v2_metadata.rows(str(path)))
+        list(bigearthnet_v2.read_metadata(str(path)))
 
 
 def test_table_of_more_rows_than_any_is_refused_unread(tmp_path, monkeypatch):
@@ -285,14 +285,14 @@ def test_table_of_more_rows_than_any_is_refused_unread(tmp_path, monkeypatch):
     tables.write_table(pyarrow.table({"s2_name": ["a"] * 9}), path)
     monkeypatch.setattr(parquet, "MOST_ROWS", 8)
     with pytest.raises(InputError, match="x.parquet cannot be read .it has 9 rows"):
-        lists.listed(str(path), ())
+        name_lists.listed(str(path), ())
 
 
 @pytest.mark.parametrize("content", [b"s1,s2\na\xff,b\n", b's1,s2\n"a,b\n', b"\xff"])
 def test_list_of_pairs_that_is_no_csv_is_an_error(tmp_path, content):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(InputError, match="x.csv cannot be read as a CSV"):
-        pair_lists.rows(str(tmp_path / "x.csv"))
+        geotiff_pairs.find_files(str(tmp_path / "x.csv"))
 
 
 def test_places_of_a_run_that_are_no_codes_are_an_error(tmp_path):

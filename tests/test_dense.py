@@ -53,9 +53,7 @@ class Pairs:
 
     def change(self, **functions):
         """The same pairs, with some fields replaced by functions of them."""
-        records = [
-            r | {k: f(r[k]) for k, f in functions.items()} for r in self.records
-        ]
+        records = [r | {k: f(r[k]) for k, f in functions.items()} for r in self.records]
         return Pairs(records, self.description)
 
 
@@ -154,7 +152,10 @@ def test_labels_stay_under_their_pixels_at_every_place_and_turn():
     s1 = dataclasses.replace(
         s1, bands=[dataclasses.replace(s1.bands[0], mean=0.0, std=1.0)]
     )
-    fields = {f: truth[..., None] for f in layout.native(size).fields({"s1": s1})}
+    fields = {
+        f: truth[..., None]
+        for f in layout.native(size, sensors.SENSORS).fields({"s1": s1})
+    }
     assert len(fields) == 1
     truth = jnp.broadcast_to(truth, (len(turn), size, size))
     fields = {f: jnp.broadcast_to(x, (*truth.shape, 1)) for f, x in fields.items()}

@@ -80,7 +80,10 @@ def stored(bands=("B02", "B04"), known=S2_STORED, gsd=10, **changes):
         (stored(known=dataclasses.replace(S2_STORED, unit="x")), "unit of Sentinel-2"),
         (stored(classes={"labels": ("water", "forest, mixed")}), "classes of labels"),
         (datasets.description(), "bands of s2_10m"),
-        (datasets.description(layout=layout.resampled(12)), "bands of s2_10m"),
+        (
+            datasets.description(layout=layout.resampled(12, sensors.SENSORS)),
+            "bands of s2_10m",
+        ),
         (stored(gsd=20), r"\['s1_10m', 's2_10m', 'id'\] must be some of .* 's2_20m'"),
     ],
 )

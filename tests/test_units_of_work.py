@@ -72,7 +72,7 @@ class Strange(fakes.Archive):
     """An archive with a file that no reader foresaw."""
 
     def read_pair(self, pair):
-        if pair.s2_name == "fake-2":
+        if pair.name == "fake-2":
             raise KeyError("B02")
         return super().read_pair(pair)
 

@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 
-from data_pipeline.archives import files
+from data_pipeline.archives import base
 from data_pipeline.errors import InputError
 
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
@@ -73,8 +73,8 @@ def read(data: bytes, name: str) -> np.ndarray:
 
 
 def read_file(path: str) -> np.ndarray:
-    """Decodes the file at `path`; see `read` and `files.read`."""
-    return read(files.read(path), path)
+    """Decodes the file at `path`; see `read` and `base.read_file`."""
+    return read(base.read_file(path), path)
 
 
 def _directory(data: bytes, order: str) -> tuple[dict[int, np.ndarray], bool]:

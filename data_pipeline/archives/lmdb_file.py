@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_pipeline import untrusted
-from data_pipeline.archives import files
+from data_pipeline.archives import base
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _META = struct.Struct("<IIQQ IHHQQQQQ IHHQQQQQ QQ")  # at the beginning of pages 0 and 1
@@ -183,7 +183,7 @@ class Database:
         (number,) = struct.unpack_from("<Q", page.data, at)
         start = number * self._known.page_size
         told, _, kind, *_ = _HEAD.unpack(self._read(start, _HEAD.size))
-        if told != number or not kind & _OVERFLOW or size > files.MOST_BYTES:
+        if told != number or not kind & _OVERFLOW or size > base.MOST_BYTES:
             raise Damaged(f"{key!r:.99} is not on page {number}")
         return self._read(start + _HEAD.size, size)
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import tqdm
 
 from data_pipeline import untrusted
-from data_pipeline.archives import compressed, files, holds
+from data_pipeline.archives import base, compressed, holds
 from data_pipeline.archives.members import BLOCK, BadHeader, members
 from data_pipeline.errors import InputError
 from data_pipeline.files import advice, flock
@@ -53,7 +53,7 @@ def reader(where: str | tuple) -> Callable[[str], bytes]:
         OSError: the tar cannot be read, or is not what it was when it was indexed.
     """
     if isinstance(where, str):
-        return lambda name: files.read(os.path.join(where, name))
+        return lambda name: base.read_file(os.path.join(where, name))
     tar, *bounds = where
     contents = {}
     for start, stop in zip(bounds[::2], bounds[1::2]):
@@ -158,9 +158,7 @@ def _members(tar: str, start: int, stop: int) -> list[tuple[str, bytes]]:
         raise OSError(
             f"{tar} was changed since the build began ({error}), so begin another"
         ) from None
-    return [
-        (os.path.basename(m.name), data[m.start : m.start + m.size]) for m in found
-    ]
+    return [(os.path.basename(m.name), data[m.start : m.start + m.size]) for m in found]
 
 
 def _scan(path: str, noted: str) -> tuple[dict, dict]:

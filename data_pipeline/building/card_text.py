@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from data_pipeline import description as descriptions
 from data_pipeline import shards
 from data_pipeline.description import Description
-from data_pipeline.sensors import Sensor
+from data_pipeline.sensors import NAMED, Sensor
 
 SHEET_FILE = "contact_sheet.png"
 WIDEST = 48  # columns of a table's source are padded up to here
@@ -197,7 +197,8 @@ def _skipped(card: Mapping) -> Iterable[str]:
     for row in card["skipped"]:
         if "example" in row:
             example = row["example"]
-            name = f"`{example['s2_name'] or example['s1_name']}`"
+            names = (example[f"{sensor}_name"] for sensor in NAMED)
+            name = f"`{next(filter(None, names))}`"
             rows.append((f"{row['count']:,}", example["reason"], name))
         else:
             rows.append((f"{row['count']:,}", f"{row['kinds']} other reasons", ""))

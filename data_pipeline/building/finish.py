@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipeline import files, metadata, records, shards
-from data_pipeline.archive import Skipped
+from data_pipeline.archives.base import Skipped
 from data_pipeline.building import card, card_text, units_of_work
 from data_pipeline.building.statistics import Tally
 from data_pipeline.building.units_of_work import Shard
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
+from data_pipeline.sensors import NAMED
 
 log = logging.getLogger("fusmae_jax")
 
@@ -28,13 +29,11 @@ class Found:
 
     Attributes:
         source: where the archive is.
-        total: pairs and single images in all, by the archive and by the lists.
         skipped: what is left out before any pixel is read.
         unlisted: number of those that no list asks for.
     """
 
     source: str
-    total: int
     skipped: list[Skipped]
     unlisted: int
 
@@ -58,7 +57,7 @@ def finish(
         build: options that the card mentions.
 
     Raises:
-        InputError: no pair is left, two have the same id, or one is unaccounted for.
+        InputError: no pair is left, or two have the same id.
     """
     reports, infos, skipped, empty = {}, {}, list(found.skipped), ""
     for split, members in work.items():
@@ -73,14 +72,16 @@ def finish(
         empty += f"; no good pair is left in {split}"
     # The same archive elsewhere gives the same list.
     folder = os.path.join(found.source, "")
-    skipped = [s._replace(reason=s.reason.replace(folder, "")) for s in skipped]
+    skipped = [
+        dataclasses.replace(skip, reason=skip.reason.replace(folder, ""))
+        for skip in skipped
+    ]
     write_skipped(out, skipped)
     if not reports:
         raise InputError(
             f"All {len(skipped)} pairs are bad, the first because: "
             f"{skipped[0].reason} See {out / 'skipped.csv'}."
         )
-    check_sum(found, reports, skipped)
     kept = {split: [checked[shard.path] for shard in work[split]] for split in reports}
     write_index(out, kept)
     shards.write_metadata(out, description, infos)
@@ -92,21 +93,11 @@ def finish(
         draw(out, description, list(kept))
     except Exception as error:  # whatever is wrong with a picture, the dataset is whole
         log.warning("%s was not drawn: %r", out / card_text.SHEET_FILE, error)
+    total = content["pairs"]["found"]
     counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
     bad = len(skipped)
-    print(f"{out}: of {found.total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
-
-
-def check_sum(found: Found, reports: Mapping, skipped: Sequence[Skipped]) -> None:
-    """Refuses to finish while a pair is unaccounted for."""
-    written = sum(report.count for report in reports.values())
-    if found.total != written + len(skipped) + found.unlisted:
-        raise InputError(
-            f"Of {found.total} pairs, {written} were written, {len(skipped)} skipped "
-            f"and {found.unlisted} in no list, which does not add up; that is a fault "
-            "of this program: please report it with the command and skipped.csv."
-        )
+    print(f"{out}: of {total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
 
 
 def summarise(
@@ -119,7 +110,8 @@ def summarise(
         tally.merge(Tally.from_json(description, result["tally"]))
         info = {name: result[name] for name in shards.ShardInfo._fields}
         infos.append(shards.ShardInfo(**info))
-        skipped += [Skipped(*row) for row in result["skipped"]]
+        for *names, reason in result["skipped"]:
+            skipped.append(Skipped(dict(zip(NAMED, names)), reason))
     count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
     return card.SplitReport(count, size, tally), infos, skipped
 
@@ -131,8 +123,8 @@ def write_skipped(out: pathlib.Path, skipped: Sequence[Skipped]) -> None:
         path.unlink(missing_ok=True)  # of an earlier attempt
         return
     text = io.StringIO(newline="")
-    rows = [Skipped._fields, *skipped]
-    csv.writer(text).writerows(row[:3] for row in rows)
+    rows = [(*skip.names, skip.reason) for skip in skipped]
+    csv.writer(text).writerows([(*card.NAMES, "reason"), *rows])
     files.write_whole(path, text.getvalue())
 
 

@@ -10,8 +10,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import files, lists, metadata, shards, untrusted
-from data_pipeline.archive import Archive, Pair
+from data_pipeline import files, metadata, name_lists, shards, untrusted
+from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
 
@@ -42,7 +42,7 @@ def facts(config) -> dict:
     """
     listed = {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in lists.files(config.splits, config.exclude)
+        for path in name_lists.files(config.splits, config.exclude)
     }
     return {
         "splits": os.path.basename(config.splits),
@@ -154,11 +154,9 @@ def lock(out: pathlib.Path) -> Iterator[None]:
         files.unlock(path)
 
 
-def begin(
-    out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]
-) -> None:
+def begin(out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]) -> None:
     """Writes the plan down, or checks that it is the one that was begun."""
-    names = {s: [(p.s2_name, p.s1_name) for p in pairs] for s, pairs in chosen.items()}
+    names = {split: [pair.names for pair in pairs] for split, pairs in chosen.items()}
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     plan = plan | {"pairs": digest}
     check_out(out, plan)

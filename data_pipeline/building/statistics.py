@@ -111,7 +111,10 @@ class Tally:
             for name, sensor in self.description.sensors.items()
         }
         return {
-            "pairs": self.pairs, "sensors": ordered, "classes": classes, "maps": maps
+            "pairs": self.pairs,
+            "sensors": ordered,
+            "classes": classes,
+            "maps": maps,
         }
 
     def _counts(self) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipeline import files, shards, untrusted
-from data_pipeline.archive import Archive, Pair
+from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.statistics import Tally
 
@@ -82,7 +82,7 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
             except InputError as error:
                 if shard.strict or isinstance(error, Stopped):
                     raise
-                skipped.append((pair.s2_name, pair.s1_name, str(error)))
+                skipped.append((*pair.names, str(error)))
             else:
                 tally.add(record)
                 yield record
@@ -108,14 +108,14 @@ def _read(shard: Shard, pair: Pair) -> dict:
         return record
     except OSError as error:
         raise Stopped(
-            f"{pair.s2_name} cannot be read ({error}); see to the disk or the network, "
+            f"{pair.name} cannot be read ({error}); see to the disk or the network, "
             "then give the same command again."
         ) from error
     except InputError:
         raise
     except Exception as error:  # a file so strange that no reader foresaw it
         raise InputError(
-            f"{pair.s2_name} makes its reader fail ({type(error).__name__}: {error}); "
+            f"{pair.name} makes its reader fail ({type(error).__name__}: {error}); "
             "unpack it again or leave it out."
         ) from error
 

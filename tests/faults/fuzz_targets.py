@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipeline import lists, metadata, records, sources
-from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, geotiff
-from data_pipeline.archives import bigearthnet_v2_stores as stores
-from data_pipeline.archives import pair_lists, rasters, tars
+from data_pipeline import metadata, name_lists, records, sources
+from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, geotiff
+from data_pipeline.archives import geotiff_pairs, rasters, tars
 from tests import datasets, geotiffs, packing, reben, shared_data
 from tests.faults import fuzz_targets_of_runs as of_runs
 from tests.faults import mutations
@@ -132,10 +131,10 @@ def parquet(folder: pathlib.Path) -> Target:
     """The table of BigEarthNet v2."""
     row = reben.write_patches(folder / "v2", 1)
     reben.write_metadata(folder, [row | {"patch_id": f"{i}"} for i in range(9)])
-    path = folder / bigearthnet_v2_metadata.METADATA
+    path = folder / bigearthnet_v2.METADATA
 
     def read(path: str) -> None:
-        for _, row in bigearthnet_v2_metadata.rows(path):
+        for _, row in bigearthnet_v2.read_metadata(path):
             row.fault, row.flag
 
     return Target([path.read_bytes()], by_path(path, read), weight=0.5)
@@ -149,12 +148,12 @@ def database(folder: pathlib.Path) -> Target:
     source = folder / "lmdb"
     source.mkdir()
     reben.put(source, {n: large if i % 40 == 0 else value for i, n in enumerate(names)})
-    path = source / stores.DATABASE
+    path = source / bigearthnet_v2.DATABASE
     seed = path.read_bytes()
 
     def read(path: str) -> None:
-        stores._open.cache_clear()  # or it would still have the file before
-        store = stores.open_store(str(source))
+        bigearthnet_v2._open.cache_clear()  # or it would still have the file before
+        store = bigearthnet_v2.open_store(str(source))
         for name in sorted(set.union(*store.names()))[:9]:
             store.bands(name)
 
@@ -167,7 +166,7 @@ def safetensors(folder: pathlib.Path) -> Target:
     images = {"B02": np.ones((9, 9), np.uint16), "VV": np.ones((4, 4), np.float32)}
     seed = reben.safetensors.save(images)
     ways = (mutations.safetensors, mutations.blind)
-    return Target([seed], lambda data: stores._parse(data, "x"), ways)
+    return Target([seed], lambda data: bigearthnet_v2._parse(data, "x"), ways)
 
 
 def _packed(folder: pathlib.Path, suffix: str) -> Target:
@@ -195,13 +194,13 @@ def _packed(folder: pathlib.Path, suffix: str) -> Target:
 def pairs(folder: pathlib.Path) -> Target:
     """The CSV of somebody's own pairs."""
     seed = "s1,s2,id,split,labels\na.tif,b.tif,x,train,water;forest\nc.tif,é.tif,,,\n"
-    return Target([seed.encode()], by_path(folder / "x.csv", pair_lists.rows))
+    return Target([seed.encode()], by_path(folder / "x.csv", geotiff_pairs.find_files))
 
 
 def splits(folder: pathlib.Path) -> Target:
     """A list of who is in which split."""
     seeds = [b"s2_name,s1_name,split\na,b,train\nc,d,val\n", b"patch_id,split\na,test"]
-    read = by_path(folder / "x.csv", lambda path: lists.listed(path, {"a"}))
+    read = by_path(folder / "x.csv", lambda path: name_lists.listed(path, {"a"}))
     return Target(seeds, read)
 
 
