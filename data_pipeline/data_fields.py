@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from data_pipeline import layout, metadata, mixtures, sources
-from data_pipeline.description import SPLITS
+from data_pipeline import dataset_card as metadata, layout, mixtures, sources
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, Field, choice, flag, number, location, several
 from data_pipeline.fields import text, whole

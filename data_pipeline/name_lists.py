@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from data_pipeline import ground, parquet, untrusted
-from data_pipeline.description import SPLITS
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 
 FILES = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv")))  # in a folder of lists

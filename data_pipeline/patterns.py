@@ -18,7 +18,7 @@ import operator
 import numpy as np
 
 from data_pipeline import layout, sensors, synthetic
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 
 SHAPES = ("strips", "checks", "patches")
 CROPS = ("green crop", "soil")  # of synthetic.SPECTRA

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from data_pipeline import watch
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 CANDIDATES = 128  # pairs that are compared before one of them is drawn

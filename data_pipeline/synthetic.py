@@ -23,7 +23,7 @@ import operator
 import numpy as np
 
 from data_pipeline import layout, sensors
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import sensors
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
 from fusmae_jax import checkpoint, optim, sharding, train

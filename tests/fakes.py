@@ -8,7 +8,7 @@ from configs import prepare_bigearthnet
 from data_pipeline import synthetic
 from data_pipeline.archives import base
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 SIZE = 24

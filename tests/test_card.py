@@ -9,13 +9,13 @@ import subprocess
 import numpy as np
 import pytest
 
-from data_pipeline import description, layout, metadata, sensors
+from data_pipeline import dataset_card, layout, sensors
 from data_pipeline.building import card, card_text
 from data_pipeline.building.statistics import Tally
 from tests import fakes
 
 LONG = "Land principally occupied by agriculture, with significant areas of nature"
-DESCRIPTION = description.Description(
+DESCRIPTION = dataset_card.Description(
     name="small",
     title="Small pairs for a test.",
     source="https://example.org/small",
@@ -78,7 +78,7 @@ def table(text: str, heading: str) -> list[list[str]]:
 
 def test_the_card_describes_the_dataset_to_whoever_opens_it(tmp_path):
     card.write(tmp_path, made())
-    assert metadata.read_description(tmp_path) == DESCRIPTION
+    assert dataset_card.read_description(tmp_path) == DESCRIPTION
     assert {path.name for path in tmp_path.iterdir()} == {"card.json", "card.md"}
 
 
@@ -89,7 +89,7 @@ def test_the_folder_is_a_dataset_only_once_all_is_written(tmp_path, monkeypatch)
     monkeypatch.setattr(card_text, "text", fail)
     with pytest.raises(OSError, match="disk full"):
         card.write(tmp_path, made())
-    assert not (tmp_path / metadata.CARD_FILE).exists()
+    assert not (tmp_path / dataset_card.CARD_FILE).exists()
 
 
 def test_the_same_archive_gives_the_same_bytes(tmp_path):

@@ -10,8 +10,7 @@ import pytest
 import rasterio
 from pyarrow import parquet as tables
 
-from data_pipeline import description as descriptions
-from data_pipeline import metadata, name_lists, parquet, records, sensors
+from data_pipeline import dataset_card, name_lists, parquet, record_format, sensors
 from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
 from data_pipeline.archives import geotiff, geotiff_pairs, rasters
 from data_pipeline.errors import InputError
@@ -29,7 +28,7 @@ def field(name: bytes, feature: bytes) -> bytes:
 
 
 def decoded(tmp_path, feature: bytes, name: str = "labels"):
-    opened = records.Records(datasets.write(tmp_path), "train", fields=[name])
+    opened = record_format.Records(datasets.write(tmp_path), "train", fields=[name])
     body = field(name.encode(), feature)
     opened._source = [b"\n" + bytes([len(body)]) + body]
     return opened[0][name]
@@ -64,7 +63,7 @@ def test_text_that_is_none_or_several_is_an_error(tmp_path, feature):
 
 
 def test_length_without_an_end_is_refused_at_once(tmp_path):
-    opened = records.Records(datasets.write(tmp_path), "train")
+    opened = record_format.Records(datasets.write(tmp_path), "train")
     opened._source = [b"\n" + b"\xff" * 10_000_000]
     with pytest.raises(InputError, match="Record 0 of split train .*not decode"):
         opened[0]
@@ -101,14 +100,14 @@ def test_length_without_an_end_is_refused_at_once(tmp_path):
 )
 def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
     *folders, last = path.split()
-    card = metadata.read_card(datasets.write(tmp_path))
+    card = dataset_card.read_card(datasets.write(tmp_path))
     part = card["description"]
     for key in folders:
         part = part[int(key) if isinstance(part, list) else key]
     part[last] = value
-    (tmp_path / metadata.CARD_FILE).write_text(json.dumps(card))
+    (tmp_path / dataset_card.CARD_FILE).write_text(json.dumps(card))
     with pytest.raises(InputError, match="This is no description of a|lacks computed"):
-        metadata.read_description(tmp_path)
+        dataset_card.read_description(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +119,9 @@ def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
     ],
 )
 def test_card_with_other_parts_is_none(tmp_path, content):
-    (tmp_path / metadata.CARD_FILE).write_text(json.dumps(content))
+    (tmp_path / dataset_card.CARD_FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match="is no card of a dataset"):
-        metadata.read_card(tmp_path)
+        dataset_card.read_card(tmp_path)
 
 
 def beside(fields, evil):
@@ -164,7 +163,7 @@ def test_no_module_is_imported_because_features_name_it(
     put(fields, evil)
     stored.write_text(json.dumps(content))
     with pytest.raises(InputError, match="metadata of .* cannot be read"):
-        records.Records(tmp_path / "data", "train")
+        record_format.Records(tmp_path / "data", "train")
     assert "evil_features" not in sys.modules
 
 
@@ -173,7 +172,7 @@ def test_shards_that_cannot_be_named_are_an_error(tmp_path):
     assert "{FILEFORMAT}" in stored.read_text()
     stored.write_text(stored.read_text().replace("{FILEFORMAT}", "{FILE}"))
     with pytest.raises(InputError, match="metadata of .* cannot be read"):
-        records.Records(tmp_path, "train")
+        record_format.Records(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -181,17 +180,17 @@ def test_shards_that_cannot_be_named_are_an_error(tmp_path):
 )
 def test_index_of_other_arrays_is_an_error(tmp_path, index):
     datasets.write(tmp_path)
-    np.savez(tmp_path / metadata.index_name("train"), **index)
+    np.savez(tmp_path / dataset_card.index_name("train"), **index)
     with pytest.raises(InputError, match="index-train.npz cannot be read"):
-        metadata.read_index(tmp_path, "train")
+        dataset_card.read_index(tmp_path, "train")
 
 
 def test_index_that_is_a_single_array_is_an_error(tmp_path):
     datasets.write(tmp_path)
-    with (tmp_path / metadata.index_name("train")).open("wb") as file:
+    with (tmp_path / dataset_card.index_name("train")).open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(InputError, match="index-train.npz cannot be read"):
-        metadata.read_index(tmp_path, "train")
+        dataset_card.read_index(tmp_path, "train")
 
 
 def tiff(entries: list[tuple[int, int, int, int]], after: bytes = b"") -> bytes:
@@ -322,4 +321,4 @@ def test_what_the_project_describes_is_what_it_restores():
     for sensor in (sensors.S1, sensors.S2, sensors.S2_L1C):
         assert sensors.restore(json.loads(json.dumps(sensor.describe()))) == sensor
     described = json.loads(json.dumps(DESCRIPTION.describe()))
-    assert descriptions.restore(described) == DESCRIPTION
+    assert dataset_card.restore(described) == DESCRIPTION

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import prepare_pairs
-from data_pipeline import layout, metadata, records, sensors
+from data_pipeline import dataset_card, layout, record_format, sensors
 from data_pipeline.building import contact_sheet, preview, prepare
 from data_pipeline.classes import NO_CLASS
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from tests import builds, geotiffs
 
 COVERS = ("Water", "Mixed forest", "Arable land")
@@ -120,8 +120,8 @@ def test_radar_of_other_polarisations_is_drawn_by_their_families(tmp_path, monke
     config.source, config.out = str(tmp_path), str(tmp_path / "out")
     config.read.s2_offset, config.holdout_share, config.workers = "0", 0.0, 0
     prepare.prepare(config)
-    one = records.Records(config.out, "train")[0]
-    description = metadata.read_description(config.out)
+    one = record_format.Records(config.out, "train")[0]
+    description = dataset_card.read_description(config.out)
     assert description.sensors["s1"].band_names == ("HH", "HV")
     scale = contact_sheet.TILE // geotiffs.SIDE + 1
     s1 = tiles(drawn(tmp_path / "out" / "contact_sheet.png"), geotiffs.SIDE * scale)[1]
@@ -140,7 +140,7 @@ def test_a_picture_that_fails_leaves_a_whole_dataset_and_a_warning(
 
     monkeypatch.setattr(preview, "picture", fail)
     prepare.prepare(config)
-    assert len(records.Records(config.out, "train")) == 6
+    assert len(record_format.Records(config.out, "train")) == 6
     assert sum("contact_sheet.png" in x and "nothing to draw" in x for x in lines) == 1
     content = {path.name for path in builds.out_files(config)}
     assert "card.json" in content and "contact_sheet.png" not in content

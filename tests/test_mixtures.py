@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline import layout, mixtures, records, sensors, sources
+from data_pipeline import layout, mixtures, record_format, sensors, sources
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -15,7 +15,7 @@ from tests import datasets
 def opened(directory, counts=(3,), fields=None, **changes):
     described = datasets.description(**changes)
     datasets.write(directory, counts, described=described, prefix=f"{directory.name} ")
-    return records.Records(directory, "train", fields)
+    return record_format.Records(directory, "train", fields)
 
 
 def test_pairs_follow_one_another(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from jax._src import array  # whose reads nothing else tells
 
 from configs import quickstart
-from data_pipeline import layout, metadata, sensors, sources, synthetic
+from data_pipeline import dataset_card, layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build, flops, metrics, optim, pretrain, run, sharding
 from tests import datasets, tiny
@@ -21,9 +21,9 @@ from tests import datasets, tiny
 def config(tmp_path):
     """Training on a copy of the sample, one pair of which is held out too."""
     folder = shutil.copytree(sources.SAMPLE, tmp_path / "data")
-    train, held = (metadata.read_index(folder, s) for s in ("train", "validation"))
+    train, held = (dataset_card.read_index(folder, s) for s in ("train", "validation"))
     held["place"][3] = train["place"][5]
-    np.savez(folder / metadata.index_name("validation"), **held)
+    np.savez(folder / dataset_card.index_name("validation"), **held)
     config = quickstart.get_config()
     config.data.source, config.data.dir = "records", str(folder)
     return config

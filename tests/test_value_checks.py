@@ -9,7 +9,7 @@ import tifffile
 
 from data_pipeline import layout, sensors, synthetic
 from data_pipeline.building import value_checks
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from tests import shared_data
 

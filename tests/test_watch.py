@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline import batches, mixtures, records, watch
+from data_pipeline import batches, mixtures, record_format, watch
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -68,7 +68,9 @@ def alive(pid: int) -> bool:
 def blocked(tmp_path, monkeypatch):
     """A mixture of two datasets, whose record that comes fourth waits for an event."""
     folders = [datasets.write(tmp_path / n, (3, 3), prefix=n) for n in ("a", "b")]
-    mixture = mixtures.Mixture([records.Records(f, "train", ["id"]) for f in folders])
+    mixture = mixtures.Mixture(
+        [record_format.Records(f, "train", ["id"]) for f in folders]
+    )
     fourth, event = batches.Order(mixture, 0).pairs(3, 4)[0], threading.Event()
     part, place = mixture.parts[fourth // 6], fourth % 6
     whole = type(part).__getitem__
@@ -78,7 +80,7 @@ def blocked(tmp_path, monkeypatch):
             event.wait()
         return whole(self, index)
 
-    monkeypatch.setattr(records.Records, "__getitem__", get)
+    monkeypatch.setattr(record_format.Records, "__getitem__", get)
     yield mixture, event, part.where(place)
     event.set()
 
@@ -223,9 +225,7 @@ class Telling(Numbers):
 
 
 @pytest.mark.parametrize("threads, workers, each", [(4, 2, 2), (1, 2, 1), (5, 1, 5)])
-def test_workers_are_spawned_and_share_the_threads(
-    monkeypatch, threads, workers, each
-):
+def test_workers_are_spawned_and_share_the_threads(monkeypatch, threads, workers, each):
     monkeypatch.setattr(watch, "forked", 1, raising=False)
     got = stream(Telling(), threads=threads, workers=workers)
     told = np.concatenate([next(got)["x"] for _ in range(40)])

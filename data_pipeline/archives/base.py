@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data_pipeline import sensors, untrusted
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 MOST_BYTES = 1 << 29  # of a file, decompressed too; a patch's take some MB

@@ -16,7 +16,7 @@ import tqdm
 from data_pipeline import classes, ground, layout, name_lists, sensors, untrusted
 from data_pipeline.archives import base, geotiff, tars
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 # The folder or tar of each archive: its own name first, then those of many copies.

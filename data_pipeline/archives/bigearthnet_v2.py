@@ -20,7 +20,7 @@ import tqdm
 from data_pipeline import classes, ground, layout, parquet, sensors
 from data_pipeline.archives import base, geotiff, lmdb_file, rasters
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import SPLITS, Description
+from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import flag, location
 

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipeline import files, layout, sensors, untrusted
 from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import SPLITS, Description
+from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import Field, check_each, choice, several, text, whole
 from data_pipeline.sensors import NAMED

@@ -14,7 +14,7 @@ import numpy as np
 from data_pipeline import classes, layout, sensors
 from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 SIZE = 256

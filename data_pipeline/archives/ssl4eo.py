@@ -19,7 +19,7 @@ import tqdm
 from data_pipeline import layout, sensors
 from data_pipeline.archives import base, geotiff
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, location
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from data_pipeline import files
 from data_pipeline.building import card_text
 from data_pipeline.archives.base import Skipped
-from data_pipeline.description import SPLITS, Description
-from data_pipeline.metadata import CARD_FILE
+from data_pipeline.dataset_card import Description, SPLITS
+from data_pipeline.dataset_card import CARD_FILE
 from data_pipeline.building.statistics import Tally
 from data_pipeline.sensors import NAMED
 

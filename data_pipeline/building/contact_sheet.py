@@ -14,7 +14,7 @@ from matplotlib import figure, transforms
 
 from data_pipeline import files, sensors
 from data_pipeline.building import preview
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 
 SHOWN = 24
 COLUMNS = 6
@@ -40,7 +40,7 @@ def draw(
 
     Args:
         description: of the dataset.
-        records: as `records.Records` returns them.
+        records: as `record_format.Records` returns them.
         path: file to write, whole or not at all.
     """
     count = min(SHOWN, len(records))

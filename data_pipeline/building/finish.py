@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import files, metadata, records, shards
+from data_pipeline import dataset_card, files, record_format
 from data_pipeline.archives.base import Skipped
 from data_pipeline.building import card, card_text, units_of_work
 from data_pipeline.building.statistics import Tally
 from data_pipeline.building.units_of_work import Shard
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import NAMED
 
@@ -84,7 +84,7 @@ def finish(
         )
     kept = {split: [checked[shard.path] for shard in work[split]] for split in reports}
     write_index(out, kept)
-    shards.write_metadata(out, description, infos)
+    record_format.write_metadata(out, description, infos)
     written = [shard.path for split in kept for shard in work[split]]
     sums = {path.name: checked[path]["sha256"] for path in written}
     content = card.make(description, reports, skipped, found.unlisted, sums, build)
@@ -102,14 +102,14 @@ def finish(
 
 def summarise(
     description: Description, members: Sequence[Shard]
-) -> tuple[card.SplitReport, list[shards.ShardInfo], list[Skipped]]:
+) -> tuple[card.SplitReport, list[record_format.ShardInfo], list[Skipped]]:
     """What the results of a split's shards come to, read one after another."""
     tally, infos, skipped = Tally(description), [], []
     for shard in members:
         result = units_of_work.read_result(shard)
         tally.merge(Tally.from_json(description, result["tally"]))
-        info = {name: result[name] for name in shards.ShardInfo._fields}
-        infos.append(shards.ShardInfo(**info))
+        info = {name: result[name] for name in record_format.ShardInfo._fields}
+        infos.append(record_format.ShardInfo(**info))
         for *names, reason in result["skipped"]:
             skipped.append(Skipped(dict(zip(NAMED, names)), reason))
     count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
@@ -129,7 +129,7 @@ def write_skipped(out: pathlib.Path, skipped: Sequence[Skipped]) -> None:
 
 
 def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
-    """Writes the index of each split, see `records.Records.index`.
+    """Writes the index of each split, see `record_format.Records.index`.
 
     Raises:
         InputError: two records have the same id.
@@ -151,14 +151,14 @@ def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
     for split, index in indices.items():
         content = io.BytesIO()
         np.savez_compressed(content, **index)
-        files.write_whole(out / metadata.index_name(split), content.getvalue())
+        files.write_whole(out / dataset_card.index_name(split), content.getvalue())
 
 
 def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
     """Draws the contact sheet from the records as they were written."""
     from data_pipeline.building import contact_sheet  # Matplotlib, only now
 
-    opened = [records.Records(out, split) for split in splits]
+    opened = [record_format.Records(out, split) for split in splits]
     starts = np.cumsum([0, *map(len, opened)])
     places = np.linspace(0, starts[-1] - 1, contact_sheet.SHOWN).astype(int)
     shown = []

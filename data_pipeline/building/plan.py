@@ -10,7 +10,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import files, metadata, name_lists, shards, untrusted
+from data_pipeline import dataset_card, files, name_lists, record_format, untrusted
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
@@ -22,7 +22,7 @@ FOLDER = "_build"  # is there until the dataset is complete
 def options(config) -> dict:
     """What a restarted build must have in common with the first one."""
     return {
-        "record_format": shards.FORMAT,
+        "record_format": record_format.FORMAT,
         "archive": config.archive,
         "source": config.source,
         "splits": config.splits,
@@ -79,7 +79,7 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
         return
     begun = out / FOLDER / "plan.json"
     if not begun.exists():
-        if (out / metadata.CARD_FILE).exists():
+        if (out / dataset_card.CARD_FILE).exists():
             raise InputError(
                 f"{out} holds a complete dataset; use it, delete it, or pass another "
                 "--config.out=DIR."
@@ -182,13 +182,13 @@ def units(
         for i in range(total):
             part = pairs[len(pairs) * i // total : len(pairs) * (i + 1) // total]
             shard = Shard(
-                path=out / shards.shard_name(name, split, i, total),
+                path=out / record_format.shard_name(name, split, i, total),
                 result=out / FOLDER / f"{split}-{i:05d}-result.json",
                 plan=out / FOLDER / f"{split}-{i:05d}-pairs.json",
                 size=len(part),
                 archive=archive,
                 strict=config.strict,
-                options=shards.COMPRESSION[config.compression],
+                options=record_format.COMPRESSION[config.compression],
             )
             rows = json.dumps([dataclasses.astuple(pair) for pair in part])
             files.write_whole(shard.plan, rows)

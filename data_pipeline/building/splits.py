@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from data_pipeline import fields, ground, name_lists, sensors
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.description import SPLITS
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")

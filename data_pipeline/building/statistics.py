@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_pipeline.classes import NO_CLASS
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 

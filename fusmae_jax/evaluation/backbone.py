@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import sensors
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from fusmae_jax import build, checkpoint, checks, run, sharding, streams, views
 from fusmae_jax.encoder import Encoded, Present

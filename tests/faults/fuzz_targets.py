@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipeline import metadata, name_lists, records, sources
+from data_pipeline import dataset_card, name_lists, record_format, sources
 from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, geotiff
 from data_pipeline.archives import geotiff_pairs, rasters, tars
 from tests import datasets, geotiffs, packing, reben, shared_data
@@ -22,8 +22,8 @@ from tests.faults.fuzz_target import Target, by_path
 
 def record(folder: pathlib.Path) -> Target:
     """A record, decoded from its bytes."""
-    tiny = records.Records(datasets.write(folder / "tiny"), "train")
-    sample = records.Records(sources.SAMPLE, "train")
+    tiny = record_format.Records(datasets.write(folder / "tiny"), "train")
+    sample = record_format.Records(sources.SAMPLE, "train")
     seeds = [opened._source[i] for opened in (tiny, sample) for i in (0, 1)]
 
     def read(data: bytes) -> None:
@@ -40,7 +40,7 @@ def shard(folder: pathlib.Path) -> Target:
     """A file of records."""
     folder = datasets.write(folder / "shard", counts=(3,))
     (path,) = folder.glob("*array_record*")
-    opened = records.Records(folder, "train")
+    opened = record_format.Records(folder, "train")
 
     def read(path: str) -> None:
         opened._source = opened._open()
@@ -73,22 +73,22 @@ def card(folder: pathlib.Path) -> Target:
     """The card of a dataset: what its records hold."""
 
     def read(path: str) -> None:
-        for statistics in metadata.STATISTICS:
-            described = metadata.read_description(folder, statistics)
+        for statistics in dataset_card.STATISTICS:
+            described = dataset_card.read_description(folder, statistics)
             described.layout.shapes, described.layout.dtypes
 
-    seed = (sources.SAMPLE / metadata.CARD_FILE).read_bytes()
-    read = by_path(folder / metadata.CARD_FILE, read)
+    seed = (sources.SAMPLE / dataset_card.CARD_FILE).read_bytes()
+    read = by_path(folder / dataset_card.CARD_FILE, read)
     return Target([seed], read, (mutations.plain_json, mutations.blind), weight=0.5)
 
 
 def _of_tfds(folder: pathlib.Path, name: str) -> Target:
     folder = datasets.write(folder / name)
-    described = metadata.read_description(folder)
+    described = dataset_card.read_description(folder)
 
     def read(path: str) -> None:
-        stored = metadata.info(folder)
-        metadata.check_features(folder, described, stored.features)
+        stored = record_format.tfds_info(folder)
+        record_format.check_features(folder, described, stored.features)
         {split: part.filepaths for split, part in stored.splits.items()}
 
     seed = (folder / name).read_bytes()
@@ -100,14 +100,14 @@ def index(folder: pathlib.Path) -> Target:
     """What is known of all records."""
     folder = folder / "index"
     folder.mkdir()
-    shutil.copy(sources.SAMPLE / metadata.CARD_FILE, folder)
-    seeds = [(sources.SAMPLE / metadata.index_name("validation")).read_bytes()]
+    shutil.copy(sources.SAMPLE / dataset_card.CARD_FILE, folder)
+    seeds = [(sources.SAMPLE / dataset_card.index_name("validation")).read_bytes()]
 
     def read(path: str) -> None:
-        found = metadata.read_index(folder, "x")
+        found = dataset_card.read_index(folder, "x")
         found["id"].tolist(), found["place"].tolist()
 
-    read = by_path(folder / metadata.index_name("x"), read)
+    read = by_path(folder / dataset_card.index_name("x"), read)
     return Target(seeds, read, (mutations.npz, mutations.blind))
 
 
