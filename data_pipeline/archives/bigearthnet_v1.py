@@ -183,9 +183,8 @@ def _find(root: str, archive_names: tuple[str, ...]) -> str:
     for path in paths:
         if os.path.isdir(path):
             return path
-    for path in (path + suffix for path in paths for suffix in tars.SUFFIXES):
-        if os.path.isfile(path):
-            return path
+    for path in filter(None, map(tars.find, paths)):
+        return path
     raise InputError(
         f"{root} has neither a folder {' or '.join(archive_names)} nor a tar of that "
         "name; pass with --config.source=DIR the folder with both BigEarthNet v1 "

@@ -169,12 +169,11 @@ def safetensors(folder: pathlib.Path) -> Target:
     return Target([seed], lambda data: bigearthnet_v2._parse(data, "x"), ways)
 
 
-def _packed(folder: pathlib.Path, suffix: str) -> Target:
+def tar(folder: pathlib.Path) -> Target:
+    """A tar of patches."""
     files = [("t/a/a_1.tif", b"1" * 700), ("t/b/b_1.json", b'{"note": "c"}')]
     files += [(f"t/{'c' * 120}/{'c' * 120}_1.tif", b"long"), ("t/a/a_2.tif", b"2")]
     path = pathlib.Path(packing.write_tar(folder / "x.tar", files))
-    if suffix:
-        path = packing.compress(path, suffix)
     scratch = folder / "scratch"
 
     def read(path: str) -> None:
@@ -187,7 +186,7 @@ def _packed(folder: pathlib.Path, suffix: str) -> Target:
             for left in scratch.glob("*"):
                 left.unlink()
 
-    ways = (mutations.blind,) if suffix else (mutations.tar, mutations.blind)
+    ways = (mutations.tar, mutations.blind)
     return Target([path.read_bytes()], by_path(path, read), ways, weight=0.3)
 
 
@@ -229,9 +228,7 @@ TARGETS: dict[str, Callable[[pathlib.Path], Target]] = {
     "parquet": parquet,
     "lmdb": database,
     "safetensors": safetensors,
-    "tar": functools.partial(_packed, suffix=""),
-    "tar.gz": functools.partial(_packed, suffix=".gz"),
-    "tar.zst": functools.partial(_packed, suffix=".zst"),
+    "tar": tar,
     "pairs.csv": pairs,
     "splits.csv": splits,
     "config": of_runs.config,
