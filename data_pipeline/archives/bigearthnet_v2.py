@@ -8,6 +8,7 @@ from a newer land cover map, which is there for every pixel, too.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import tqdm
 
 from data_pipeline import classes, ground, layout, parquet, sensors
-from data_pipeline.archives import base, geotiff, lmdb_file, rasters
+from data_pipeline.archives import base, geotiff, lmdb_reader, rasters
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
@@ -97,7 +98,8 @@ _NAME = re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T(\d{2}[A-Z]{3})_\d
 
 S2_FOLDER, S1_FOLDER, MAP_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps"
 MAP_SUFFIX = "_reference_map"
-DATABASE = "data.mdb"  # LMDB's own name for its file
+
+_NEEDS = "Reading {} needs {}; install it with `pip install -e '.[archives]'`."
 
 # What `config.read` may say.
 SETTINGS = {"metadata": location(), "maps": flag(), "snow_and_clouds": flag()}
@@ -358,12 +360,12 @@ def open_store(source: str) -> "Folders | Database":
     found = [
         folder
         for folder in (source, *inside)
-        if os.path.isfile(os.path.join(folder, DATABASE))
+        if os.path.isfile(os.path.join(folder, lmdb_reader.FILE))
     ]
     if len(found) != 1:
         raise InputError(
             f"{source} has no folder {S2_FOLDER} and {len(found)} folders with "
-            f"{DATABASE}; pass with --config.source=DIR the folder of the "
+            f"{lmdb_reader.FILE}; pass with --config.source=DIR the folder of the "
             "unpacked archives or of one LMDB."
         )
     return Database(os.path.realpath(found[0]))
@@ -495,18 +497,20 @@ class Database:
 def _damage(root: str) -> Iterator[None]:
     try:
         yield
-    except lmdb_file.Damaged as error:
+    except lmdb_reader.Damaged as error:
         raise InputError(
-            f"{os.path.join(root, DATABASE)} is damaged ({error}); copy or write it "
+            f"{os.path.join(root, lmdb_reader.FILE)} is damaged ({error}); copy or write it "
             "again."
         ) from None
 
 
 @functools.cache  # so that a process opens it once
-def _open(root: str) -> lmdb_file.Database:
-    path = os.path.join(root, DATABASE)
+def _open(root: str) -> lmdb_reader.Database:
+    path = os.path.join(root, lmdb_reader.FILE)
+    if not importlib.util.find_spec("lmdb"):
+        raise InputError(_NEEDS.format(path, "lmdb"))
     try:
-        return lmdb_file.Database(path)
+        return lmdb_reader.Database(root)
     except ValueError as error:
         raise InputError(
             f"{path} is no LMDB that is whole ({error}); copy or write it again."
@@ -517,10 +521,7 @@ def _parse(value: bytes, name: str) -> dict[str, np.ndarray]:
     try:
         import safetensors.numpy
     except ImportError:
-        raise InputError(
-            f"Reading {name} needs safetensors; install it with "
-            "`pip install -e '.[archives]'`."
-        ) from None
+        raise InputError(_NEEDS.format(name, "safetensors")) from None
     try:
         return safetensors.numpy.load(value)
     except (safetensors.SafetensorError, KeyError) as error:  # KeyError: odd dtype

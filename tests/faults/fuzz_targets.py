@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline import dataset_card, name_lists, record_format, sources
 from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, geotiff
-from data_pipeline.archives import geotiff_pairs, rasters, tars
+from data_pipeline.archives import geotiff_pairs, lmdb_reader, rasters, tars
 from tests import datasets, geotiffs, packing, reben, shared_data
 from tests.faults import fuzz_targets_of_runs as of_runs
 from tests.faults import mutations
@@ -148,7 +148,7 @@ def database(folder: pathlib.Path) -> Target:
     source = folder / "lmdb"
     source.mkdir()
     reben.put(source, {n: large if i % 40 == 0 else value for i, n in enumerate(names)})
-    path = source / bigearthnet_v2.DATABASE
+    path = source / lmdb_reader.FILE
     seed = path.read_bytes()
 
     def read(path: str) -> None:
