@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from data_pipeline.archives import base, geotiff, rasters, tars
+from data_pipeline.archives import base, rasters, tars, tiff
 from data_pipeline.errors import InputError
 
 
@@ -32,7 +32,7 @@ def unreadable(path: pathlib.Path) -> pathlib.Path:
 
 READERS = {
     "any file": base.read_file,
-    "GeoTIFF by our parser": geotiff.read_file,
+    "GeoTIFF by our parser": tiff.read_file,
     "GeoTIFF by rasterio": rasters.read,
     "file of a patch": lambda path: tars.reader(str(pathlib.Path(path).parent))("a"),
 }

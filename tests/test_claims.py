@@ -12,7 +12,7 @@ from pyarrow import parquet as tables
 
 from data_pipeline import dataset_card, name_lists, parquet, record_format, sensors
 from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
-from data_pipeline.archives import geotiff, geotiff_pairs, rasters
+from data_pipeline.archives import geotiff_pairs, rasters, tiff
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, run
 from tests import datasets, geotiffs
@@ -193,7 +193,7 @@ def test_index_that_is_a_single_array_is_an_error(tmp_path):
         dataset_card.read_index(tmp_path, "train")
 
 
-def tiff(entries: list[tuple[int, int, int, int]], after: bytes = b"") -> bytes:
+def tiff_of(entries: list[tuple[int, int, int, int]], after: bytes = b"") -> bytes:
     """A TIFF of (tag, type, count, value) and whatever follows them."""
     head = b"II*\0" + struct.pack("<IH", 8, len(entries))
     body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
@@ -209,16 +209,16 @@ def test_strips_that_share_their_bytes_do_not_make_an_image_of_a_small_file():
     ]
     offsets = struct.pack("<I", 8) * strips
     lengths = struct.pack("<I", 100_000) * strips
-    data = tiff(entries, offsets + lengths + bytes(100_000))
+    data = tiff_of(entries, offsets + lengths + bytes(100_000))
     with pytest.raises(InputError, match="x.tif is cut short or damaged"):
-        geotiff.read(data, "x.tif")
+        tiff.read(data, "x.tif")
 
 
 def test_many_tags_that_each_take_the_whole_file_cost_nothing():
     size = 4_000_000
-    data = tiff([(273 + i % 2, 1, size, 8) for i in range(5000)], bytes(size))
+    data = tiff_of([(273 + i % 2, 1, size, 8) for i in range(5000)], bytes(size))
     with pytest.raises(InputError, match="has no TIFF tag"):
-        geotiff.read(data, "x.tif")
+        tiff.read(data, "x.tif")
 
 
 def test_image_that_gdal_would_invent_is_refused(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import tifffile
 from hypothesis import strategies as st
 
 from data_pipeline import record_format
-from data_pipeline.archives import geotiff
+from data_pipeline.archives import tiff
 from data_pipeline.errors import InputError
 from tests import datasets
 from tests.faults import fuzz, fuzz_targets, mutations
@@ -142,13 +142,13 @@ def test_images_of_any_shape_come_back_and_no_part_of_them(
     written = io.BytesIO()
     tifffile.imwrite(written, image, byteorder=order, rowsperstrip=rows)
     data = written.getvalue()
-    np.testing.assert_array_equal(geotiff.read(data, "x.tif"), image)
+    np.testing.assert_array_equal(tiff.read(data, "x.tif"), image)
     with pytest.raises(InputError, match="x.tif is cut short or damaged"):
-        geotiff.read(data[:-1], "x.tif")
+        tiff.read(data[:-1], "x.tif")
 
 
 @tried(max_examples=500)
 @hypothesis.given(st.sampled_from([b"II*\0", b"MM\0*"]), st.binary(max_size=300))
 def test_bytes_that_are_no_tiff_are_refused(start, data):
     with pytest.raises(InputError, match="^x.tif "):
-        geotiff.read(start + data, "x.tif")
+        tiff.read(start + data, "x.tif")

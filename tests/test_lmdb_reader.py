@@ -1,4 +1,4 @@
-"""LMDB in a process of its own: what was written is read, and damage costs only that."""
+"""LMDB in a process of its own: what was written is read, damage costs only that."""
 
 import random
 import struct

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from data_pipeline import classes, ground, layout, name_lists, sensors, untrusted
-from data_pipeline.archives import base, geotiff, tars
+from data_pipeline.archives import base, tars, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
@@ -236,7 +236,7 @@ def _pixels(
 
     def read_band(band: str) -> np.ndarray:
         file = f"{name}_{band}.tif"
-        image = geotiff.read(read(file), file)
+        image = tiff.read(read(file), file)
         if image.dtype != stored:
             raise InputError(
                 f"{file} is of type {image.dtype}, where BigEarthNet has {stored}; "

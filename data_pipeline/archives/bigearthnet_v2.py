@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from data_pipeline import classes, ground, layout, parquet, sensors
-from data_pipeline.archives import base, geotiff, lmdb_reader, rasters
+from data_pipeline.archives import base, lmdb_reader, rasters, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
@@ -396,7 +396,7 @@ class Folders:
         else:
             folder = os.path.join(self.root, S2_FOLDER, name.rsplit("_", 2)[0], name)
         start = os.path.join(folder, name)
-        return lambda band: geotiff.read_file(f"{start}_{band}.tif")
+        return lambda band: tiff.read_file(f"{start}_{band}.tif")
 
     def land_cover(self, name: str) -> np.ndarray | None:
         """CORINE codes [H, W] of a Sentinel-2 patch, or None without a map."""
@@ -499,8 +499,8 @@ def _damage(root: str) -> Iterator[None]:
         yield
     except lmdb_reader.Damaged as error:
         raise InputError(
-            f"{os.path.join(root, lmdb_reader.FILE)} is damaged ({error}); copy or write it "
-            "again."
+            f"{os.path.join(root, lmdb_reader.FILE)} is damaged ({error}); copy or "
+            "write it again."
         ) from None
 
 

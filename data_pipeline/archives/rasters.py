@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Raster:
         crs: coordinate reference system, "" where unknown.
         transform: from (column, row) to coordinates, six numbers, or None.
         metres: that one unit of the coordinates is, or None where they are degrees.
+        others: whether the file holds further images, which are not read.
     """
 
     pixels: np.ndarray
@@ -41,6 +42,7 @@ class Raster:
     crs: str
     transform: tuple[float, ...] | None
     metres: float | None
+    others: bool
 
     @property
     def grid(self) -> str:
@@ -51,34 +53,58 @@ class Raster:
 
 
 def read(path: str) -> Raster:
-    """Reads the GeoTIFF at `path`.
+    """Reads the GeoTIFF at `path`, with what lies beside it.
 
     Raises:
         InputError: it is not there, damaged or no GeoTIFF, or rasterio is missing.
         OSError: it cannot be read.
     """
+    rasterio = _rasterio(path)
+    base.read_file(path, 0)  # GDAL would also take addresses and recipes
     try:
-        import rasterio
+        return _read(path, lambda: rasterio.open(path, driver="GTiff"))
+    except InputError:
+        base.read_file(path)  # which says so if it is the disk that fails
+        raise
+
+
+def decode(data: bytes, name: str) -> Raster:
+    """Decodes the bytes of a GeoTIFF, which is called `name` in errors.
+
+    Raises:
+        InputError: it is damaged or no GeoTIFF, or rasterio is missing.
+    """
+    with _rasterio(name).io.MemoryFile(data) as file:
+        return _read(name, lambda: file.open(driver="GTiff"))
+
+
+def _rasterio(name: str):
+    try:
+        import rasterio.io
     except ImportError:
         raise InputError(
-            f"Reading {path} needs rasterio; install it with "
+            f"Reading {name} needs rasterio; install it with "
             "`pip install -e '.[archives]'`."
         ) from None
-    base.read_file(path, 0)  # GDAL would also take addresses and recipes
+    return rasterio
+
+
+def _read(name: str, opened: Callable) -> Raster:
+    from rasterio import errors
+
     try:
         with warnings.catch_warnings(), _complaints() as complaints:
             # Whether a patch needs coordinates is for its archive to say.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path, driver="GTiff") as file:
+            warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
+            with opened() as file:
                 _check_size(file)
                 content = _content(file)
         reason = next((text for text in complaints if "IO error" in text), "")
-    except (rasterio.errors.RasterioError, ValueError) as error:
+    except (errors.RasterioError, ValueError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
     if reason:
-        base.read_file(path)  # which says so if it is the disk that fails
         raise InputError(
-            f"{path} is damaged or no GeoTIFF ({reason}); unpack or write it again."
+            f"{name} is damaged or no GeoTIFF ({reason}); unpack or write it again."
         )
     return content
 
@@ -107,6 +133,7 @@ def _content(file) -> Raster:
         crs=file.crs.to_string() if file.crs else "",
         transform=None if file.transform.is_identity else tuple(file.transform)[:6],
         metres=_metres(file.crs),
+        others=bool(file.subdatasets),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 
 from data_pipeline import layout, sensors
-from data_pipeline.archives import base, geotiff
+from data_pipeline.archives import base, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
@@ -215,7 +215,7 @@ class Ssl4eo(base.Archive):
 
         def read(band: str) -> np.ndarray:
             path = os.path.join(folder, f"{short_name(band)}.tif")
-            image = geotiff.read_file(path)
+            image = tiff.read_file(path)
             if image.dtype != DTYPES[sensor]:
                 raise InputError(
                     f"{path} is of type {image.dtype}, where SSL4EO-S12 has "
