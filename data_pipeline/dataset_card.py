@@ -13,8 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipeline import ground, sensors, untrusted
-from data_pipeline import layout as layouts
+from data_pipeline import ground, layout as layouts, safe_io, sensors
 from data_pipeline.errors import InputError
 
 SPLITS = ("train", "validation", "test")  # that a dataset can have, in this order
@@ -127,7 +126,7 @@ def read_card(directory: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(directory) / CARD_FILE
     try:
-        card = untrusted.read_json(path)
+        card = safe_io.read_json(path)
     except FileNotFoundError:
         raise InputError(
             f"{directory} is not a dataset, as it holds no {CARD_FILE}; {HOW_TO_BUILD}."
@@ -209,7 +208,7 @@ def read_index(
     most = math.inf if pairs is None else _MOST_INDEX * (pairs + 1)
     classes = read_description(directory).classes
     try:
-        index = untrusted.read_arrays(path, most=most)
+        index = safe_io.read_arrays(path, most=most)
         _check_index(index, classes)
         # Of the first datasets of BigEarthNet v2 the id alone has the tile.
         named = map(ground.place, index["place"].tolist(), index["id"].tolist())

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline import watch
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
@@ -51,10 +50,6 @@ class Mixture:
         """The part that holds a pair, and its place there."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[part], index - int(self._starts[part])
-
-    def where(self, index: int) -> str:
-        """Names a pair and where it lies."""
-        return watch.where(*self._find(index))
 
     @property
     def directories(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipeline import ground, parquet, untrusted
+from data_pipeline import ground, safe_io
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 
@@ -154,7 +154,7 @@ def _table(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _read_csv(path: pathlib.Path) -> dict[str, list[str]]:
-    with io.TextIOWrapper(untrusted.open_file(path), "utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(safe_io.open_file(path), "utf-8-sig", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     columns = (_NAMES[0], *_PARTNERS.values())
     if rows and set(rows[0]) & set(_COLUMNS):
@@ -167,5 +167,5 @@ def _read_csv(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, list[str]]:
-    table = parquet.read(path, _COLUMNS)
+    table = safe_io.read_parquet(path, _COLUMNS)
     return {name: [str(v or "") for v in column] for name, column in table.items()}

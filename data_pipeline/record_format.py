@@ -20,7 +20,7 @@ from google.protobuf import json_format, message
 from tensorflow_datasets.core.proto import feature_pb2
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from data_pipeline import dataset_card, files, untrusted
+from data_pipeline import dataset_card, files, safe_io
 from data_pipeline.dataset_card import HOW_TO_BUILD, Description
 from data_pipeline.errors import InputError
 
@@ -266,11 +266,6 @@ class Records:
         shard = next(i for i, end in enumerate(ends) if index < end)
         return os.path.basename(self._info.filepaths[shard])
 
-    def where(self, index: int) -> str:
-        """Names a record and where it lies."""
-        shard = self._shard(index)
-        return f"record {index} of split {self.split} in {self.directory} ({shard})"
-
     @property
     def directories(self) -> tuple[str, ...]:
         """The folder of the dataset."""
@@ -389,7 +384,7 @@ def tfds_info(directory: str) -> tfds.core.DatasetInfo:
         directory
     )  # which says it better when the folder is no dataset
     try:
-        fields = untrusted.read_json(pathlib.Path(directory, _FEATURES_FILE))
+        fields = safe_io.read_json(pathlib.Path(directory, _FEATURES_FILE))
         _check_types(json_format.ParseDict(fields, feature_pb2.Feature()))
         found = tfds.builder_from_directory(directory).info
         for part in found.splits.values():

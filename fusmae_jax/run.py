@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipeline import files, sensors, untrusted
+from data_pipeline import files, safe_io as untrusted, sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import cluster, dtypes
 

@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from pyarrow import parquet as tables
 
-from data_pipeline import dataset_card, name_lists, parquet, record_format, sensors
+from data_pipeline import dataset_card, name_lists, record_format, safe_io, sensors
 from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
 from data_pipeline.archives import geotiff_pairs, rasters, tiff
 from data_pipeline.errors import InputError
@@ -282,7 +282,7 @@ def test_table_of_other_values_is_an_error(tmp_path, changes, reason):
 def test_table_of_more_rows_than_any_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
     tables.write_table(pyarrow.table({"s2_name": ["a"] * 9}), path)
-    monkeypatch.setattr(parquet, "MOST_ROWS", 8)
+    monkeypatch.setattr(safe_io, "MOST_ROWS", 8)
     with pytest.raises(InputError, match="x.parquet cannot be read .it has 9 rows"):
         name_lists.listed(str(path), ())
 

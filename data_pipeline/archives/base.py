@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from data_pipeline import sensors, untrusted
+from data_pipeline import safe_io, sensors
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
@@ -185,7 +185,7 @@ def read_file(path: str, count: int = -1) -> bytes:
         OSError: it cannot be read.
     """
     try:
-        return untrusted.read(path, MOST_BYTES, count)
+        return safe_io.read(path, MOST_BYTES, count)
     except (*MISSING, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import tqdm
 
-from data_pipeline import classes, ground, layout, name_lists, sensors, untrusted
+from data_pipeline import classes, ground, layout, name_lists, safe_io, sensors
 from data_pipeline.archives import base, tars, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description
@@ -201,7 +201,7 @@ def _metadata(read: Callable[[str], bytes], name: str) -> dict:
     file = f"{name}_labels_metadata.json"
     data = read(file)
     try:
-        content = untrusted.parse_json(data)
+        content = safe_io.parse_json(data)
         texts = (_PARTNER, "acquisition_time", "acquisition_date")
         found = [content[key] for key in texts if key in content]
         sound = all(isinstance(text, str) for text in found + content["labels"])

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from data_pipeline import classes, ground, layout, parquet, sensors
+from data_pipeline import classes, ground, layout, safe_io, sensors
 from data_pipeline.archives import base, lmdb_reader, rasters, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
@@ -320,7 +320,7 @@ def read_metadata(path: str) -> Iterator[tuple[str, Row]]:
 
 def _read_table(path: str) -> Iterator[Row]:
     try:
-        table = parquet.read(path, Row._fields)
+        table = safe_io.read_parquet(path, Row._fields)
         missing = sorted(set(Row._fields) - set(table))
         if missing:
             raise InputError(

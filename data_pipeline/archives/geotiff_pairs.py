@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from data_pipeline import files, layout, sensors, untrusted
+from data_pipeline import files, layout, safe_io, sensors
 from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
@@ -344,7 +344,7 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
 def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
     """Rows of a CSV, with paths from its own folder."""
     try:
-        file = untrusted.open_file(path)
+        file = safe_io.open_file(path)
         with io.TextIOWrapper(file, "utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header, given = reader.fieldnames or (), list(reader)

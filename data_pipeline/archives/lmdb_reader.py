@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from data_pipeline import untrusted
+from data_pipeline import safe_io
 from data_pipeline.archives import base
 
 FILE = "data.mdb"  # LMDB's own name for its file
@@ -78,7 +78,7 @@ class Database:
 
     def _start(self) -> None:
         path = os.path.join(self._folder, FILE)
-        untrusted.open_file(path).close()  # a pipe would never open
+        safe_io.open_file(path).close()  # a pipe would never open
         root = str(pathlib.Path(__file__).parents[2])
         paths = filter(None, (root, os.environ.get("PYTHONPATH")))
         self._process = subprocess.Popen(

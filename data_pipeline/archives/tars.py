@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import tqdm
 
-from data_pipeline import files, untrusted
+from data_pipeline import files, safe_io
 from data_pipeline.archives import base
 from data_pipeline.errors import InputError
 
@@ -225,7 +225,7 @@ class _Headers:
 def _note(notes: dict[str, str], patch: str, content: bytes, noted: str) -> None:
     """Notes a text of a json; whoever reads the patch reports what is wrong with it."""
     try:
-        value = untrusted.parse_json(content)[noted]
+        value = safe_io.parse_json(content)[noted]
     except (ValueError, KeyError, TypeError):
         return
     if isinstance(value, str):

@@ -10,7 +10,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import dataset_card, files, name_lists, record_format, untrusted
+from data_pipeline import dataset_card, files, name_lists, record_format, safe_io
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
@@ -116,7 +116,7 @@ def _read(path: pathlib.Path) -> dict:
         InputError: it is damaged.
     """
     try:
-        plan = untrusted.read_json(path)
+        plan = safe_io.read_json(path)
         if not isinstance(plan, dict) or not isinstance(plan.get("read"), dict):
             raise ValueError("it holds no options of a build")
         return plan

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipeline import files, record_format, untrusted
+from data_pipeline import files, record_format, safe_io
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.statistics import Tally
@@ -133,7 +133,7 @@ def read_result(shard: Shard) -> dict:
             is damaged and was deleted, so that the same command writes it again.
     """
     try:
-        result = untrusted.read_json(shard.result)
+        result = safe_io.read_json(shard.result)
         if not isinstance(result, dict) or not result.keys() >= RESULT:
             raise ValueError(f"it lacks some of {sorted(RESULT)}")
         return result
