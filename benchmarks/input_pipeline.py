@@ -31,8 +31,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from data_pipeline import batches, metadata, records, shards  # noqa: E402
-from data_pipeline import sources  # noqa: E402
+from data_pipeline import batches, dataset_card, record_format, sources  # noqa: E402
 
 _DIR = flags.DEFINE_string("dir", str(sources.SAMPLE), "A prepared dataset.")
 _SPLIT = flags.DEFINE_string("split", "train", "Which of its splits.")
@@ -53,8 +52,8 @@ def measure(directory: str, split: str, batch: int, steps: int, **way) -> dict:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own
     logging.set_verbosity(logging.WARNING)
-    described = metadata.read_description(directory)
-    source = records.Records(directory, split, tuple(described.layout.shapes))
+    described = dataset_card.read_description(directory)
+    source = record_format.Records(directory, split, tuple(described.layout.shapes))
     stream = batches.train_batches(source, batch_size=batch, seed=0, **way)
     first = next(stream)
     next(stream)
@@ -121,7 +120,7 @@ def table(directory: str, title: str) -> dict:
 
 def rewrite(directory: str, split: str, count: int, out: pathlib.Path, options: str):
     """Writes `count` pairs of a dataset, over and over if need be, as another one."""
-    source = records.Records(directory, split)
+    source = record_format.Records(directory, split)
     described = source.description
     out.mkdir(parents=True)
 
@@ -131,14 +130,16 @@ def rewrite(directory: str, split: str, count: int, out: pathlib.Path, options: 
             labels = {k: np.flatnonzero(record[k]).tolist() for k in described.classes}
             yield record | labels
 
-    path = out / shards.shard_name(described.name, split, 0, 1)
-    info = shards.write_shard(path, examples(), shards.features(described), options)
-    shards.write_metadata(out, described, {split: [info]})
+    path = out / record_format.shard_name(described.name, split, 0, 1)
+    info = record_format.write_shard(
+        path, examples(), record_format.features(described), options
+    )
+    record_format.write_metadata(out, described, {split: [info]})
     rows = np.arange(count) % len(source)
     index = {name: column[rows] for name, column in source.index.items()}
-    np.savez(out / metadata.index_name(split), **index)
+    np.savez(out / dataset_card.index_name(split), **index)
     card = {"description": described.describe(), "splits": {split: {}}}
-    (out / metadata.CARD_FILE).write_text(json.dumps(card))
+    (out / dataset_card.CARD_FILE).write_text(json.dumps(card))
 
 
 def consumption() -> float:
@@ -175,10 +176,10 @@ def main(argv):
         with tempfile.TemporaryDirectory() as folder:
             outs = {
                 name: pathlib.Path(_KEEP.value or folder, name.replace(":", "-"))
-                for name in shards.COMPRESSION
+                for name in record_format.COMPRESSION
             }
             for name, out in outs.items():
-                options = shards.COMPRESSION[name]
+                options = record_format.COMPRESSION[name]
                 rewrite(_DIR.value, _SPLIT.value, _COPIES.value, out, options)
             for name, out in outs.items():
                 title = f"{_COPIES.value} pairs of {_DIR.value}, compression {name}"

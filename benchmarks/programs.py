@@ -86,7 +86,8 @@ class Maker:
         whole = jax.tree.map(lambda _: sharding.whole(mesh), params)
         self.params = checkpoint.abstract(params, whole)
         size = config.data.size
-        names = layouts.native(size).fields(self.objective.inputs.contract)
+        contract = self.objective.inputs.contract
+        names = layouts.native(size, contract).fields(contract)
         self.scenes = synthetic.Scenes(1, size=size)
         self._pair = synthetic.Scenes(1, size=size, fields=names)[0]
 

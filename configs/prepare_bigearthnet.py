@@ -3,9 +3,9 @@ r"""Builds a dataset of records from the archives of BigEarthNet v1.
     python launch.py --config=configs/prepare_bigearthnet.py --config.source=DIR \
         --config.splits=LISTS --config.out=DIR
 
-Both archives lie in the source, unpacked or as they were downloaded: BigEarthNet-v1.0
-and BigEarthNet-S1-v1.0, folders or .tar, .tar.gz, .tar.zst. A build that was stopped
-goes on where it was when the command is given again.
+Both archives lie in the source, BigEarthNet-v1.0 and BigEarthNet-S1-v1.0, as folders or
+as tars, which need not be unpacked. A build that was stopped goes on where it was when
+the command is given again.
 """
 
 import ml_collections
@@ -33,8 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.strict = False  # stop at the first bad pair instead of listing it
     c.check_values = True  # refuse data whose values cannot be dB or DN
     c.compression = "zstd:3"  # or "none": larger by a fifth, faster to read
-    # Folder for what was found in tars, and for compressed tars, which are expanded
-    # there once; empty is <out>-scratch. What is put there is removed at the end.
+    # Folder for what was found in tars; empty is <out>-scratch. What is put there is
+    # removed at the end.
     c.scratch = ""
     c.runner = ""  # a Beam runner, e.g. FlinkRunner; empty: processes of this machine
     c.runner_options = ()  # passed to Beam, e.g. ("--flink_master=HOST:8081",)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from data_pipeline import watch
+from data_pipeline import prefetch
 from data_pipeline.errors import InputError
 
 MOST_THREADS = 8
@@ -28,7 +28,7 @@ def train_batches(
     hosts: int = 1,
     threads: int = 0,
     workers: int = 0,
-    stall_seconds: float = watch.STALL_SECONDS,
+    stall_seconds: float = prefetch.STALL_SECONDS,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this host's rows of every global batch from `start_step` on, for ever.
@@ -67,13 +67,13 @@ def train_batches(
         return stack(source, order.pairs(first, first + local))
 
     steps = grain.MapDataset.range(start_step, sys.maxsize).map(read)
-    stream = _stream(steps, threads, workers, stall_seconds)
+    stream = _stream(steps, threads, workers)
 
     def what(number: int) -> str:
         step = start_step + number + 1
-        return f"the batch of step {step} from {watch.directories(source)}"
+        return f"the batch of step {step} from {_directories(source)}"
 
-    return watch.watched(iter(stream), stall_seconds, host, what, stop)
+    return prefetch.prefetch(iter(stream), stall_seconds, host, what, stop)
 
 
 def cores() -> int:
@@ -83,7 +83,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _stream(steps, threads: int = 0, workers: int = 0, stall_seconds: float = 0.0):
+def _stream(steps, threads: int = 0, workers: int = 0):
     """Has threads, or those of worker processes, read what `steps` maps to."""
     threads = threads or min(cores(), MOST_THREADS)
     threads = max(1, threads // max(1, workers))
@@ -95,9 +95,14 @@ def _stream(steps, threads: int = 0, workers: int = 0, stall_seconds: float = 0.
     if workers:
         stream = stream.mp_prefetch(
             grain.multiprocessing.MultiprocessingOptions(num_workers=workers),
-            lambda *_: watch.begin_worker(stall_seconds),
+            lambda *_: prefetch.begin_worker(),
         )
     return stream
+
+
+def _directories(source) -> str:
+    """Where a source lies, in words."""
+    return ", ".join(getattr(source, "directories", ())) or "its source"
 
 
 def eval_batches(
@@ -109,7 +114,7 @@ def eval_batches(
     start: int = 0,
     host: int = 0,
     hosts: int = 1,
-    stall_seconds: float = watch.STALL_SECONDS,
+    stall_seconds: float = prefetch.STALL_SECONDS,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields pairs `start` to `count` - 1 once, in order, as equal weighted batches.
 
@@ -143,10 +148,10 @@ def eval_batches(
     stream = _stream(grain.MapDataset.range(number).map(read))
 
     def what(batch: int) -> str:
-        place = watch.directories(source)
+        place = _directories(source)
         return f"batch {batch + 1} of {number} to judge by, from {place}"
 
-    return watch.watched(iter(stream), stall_seconds, host, what)
+    return prefetch.prefetch(iter(stream), stall_seconds, host, what)
 
 
 class Order:
@@ -246,7 +251,7 @@ def stack(
     stays in the processor's cache and is not asked for anew.
     """
     batch = {}
-    for row, index in enumerate(watch.reads(source, indices)):
+    for row, index in enumerate(indices):
         pair = source[int(index)]
         for field in pair if fields is None else fields:
             value = np.asarray(pair[field])

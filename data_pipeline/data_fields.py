@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-from data_pipeline import layout, metadata, mixtures, sources
-from data_pipeline.description import SPLITS
+from data_pipeline import dataset_card as metadata, layout, mixtures, sources
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, Field, choice, flag, number, location, several
 from data_pipeline.fields import text, whole
+from data_pipeline.sensors import SENSORS
 
 FIELDS = {
     "source": choice(*sources.SOURCES),
@@ -55,7 +56,7 @@ def check(data, others: Iterable[str] = ()) -> None:
                     "no folder; set data.source=records, or leave it empty."
                 )
     if data.source in sources.PROCEDURAL:
-        layout.native(data.size)  # refuses a size that is not whole on a coarser grid
+        layout.native(data.size, SENSORS)  # refuses sizes not whole on a coarser grid
     folders = [str(folder) for folder in sources.folders(data)]
     if len(set(folders)) < len(folders):
         raise InputError(f"data.dir is {data.dir!r}; name each dataset once.")
@@ -66,4 +67,3 @@ def check(data, others: Iterable[str] = ()) -> None:
             f"data.eval_dir is {elsewhere!r}, but only split {data.split} is wanted, "
             "which is read from data.dir; name another split, or leave it empty."
         )
-

@@ -110,9 +110,7 @@ def _check(size: int, grids: tuple[sensors.Grid, ...]) -> None:
         raise TypeError("grids that are missing or repeated")
 
 
-def native(
-    size: int, contract: Mapping[str, sensors.Sensor] = sensors.SENSORS
-) -> Layout:
+def native(size: int, contract: Mapping[str, sensors.Sensor]) -> Layout:
     """Every band on its own grid, as the satellites measure them.
 
     Raises:
@@ -121,9 +119,7 @@ def native(
     return Layout(size, tuple(g for s in contract.values() for g in s.grids))
 
 
-def resampled(
-    size: int, contract: Mapping[str, sensors.Sensor] = sensors.SENSORS
-) -> Layout:
+def resampled(size: int, contract: Mapping[str, sensors.Sensor]) -> Layout:
     """All bands of a sensor on the 10 m grid, as many archives store them."""
     return Layout(
         size,

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline import watch
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
 from data_pipeline.sensors import Sensor
@@ -52,17 +51,11 @@ class Mixture:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[part], index - int(self._starts[part])
 
-    def where(self, index: int) -> str:
-        """Names a pair and where it lies."""
-        return watch.where(*self._find(index))
-
     @property
     def directories(self) -> tuple[str, ...]:
         """The folders of all parts."""
         return tuple(
-            folder
-            for part in self.parts
-            for folder in getattr(part, "directories", ())
+            folder for part in self.parts for folder in getattr(part, "directories", ())
         )
 
     @property

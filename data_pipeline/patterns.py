@@ -18,7 +18,7 @@ import operator
 import numpy as np
 
 from data_pipeline import layout, sensors, synthetic
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 
 SHAPES = ("strips", "checks", "patches")
 CROPS = ("green crop", "soil")  # of synthetic.SPECTRA
@@ -43,7 +43,7 @@ class Patterns(synthetic.Scenes):
             title="Procedural Sentinel-1/Sentinel-2 pairs, each sensor with a pattern.",
             source="data_pipeline/patterns.py",
             licence="Apache-2.0, as this project.",
-            layout=layout.native(size),
+            layout=layout.native(size, sensors.SENSORS),
             sensors=sensors.SENSORS,
             classes={"labels": names},
         )

@@ -1,20 +1,38 @@
 """The input contract: bands have names, pixels have units.
 
 A `Sensor` says which bands a sensor has, in which order, on which grid, in which
-unit, which values are possible, and how they are distributed. Everything that touches
-pixels (reading, writing, normalising, plotting) asks here, so there is one answer to
-"which bands, in what order, in which unit, normalised how?".
+unit, which values are possible, how they are distributed, what real images look like,
+and how they are drawn. Everything that touches pixels (reading, checking, writing,
+normalising, plotting) asks here: a sensor is data, and no code asks which one it is.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from data_pipeline.errors import InputError
 
 FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 
 _DTYPES = ("float16", "uint16")  # that pixels can be stored as
+_BY_NAME = ("units", "offsets", "expected", "picture")  # fields that are not saved
+DN_PER_REFLECTANCE = 10000.0
+# ESA's processing baseline 04.00 (25 January 2022) and later add this to every DN,
+# so that reflectance down to -0.1 fits in an unsigned number.
+OFFSET = 1000
+OFFSET_SINCE = 4.0
+OFFSETS = ("auto", "0", str(OFFSET))  # what a config may say of it, see `offset_of`
+# What was measured and is darker than this becomes this, as in products before that
+# baseline: 0 is left to mean that nothing was measured.
+DARKEST = 1
+
+_PRODUCT = re.compile(r"_N(\d\d)(\d\d)_")
+_TAG = re.compile(r"PROCESSING[_ ]?BASELINE\W{1,4}(\d\d)\.(\d\d)", re.IGNORECASE)
+_CUSTOM = 99.99  # ESA's mark of reprocessing outside the operational baselines
+_MAX_REFLECTANCE = 3.2767  # what the contract can hold; clouds stay far below
+
 _MOST_VALUE = 1e30  # of a statistic; float32 holds more, its square does not
 
 
@@ -57,6 +75,79 @@ class Grid:
         return f"{self.sensor}_{self.gsd}m"
 
 
+def unchanged(image: np.ndarray) -> np.ndarray:
+    """The conversion of a unit that is the contract's own."""
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A unit that people keep pixels in.
+
+    Attributes:
+        name: in configs.
+        words: what it is called in sentences.
+        convert: makes of an image one in the contract's unit. NaN and values that
+            cannot be stay so: `archive.check_image` refuses them.
+        least: most values of an image in this unit are not below it,
+        most: and not above it.
+    """
+
+    name: str
+    words: str
+    convert: Callable[[np.ndarray], np.ndarray] = unchanged
+    least: float = -np.inf
+    most: float = np.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What real images of a sensor look like, see `building.value_checks`.
+
+    Attributes:
+        flat: whether an image can have one value everywhere, other than 0.
+        medians: least and greatest median of a band, by family.
+        brighter: two bands, of which the first is the brighter one on every surface.
+        peak: that the brightest pixel of all bands reaches.
+        visible: family of the bands that are not 0 in most pixels.
+        dark: bands of which one is dark somewhere, unless an offset was left in.
+        always_dark: that of them which is dark over sand and cloud, too.
+        remedy: for values in no known unit.
+    """
+
+    flat: bool = True
+    medians: Mapping[str, tuple[float, float]] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
+    brighter: tuple[str, ...] = ()
+    peak: float = -np.inf
+    visible: str = ""
+    dark: tuple[str, ...] = ()
+    always_dark: str = ""
+    remedy: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """How images of a sensor are drawn.
+
+    Attributes:
+        colors: name or family of the bands for red, green and blue. Of two, blue is
+            the difference, which in dB is the ratio.
+        limits: what is drawn black and what full, by family; where there are none,
+            each image has a stretch of its own,
+        least_range: of at least so much.
+        difference: what of the difference is drawn black and what full.
+    """
+
+    colors: tuple[str, ...]
+    limits: Mapping[str, tuple[float, float]] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
+    least_range: float = 0.0
+    difference: tuple[float, float] = (0.0, 0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sensor:
     """A sensor's bands in canonical order, with unit, range and statistics.
@@ -70,6 +161,10 @@ class Sensor:
         valid_range: values outside cannot be what the unit claims.
         bands: in canonical order.
         source: where the statistics come from.
+        units: that its pixels can be converted from; the contract's own is the first.
+        offsets: that a processing baseline may have added to every pixel.
+        expected: what real images look like.
+        picture: how they are drawn.
     """
 
     name: str
@@ -80,6 +175,10 @@ class Sensor:
     valid_range: tuple[float, float]
     bands: tuple[Band, ...]
     source: str
+    units: tuple[Unit, ...]
+    offsets: tuple[int, ...]
+    expected: Expected
+    picture: Picture
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -125,10 +224,17 @@ class Sensor:
         return dataclasses.replace(self, bands=bands, source=source)
 
     def describe(self) -> dict:
-        """The contract as plain data with bands by name, to be saved with a run."""
-        bands = {band.name: dataclasses.asdict(band) for band in self.bands}
-        return dataclasses.asdict(self) | {
-            "bands": bands,
+        """The contract as plain data with bands by name, to be saved with a run.
+
+        What follows from the name alone is not in it.
+        """
+        said = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _BY_NAME
+        }
+        return said | {
+            "bands": {band.name: dataclasses.asdict(band) for band in self.bands},
             "valid_range": list(self.valid_range),
         }
 
@@ -141,8 +247,15 @@ def restore(described: Mapping) -> Sensor:
     """
     try:
         bands = tuple(Band(**band) for band in described["bands"].values())
-        valid_range = tuple(described["valid_range"])
-        sensor = Sensor(**{**described, "bands": bands, "valid_range": valid_range})
+        known = SENSORS[described["name"]]
+        sensor = Sensor(
+            **{
+                **described,
+                "bands": bands,
+                "valid_range": tuple(described["valid_range"]),
+            },
+            **{name: getattr(known, name) for name in _BY_NAME},
+        )
         _check(sensor)
         return sensor
     except (KeyError, TypeError, AttributeError) as error:
@@ -179,6 +292,117 @@ def canonical(name: str) -> str:
     return f"B{short[1]}A" if short[2] else f"B0{short[1]}"
 
 
+def linear_to_db(power: np.ndarray) -> np.ndarray:
+    """Backscatter in dB; NaN where the linear power is not positive."""
+    return 10.0 * np.log10(np.where(power > 0, power, np.nan))
+
+
+def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
+    """Reflectance x 10000, rounded, as floating point.
+
+    Dark surfaces may come out slightly below zero, and become `DARKEST`. 0 stays 0, for
+    it means that nothing was measured; what no DN can express, less than -0.1, stays
+    negative.
+    """
+    dn = np.rint(np.asarray(reflectance) * DN_PER_REFLECTANCE)
+    dark = (reflectance != 0) & (dn < DARKEST) & (dn >= -OFFSET)
+    return np.where(dark, DARKEST, dn)
+
+
+def remove_offset(dn: np.ndarray, offset: int) -> np.ndarray:
+    """DN without the offset of its processing baseline, at least `DARKEST`.
+
+    0 stays 0, for it means that nothing was measured; so do negative values.
+    """
+    dn = np.asarray(dn)
+    dn = dn.astype(np.result_type(dn, np.uint16), copy=False)  # wide enough
+    return np.where(dn <= 0, dn, np.maximum(dn, offset + DARKEST) - offset)
+
+
+def to_contract(
+    image: np.ndarray, sensor: Sensor, *, unit: str, offset: int = 0
+) -> np.ndarray:
+    """Pixels in the unit of the input contract.
+
+    Args:
+        image: of any shape.
+        sensor: whose pixels they are.
+        unit: of the image, the name of one of `sensor.units`.
+        offset: what the processing baseline added to each pixel.
+
+    Raises:
+        InputError: the unit is unknown, the values are not in it, or the offset is not
+            one of `sensor.offsets`.
+    """
+    units = {known.name: known for known in sensor.units}
+    if unit not in units:
+        raise InputError(
+            f"{sensor.name} in {unit!r} is unknown; use {' or '.join(units)}."
+        )
+    if offset not in (0, *sensor.offsets):
+        others = "".join(f" or {other}" for other in sensor.offsets if other)
+        raise InputError(
+            f"An offset of {offset} on {sensor.name} is unknown; use 0{others}, as its "
+            "processing baseline says."
+        )
+    given, own = units[unit], sensor.units[0]
+    # The other way round, values stay possible: `value_checks` looks at many images.
+    for beyond, what in (
+        (image < given.least, f"below {given.least:g}, the least is {image.min():g}"),
+        (image > given.most, f"above {given.most:g}, the greatest is {image.max():g}"),
+    ):
+        if beyond.mean() > 0.5:
+            raise InputError(
+                f"Most values are {what}, as those of {own.words} are and those of "
+                f"{given.words} are not; change the unit of {sensor.name} to "
+                f"{own.name}."
+            )
+    converted = given.convert(image)
+    return remove_offset(converted, offset) if sensor.offsets else converted
+
+
+def processing_baseline(text: str) -> float | None:
+    """The processing baseline of a Sentinel-2 product.
+
+    Args:
+        text: product names ("..._N0400_...") or tags ("PROCESSING_BASELINE=04.00").
+
+    Returns:
+        E.g. 4.0 or 5.11; None where the text names none, a custom one (N9999), or
+        several.
+    """
+    found = _PRODUCT.findall(text) + _TAG.findall(text)
+    baselines = {int(major) + int(minor) / 100 for major, minor in found}
+    if len(baselines) != 1 or _CUSTOM in baselines:
+        return None
+    return baselines.pop()
+
+
+def offset_of(choice: str, text: str, name: str, lacking: str) -> int:
+    """What the processing baseline added to each DN of a Sentinel-2 image.
+
+    Args:
+        choice: one of `OFFSETS`, a number, or "auto" for the baseline in the text.
+        text: what the metadata say, see `processing_baseline`.
+        name: what the image is called in errors.
+        lacking: what of it would tell the baseline, in words.
+
+    Raises:
+        InputError: the text names no baseline, and had to.
+    """
+    if choice != "auto":
+        return int(choice)
+    baseline = processing_baseline(text)
+    if baseline is None:
+        raise InputError(
+            f"{name} does not say by which processing baseline it was made (it has no "
+            f"{lacking}); pass --config.read.s2_offset={OFFSET} when {OFFSET} was "
+            "added to each DN, as since January 2022, and =0 when not or when it was "
+            "removed."
+        )
+    return OFFSET if baseline >= OFFSET_SINCE else 0
+
+
 _V1 = "BigEarthNet v1 training split, after git.tu-berlin.de/rsim/bigearthnet-models-tf"
 
 S1 = Sensor(
@@ -193,6 +417,25 @@ S1 = Sensor(
         Band("VH", 10, "cross-polarised", -19.29044597721542, 5.464428464912864),
     ),
     source=_V1,
+    units=(
+        Unit("dB", "dB"),
+        Unit("linear", "linear power", linear_to_db, least=0.0),
+    ),
+    offsets=(),
+    expected=Expected(
+        flat=False,  # there is speckle everywhere
+        # Above the sensor's noise, and below what only a few walls reach. Linear power
+        # and uncalibrated DN lie higher.
+        medians={"co-polarised": (-36.0, 0.0), "cross-polarised": (-40.0, -5.0)},
+        brighter=("VV", "VH"),
+        remedy="it is uncalibrated, calibrate it",
+    ),
+    # Limits for all scenes keep speckle from shouting, and scenes comparable.
+    picture=Picture(
+        colors=("co-polarised", "cross-polarised"),
+        limits={"co-polarised": (-20.0, 0.0), "cross-polarised": (-27.0, -7.0)},
+        difference=(0.0, 14.0),
+    ),
 )
 
 S2 = Sensor(
@@ -217,9 +460,26 @@ S2 = Sensor(
         Band("B12", 20, "short-wave infrared", 1009.32729131, 818.86747235),
     ),
     source=_V1,
+    units=(
+        Unit("DN", "DN"),
+        Unit("reflectance", "reflectance", reflectance_to_dn, most=_MAX_REFLECTANCE),
+    ),
+    offsets=(0, OFFSET),
+    expected=Expected(
+        peak=256,
+        visible="visible",
+        # Blue bands alone are as bright through haze.
+        dark=("B04", "B10", "B12"),
+        always_dark="B10",
+        remedy="it was made for display, take the original",
+    ),
+    # A forest stays dark green however little it varies.
+    picture=Picture(colors=("B04", "B03", "B02"), least_range=600.0),
 )
 
 SENSORS = {sensor.name: sensor for sensor in (S1, S2)}
+# Sensors in the order in which pairs are named: the first one's image names the pair.
+NAMED = ("s2", "s1")
 
 # Top-of-atmosphere reflectance, where the cirrus band B10 exists too.
 S2_L1C = dataclasses.replace(

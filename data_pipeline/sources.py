@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import files, ground, metadata, mixtures, patterns, records
+from data_pipeline import dataset_card, files, ground, mixtures, patterns, record_format
 from data_pipeline import subsets, synthetic
-from data_pipeline.description import SPLITS, Description
+from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")
@@ -64,7 +64,7 @@ def describe(data) -> Description:
     """
     if data.source in PROCEDURAL:
         return PROCEDURAL[data.source](1, size=data.size).description
-    return metadata.read_description(folders(data)[0], _statistics(data))
+    return dataset_card.read_description(folders(data)[0], _statistics(data))
 
 
 class Places(NamedTuple):
@@ -79,9 +79,9 @@ def held_out(data) -> Iterator[Places]:
     if data.source in PROCEDURAL:
         return
     for folder in folders(data):
-        for split, part in metadata.read_card(folder)["splits"].items():
+        for split, part in dataset_card.read_card(folder)["splits"].items():
             if split != data.split:
-                index = metadata.read_index(folder, split, part.get("pairs"))
+                index = dataset_card.read_index(folder, split, part.get("pairs"))
                 yield Places(f"split {split} of {folder}", index["place"])
 
 
@@ -204,9 +204,9 @@ def _open(data, split: str, fields) -> list:
         return [make(count, size=data.size, seed=seed, fields=fields)]
     found, statistics = folders(data, split), _statistics(data)
     if split != data.get("split"):
-        having = [f for f in found if split in metadata.read_card(f)["splits"]]
+        having = [f for f in found if split in dataset_card.read_card(f)["splits"]]
         found = having or found  # of which the first says what it has
-    return [records.Records(f, split, fields, statistics) for f in found]
+    return [record_format.Records(f, split, fields, statistics) for f in found]
 
 
 def folders(data, split: str | None = None) -> list[str | pathlib.Path]:

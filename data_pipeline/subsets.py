@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data_pipeline import watch
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 CANDIDATES = 128  # pairs that are compared before one of them is drawn
@@ -56,10 +55,6 @@ class Subset:
         for field in self._classes.keys() & pair.keys():
             pair[field] = pair[field][self._classes[field]]
         return pair
-
-    def where(self, index: int) -> str:
-        """Names a pair and where it lies."""
-        return watch.where(self._source, int(self._indices[index]))
 
     @property
     def directories(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import operator
 import numpy as np
 
 from data_pipeline import layout, sensors
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 
@@ -197,7 +197,7 @@ class Scenes:
             title="Procedural Sentinel-1/Sentinel-2 pairs with land cover.",
             source="data_pipeline/synthetic.py",
             licence="Apache-2.0, as this project.",
-            layout=layout.native(size),
+            layout=layout.native(size, sensors.SENSORS),
             sensors=sensors.SENSORS,
             classes={"labels": names},
             maps={"land_cover": names},

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import layout as layouts
 from data_pipeline import sensors
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
 from fusmae_jax import checkpoint, objectives, optim, sharding, train
@@ -81,7 +81,7 @@ def inputs(
         known: see `contract`.
         layout: of the data; by default that of procedural scenes.
     """
-    layout = layout or layouts.native(config.data.size)
+    layout = layout or layouts.native(config.data.size, sensors.SENSORS)
     return Inputs(
         contract(config, known),
         size=config.model.image_size,

@@ -7,7 +7,7 @@ and only `check_devices` at the devices.
 from jax.sharding import Mesh
 
 from data_pipeline import data_fields, fields, rules, sensors, sources, subsets
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import SEED, choice, flag, number, several, text, whole
 from fusmae_jax import build, dtypes, inputs, patches, sharding

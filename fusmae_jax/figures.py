@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 
 from data_pipeline import files
-from data_pipeline.looks import picture
+from data_pipeline.building.preview import picture
 
 GREY = 0.82  # of hidden patches
 COLUMNS = ("input", "masked", "prediction", "target")

@@ -13,7 +13,7 @@ import time
 import jax
 import tqdm
 
-from data_pipeline import files, untrusted
+from data_pipeline import files, safe_io
 from data_pipeline.errors import InputError
 from fusmae_jax import board, inputs
 
@@ -122,7 +122,7 @@ def read_metrics(workdir) -> list[dict]:
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            row = untrusted.parse_json(line)
+            row = safe_io.parse_json(line)
             if not isinstance(row, dict) or type(row.get("step")) is not int:
                 raise ValueError("it is no row with a step")
             rows.append(row)

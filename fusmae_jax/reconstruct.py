@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from data_pipeline import batches, data_fields, fields, files, sources
-from data_pipeline.description import SPLITS
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.fields import choice, location, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, run
 from fusmae_jax import sharding

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipeline import files, sensors, untrusted
+from data_pipeline import files, safe_io, sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import cluster, dtypes
 
@@ -224,7 +224,7 @@ def load(
 def _read(path: pathlib.Path) -> dict:
     """What a config.json says of its run: its config, contract and data."""
     try:
-        saved = untrusted.read_json(path)
+        saved = safe_io.read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); copy it again.") from error
     parts = ("config", "contract", "data")
@@ -294,7 +294,7 @@ def _places(workdir) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        known = untrusted.read_array(path)
+        known = safe_io.read_array(path)
         if known.dtype == np.uint64 and known.ndim == 1:
             return np.stack([np.zeros_like(known), known], axis=1)
         if known.dtype != np.uint64 or known.shape[1:] != (2,):

@@ -4,7 +4,7 @@ import csv
 import pathlib
 
 from configs import prepare_bigearthnet
-from data_pipeline import records
+from data_pipeline import record_format
 from tests import shared_data
 
 
@@ -30,7 +30,7 @@ def break_pair(config, column):
 
 
 def ids(config, split):
-    opened = records.Records(config.out, split, fields=("id",))
+    opened = record_format.Records(config.out, split, fields=("id",))
     return [record["id"] for record in opened]
 
 

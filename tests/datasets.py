@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline import layout, metadata, sensors, shards
-from data_pipeline.description import Description
+from data_pipeline import dataset_card, layout, record_format, sensors
+from data_pipeline.dataset_card import Description
 
 SIZE = 12
 CLASSES = {"labels": ("forest, mixed", "water"), "labels_43": ("a", "b/c", "d")}
@@ -20,7 +20,7 @@ def description(**changes) -> Description:
         title="A tiny dataset.",
         source="tests/datasets.py",
         licence="none",
-        layout=layout.native(SIZE),
+        layout=layout.native(SIZE, sensors.SENSORS),
         sensors=sensors.SENSORS,
         classes=CLASSES,
     )
@@ -43,7 +43,7 @@ def example(described: Description, seed: int, prefix: str = "") -> dict:
         field: sorted({seed % len(names), len(names) - 1} if seed else ())
         for field, names in described.classes.items()
     }
-    texts = dict.fromkeys(shards.TEXTS, "") | {
+    texts = dict.fromkeys(record_format.TEXTS, "") | {
         "id": f"é{seed}",
         "place": f"{prefix}place {seed}",
     }
@@ -69,7 +69,7 @@ def write(
         described: what the dataset holds.
         prefix: of the places.
         names: `id` and `place` of every pair, where they are not to be made up.
-        **writing: of `shards.write_shard`.
+        **writing: of `record_format.write_shard`.
     """
     described = described or description()
     directory = pathlib.Path(directory)
@@ -79,15 +79,17 @@ def write(
         row.update(id=name, place=place)
     infos, start = [], 0
     for i, count in enumerate(counts):
-        path = directory / shards.shard_name(described.name, split, i, len(counts))
+        path = directory / record_format.shard_name(
+            described.name, split, i, len(counts)
+        )
         chosen = rows[start : start + count]
-        features = shards.features(described)
-        infos.append(shards.write_shard(path, chosen, features, **writing))
+        features = record_format.features(described)
+        infos.append(record_format.write_shard(path, chosen, features, **writing))
         start += count
-    shards.write_metadata(directory, described, {split: infos})
+    record_format.write_metadata(directory, described, {split: infos})
     write_index(directory, split, described, rows)
     card = {"description": described.describe(), "splits": {split: {}}}
-    (directory / metadata.CARD_FILE).write_text(json.dumps(card))
+    (directory / dataset_card.CARD_FILE).write_text(json.dumps(card))
     return directory
 
 
@@ -98,7 +100,7 @@ def write_index(directory, split: str, described: Description, rows) -> None:
         index[field] = np.zeros((len(rows), len(names)), np.uint8)
         for hot, row in zip(index[field], rows):
             hot[row[field]] = 1
-    np.savez(directory / metadata.index_name(split), **index)
+    np.savez(directory / dataset_card.index_name(split), **index)
 
 
 def assert_equal(got: dict, want: dict) -> None:

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 
 from configs import prepare_bigearthnet
-from data_pipeline import archive, synthetic
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline import synthetic
+from data_pipeline.archives import base
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 SIZE = 24
@@ -15,8 +16,18 @@ SCENES = synthetic.Scenes(1, size=SIZE)
 DESCRIPTION = dataclasses.replace(SCENES.description, name="fake")
 
 
+def pair(s2: str, s1: str, *args, **fields) -> Pair:
+    """A pair by the names of its images."""
+    return Pair({"s2": s2, "s1": s1}, *args, **fields)
+
+
+def skip(s2: str, s1: str, *args, **fields) -> Skipped:
+    """What is left out, by the names of its images, "" where there is none."""
+    return Skipped({"s2": s2, "s1": s1}, *args, **fields)
+
+
 @dataclasses.dataclass(frozen=True)
-class Archive(archive.Archive):
+class Archive(base.Archive):
     """Synthetic pairs, some of them bad.
 
     Attributes:
@@ -31,7 +42,7 @@ class Archive(archive.Archive):
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
         where = [((i, i not in self.bad),) for i in range(self.count)]
         return [
-            Pair(f"fake-{i}", f"radar-{i}", f"T{i % 3}", where=where[i])
+            pair(f"fake-{i}", f"radar-{i}", f"T{i % 3}", where=where[i])
             for i in range(self.count)
         ], []
 
@@ -42,9 +53,9 @@ class Archive(archive.Archive):
         scene = synthetic.Scenes(self.count, size=SIZE)[number]
         return scene | {
             "labels": np.flatnonzero(scene["labels"]).tolist(),
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
-            "place": pair.s2_name,
+            "id": pair.name,
+            "id_s1": pair.images["s1"],
+            "place": pair.name,
             "tile": pair.tile,
             "acquired_s1": "",
             "acquired_s2": "",

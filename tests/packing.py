@@ -1,12 +1,8 @@
-"""Tars of patches, compressed or not, and BigEarthNet v1 in them."""
+"""Tars of patches, and BigEarthNet v1 in them."""
 
-import bz2
-import gzip
 import io
 import pathlib
 import tarfile
-
-import pytest
 
 from configs import prepare_bigearthnet
 from data_pipeline.archives import bigearthnet_v1
@@ -18,18 +14,6 @@ def pack(folder: pathlib.Path, path: pathlib.Path, **options) -> pathlib.Path:
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             tar.add(file, f"{folder.name}/{file.relative_to(folder)}")
     return path
-
-
-def compress(path: pathlib.Path, suffix: str) -> pathlib.Path:
-    data, packed = path.read_bytes(), path.with_name(path.name + suffix)
-    if suffix == ".zst":
-        zstandard = pytest.importorskip("zstandard", reason="pip install zstandard")
-        packed.write_bytes(zstandard.ZstdCompressor(level=1).compress(data))
-    else:
-        module = {".gz": gzip, ".bz2": bz2}[suffix]
-        packed.write_bytes(module.compress(data, 1))
-    path.unlink()
-    return packed
 
 
 def write_tar(path: pathlib.Path, files: list[tuple[str, bytes]]) -> str:

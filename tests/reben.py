@@ -11,7 +11,6 @@ from pyarrow import parquet
 from configs import prepare_bigearthnet_v2
 from data_pipeline import sensors
 from data_pipeline.archives import bigearthnet_v2
-from data_pipeline.archives import bigearthnet_v2_metadata as metadata
 from tests import shared_data
 
 WHY = "reading BigEarthNet v2 takes the extra 'archives'"
@@ -56,7 +55,7 @@ def write_map(root: pathlib.Path, patch_id: str, codes: np.ndarray) -> None:
     tifffile.imwrite(path, codes, compression="deflate")
 
 
-def write_metadata(folder, rows: list[dict], name: str = metadata.METADATA) -> None:
+def write_metadata(folder, rows: list[dict], name=bigearthnet_v2.METADATA) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), pathlib.Path(folder, name))
 
 

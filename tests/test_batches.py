@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline import batches, mixtures, records, shards
+from data_pipeline import batches, mixtures, record_format
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -149,9 +149,7 @@ class Logged(Numbers):
 
 def test_worker_processes_read_no_more_than_so_many_batches_ahead(tmp_path):
     source = Logged(1000, tmp_path)
-    stream = batches.train_batches(
-        source, batch_size=1, seed=0, threads=2, workers=2
-    )
+    stream = batches.train_batches(source, batch_size=1, seed=0, threads=2, workers=2)
     for taken in (1, 2, 3):
         next(stream)
         assert settled(source) - taken <= 2 * (2 + 4)
@@ -241,7 +239,9 @@ def test_parts_of_a_mixture_are_shuffled_each_in_its_own_order():
 
 def mixture_of(tmp_path):
     parts = [
-        records.Records(datasets.write(tmp_path / name, counts, prefix=name), "train")
+        record_format.Records(
+            datasets.write(tmp_path / name, counts, prefix=name), "train"
+        )
         for name, counts in (("a", (3, 4)), ("b", (5,)))
     ]
     return mixtures.Mixture(parts, (2, 1))
@@ -267,22 +267,25 @@ def test_batches_of_a_mixture_depend_on_seed_and_step_alone(tmp_path, options):
 
 
 def test_a_batch_holds_the_records_as_they_are_read_one_by_one(tmp_path):
-    source = records.Records(datasets.write(tmp_path), "train")
+    source = record_format.Records(datasets.write(tmp_path), "train")
     got = batches.stack(source, [4, 0, 4])
     assert got["id"].tolist() == ["é4", "é0", "é4"]
     for row, i in enumerate((4, 0, 4)):
         for field, value in source[i].items():
             np.testing.assert_array_equal(got[field][row], value)
-            assert got[field].dtype == np.asarray(value).dtype or field in shards.TEXTS
+            assert (
+                got[field].dtype == np.asarray(value).dtype
+                or field in record_format.TEXTS
+            )
             assert got[field].flags.writeable
 
 
 def test_a_damaged_record_stops_the_stream_with_its_name(tmp_path):
-    path = datasets.write(tmp_path) / shards.shard_name("tiny", "train", 1, 2)
+    path = datasets.write(tmp_path) / record_format.shard_name("tiny", "train", 1, 2)
     data = bytearray(path.read_bytes())
     data[data.index(b"\x28\xb5\x2f\xfd") + 20] ^= 0xFF  # in a zstd frame
     path.write_bytes(data)
-    source = records.Records(tmp_path, "train")
+    source = record_format.Records(tmp_path, "train")
     stream = batches.train_batches(source, batch_size=5, seed=0)
     with pytest.raises(InputError, match="Record 2 of split train .*00001-of-00002"):
         next(stream)
@@ -294,9 +297,7 @@ def test_a_batch_that_does_not_divide_over_hosts_is_refused():
 
 
 def test_held_out_pairs_come_once_and_padding_weighs_nothing():
-    got = list(
-        batches.eval_batches(Numbers(10), fields=["x"], batch_size=4, count=6)
-    )
+    got = list(batches.eval_batches(Numbers(10), fields=["x"], batch_size=4, count=6))
     assert [b["x"][:, 0].tolist() for b, _ in got] == [[0, 1, 2, 3], [4, 5, 5, 5]]
     assert [w.tolist() for _, w in got] == [[1, 1, 1, 1], [1, 1, 0, 0]]
 

@@ -56,7 +56,7 @@ def test_pairs_are_sorted_by_sentinel_2_name(tmp_path):
     for column in (30, 4, 17):
         shared_data.write_pair(tmp_path, column)
     pairs, skipped = find_pairs(tmp_path)
-    names = [pair.s2_name for pair in pairs]
+    names = [pair.name for pair in pairs]
     assert len(names) == 3 and names == sorted(names) and not skipped
 
 
@@ -95,7 +95,7 @@ def test_patch_with_a_damaged_json_is_reported(tmp_path, text, reason):
     _, s1 = shared_data.write_pair(tmp_path, 1)
     (s1 / f"{s1.name}_labels_metadata.json").write_text(text)
     pairs, skipped = find_pairs(tmp_path)
-    assert not pairs and skipped[0].s1_name == s1.name
+    assert not pairs and skipped[0].images["s1"] == s1.name
     with pytest.raises(InputError, match=reason):
         raise InputError(skipped[0].reason)
 
@@ -124,8 +124,8 @@ def test_lists_of_both_names_spare_the_matching(tmp_path):
     gone = (names[3][0], "S1A_GONE")
     lists = write_lists(tmp_path / "lists", names[0], names[2], gone)
     pairs, skipped = find_pairs(tmp_path, lists)
-    assert [[p.s2_name, p.s1_name] for p in pairs] == [names[0], names[2]]
-    assert [skip.s2_name for skip in skipped] == [names[1][0], names[3][0]]
+    assert [[*p.names] for p in pairs] == [names[0], names[2]]
+    assert [skip.name for skip in skipped] == [names[1][0], names[3][0]]
     assert all("lists names no patch in" in skip.reason for skip in skipped)
 
 
@@ -250,7 +250,7 @@ def test_all_22_real_pairs_hold_the_pixels_that_rasterio_reads_in_all_14_bands()
         assert record["labels"] and record["acquired_s1"] and record["acquired_s2"]
         folders, bands = dict(zip(("s2", "s1"), pair.where)), 0
         for grid in archive.description.layout.grids:
-            name = {"s1": pair.s1_name, "s2": pair.s2_name}[grid.sensor]
+            name = {"s1": pair.images["s1"], "s2": pair.name}[grid.sensor]
             for channel, band in enumerate(grid.bands):
                 path = pathlib.Path(folders[grid.sensor], f"{name}_{band}.tif")
                 with rasterio.open(path) as file:
@@ -263,6 +263,7 @@ def test_all_22_real_pairs_hold_the_pixels_that_rasterio_reads_in_all_14_bands()
 def test_sentinel_1_is_rounded_by_less_than_a_64th_of_a_decibel():
     archive = open_archive(shared_data.bigearthnet_v1())
     pair = archive.find_pairs()[0][0]
-    stored = tifffile.imread(pathlib.Path(pair.where[1], f"{pair.s1_name}_VH.tif"))
+    path = pathlib.Path(pair.where[1], f"{pair.names[1]}_VH.tif")
+    stored = tifffile.imread(path)
     got = archive.read_pair(pair)["s1_10m"][..., 1]
     assert np.abs(got.astype(np.float32) - stored).max() <= 1 / 64

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from configs import prepare_bigearthnet
 from data_pipeline import classes, ground, sensors
 from data_pipeline.archives import bigearthnet_v1
-from data_pipeline.archives import bigearthnet_v2_metadata as metadata
+from data_pipeline.archives import bigearthnet_v2
 from data_pipeline.errors import InputError
 from tests import reben, shared_data
 
@@ -33,7 +33,7 @@ def test_real_records_have_the_pixels_that_rasterio_reads():
     files = {path.name: path for path in root.rglob("*.tif")}
     for pair in pairs:
         record = archive.read_pair(pair)
-        for sensor, name in (("s1", pair.s1_name), ("s2", pair.s2_name)):
+        for sensor, name in (("s1", pair.images["s1"]), ("s2", pair.name)):
             for grid in archive.description.layout.of(sensor):
                 for channel, band in enumerate(grid.bands):
                     with rasterio.open(files[f"{name}_{band}.tif"]) as file:
@@ -51,24 +51,24 @@ def test_real_records_have_labels_names_and_splits_of_the_metadata():
         for row in parquet.read_table(root / "metadata.parquet").to_pylist()
     }
     pairs, _ = archive.find_pairs()
-    assert [pair.s2_name for pair in pairs] == sorted(rows)
+    assert [pair.name for pair in pairs] == sorted(rows)
     for pair in pairs:
-        record, row = archive.read_pair(pair), rows[pair.s2_name]
+        record, row = archive.read_pair(pair), rows[pair.name]
         labels = [classes.BIGEARTHNET_19[i] for i in record["labels"]]
         assert sorted(labels) == row["labels"] and pair.split == row["split"]
         assert record["labels"] == sorted(record["labels"])
-        assert record["id_s1"] == pair.s1_name == row["s1_name"]
+        assert record["id_s1"] == pair.images["s1"] == row["s1_name"]
         assert record["id"] == row["patch_id"]
         assert ground.acquisition(record["place"]) == row["s2v1_name"]
         assert ground.of(record["place"]) == "_".join(row["s1_name"].split("_")[-3:])
-        assert record["tile"] == pair.tile and f"_T{pair.tile}_" in pair.s2_name
+        assert record["tile"] == pair.tile and f"_T{pair.tile}_" in pair.name
 
 
 def test_real_reference_map_is_that_of_tifffile_and_agrees_with_the_labels():
     root = shared_data.bigearthnet_v2()
     (path,) = root.rglob("*_reference_map.tif")
     archive = reben.open_archive(root)
-    (pair,) = [p for p in archive.find_pairs()[0] if path.stem.startswith(p.s2_name)]
+    (pair,) = [p for p in archive.find_pairs()[0] if path.stem.startswith(p.name)]
     record, codes = archive.read_pair(pair), tifffile.imread(path)
     assert sorted(np.unique(record["land_cover"])) == record["labels"]
     names = {211: "Non-irrigated arable land", 231: "Pastures"}
@@ -240,7 +240,7 @@ def test_band_of_other_shape_is_an_error(one, as_lmdb):
 @pytest.mark.parametrize("labels", [["Lava"], ["Urban fabric", "Airports"], [], None])
 def test_unknown_or_missing_labels_are_an_error(one, labels):
     archive, row = one
-    path = archive / metadata.METADATA
+    path = archive / bigearthnet_v2.METADATA
     schema = parquet.read_schema(path)  # which an empty list alone would not tell
     rows = [row | {"labels": labels}]
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)

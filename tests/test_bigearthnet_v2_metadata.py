@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from data_pipeline.archives import bigearthnet_v2_metadata as metadata
+from data_pipeline.archives import bigearthnet_v2
 from data_pipeline.errors import InputError
 from tests import reben, shared_data
 
@@ -29,19 +29,21 @@ def test_real_patches_with_snow_or_clouds_are_skipped_unless_wanted():
         ("contains_cloud_or_shadow", "flagged contains_cloud_or_shadow"),
     ],
 )
-@pytest.mark.parametrize("file", [metadata.METADATA, metadata.FLAGGED])
+@pytest.mark.parametrize("file", [bigearthnet_v2.METADATA, bigearthnet_v2.FLAGGED])
 def test_flagged_patch_is_skipped_from_either_file(tmp_path, column, reason, file):
     clean, flagged = (reben.write_patches(tmp_path, patch) for patch in (1, 2))
     flagged = flagged | {column: True}
-    if file == metadata.METADATA:
+    if file == bigearthnet_v2.METADATA:
         reben.write_metadata(tmp_path, [clean, flagged])
     else:
         reben.write_metadata(tmp_path, [clean])
         reben.write_metadata(tmp_path, [flagged], file)
     pairs, skipped = reben.open_archive(tmp_path).find_pairs()
-    assert [pair.s2_name for pair in pairs] == [clean["patch_id"]]
+    assert [pair.name for pair in pairs] == [clean["patch_id"]]
     wanted = False  # a choice, and no fault that stops a strict build
-    assert skipped == [(flagged["patch_id"], flagged["s1_name"], reason, wanted)]
+    (skip,) = skipped
+    assert skip.names == (flagged["patch_id"], flagged["s1_name"])
+    assert (skip.reason, skip.wanted) == (reason, wanted)
     pairs, skipped = reben.open_archive(tmp_path, snow_and_clouds=True).find_pairs()
     assert len(pairs) == 2 and not skipped
 
@@ -56,8 +58,8 @@ def test_patches_without_row_and_rows_without_patch_are_skipped(tmp_path, as_lmd
     if as_lmdb:
         source = reben.to_lmdb(source, source / "lmdb")
     pairs, skipped = reben.open_archive(source).find_pairs()
-    assert [pair.s2_name for pair in pairs] == [rows[3]["patch_id"]]
-    got = {(skip.s2_name, skip.s1_name): skip.reason for skip in skipped}
+    assert [pair.name for pair in pairs] == [rows[3]["patch_id"]]
+    got = {skip.names: skip.reason for skip in skipped}
     listed = "listed in metadata.parquet, but "
     for row, absent in ((rows[1], "patch_id"), (rows[2], "s1_name")):
         reason = got.pop((row["patch_id"], row["s1_name"]))
@@ -95,7 +97,7 @@ def test_metadata_is_found_beside_around_or_where_it_is_said_to_be(one):
     archive, _ = one
     source = reben.to_lmdb(archive, archive / "lmdb")
     record = reben.read_one(source)  # around
-    table = shutil.move(archive / metadata.METADATA, source)
+    table = shutil.move(archive / bigearthnet_v2.METADATA, source)
     reben.assert_same(reben.read_one(source), record)  # beside
     table = shutil.move(table, archive.parent / "table.parquet")
     reben.assert_same(reben.read_one(source, metadata=str(table)), record)
@@ -109,7 +111,7 @@ def test_metadata_that_is_damaged_or_another_table_is_an_error(one):
     reben.write_metadata(archive, [short])
     with pytest.raises(InputError, match=r"no columns \['contains_cloud_or_shadow', "):
         reben.open_archive(archive).find_pairs()
-    (archive / metadata.METADATA).write_bytes(b"PAR1 and nothing else")
+    (archive / bigearthnet_v2.METADATA).write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match="metadata.parquet cannot be read"):
         reben.open_archive(archive).find_pairs()
     nowhere = reben.open_archive(archive, metadata=str(archive / "nowhere.parquet"))

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipeline.archives import lmdb_file
+from data_pipeline.archives import bigearthnet_v2, lmdb_reader
 from data_pipeline.errors import InputError
 from tests import reben
 
@@ -70,7 +70,7 @@ def test_lmdb_with_damaged_pages_or_none_is_an_error(one):
         if content[page * size + 10] & 2:  # a leaf, where the keys are
             content[page * size : (page + 1) * size] = b"\xa5" * size
     path.write_bytes(content)
-    with pytest.raises(InputError, match="data.mdb is damaged .* none of the tree"):
+    with pytest.raises(InputError, match="data.mdb is damaged"):
         reben.open_archive(source)
     other = archive / "other"
     other.mkdir()
@@ -91,13 +91,13 @@ def test_lmdb_is_opened_once_in_a_process_by_whatever_path(one, monkeypatch):
     source = reben.to_lmdb(one[0], one[0] / "lmdb")
     link = one[0].parent / "link"
     link.symlink_to(one[0], target_is_directory=True)
-    opened, database = [], lmdb_file.Database
+    opened, database = [], lmdb_reader.Database
 
     def count(path):
         opened.append(path)
         return database(path)
 
-    monkeypatch.setattr(lmdb_file, "Database", count)
+    monkeypatch.setattr(lmdb_reader, "Database", count)
     reben.assert_same(reben.read_one(source), reben.read_one(link / "lmdb"))
     assert len(opened) == 1
 
@@ -116,6 +116,10 @@ def test_missing_package_is_an_error_that_names_the_extra(one, monkeypatch):
     source = reben.to_lmdb(one[0], one[0] / "lmdb")
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(InputError, match=r"needs safetensors; .*-e '\.\[archives\]'"):
+        reben.read_one(source)
+    monkeypatch.setattr(bigearthnet_v2.importlib.util, "find_spec", lambda name: None)
+    bigearthnet_v2._open.cache_clear()
+    with pytest.raises(InputError, match="data.mdb needs lmdb; install it"):
         reben.read_one(source)
 
 
@@ -137,15 +141,3 @@ def test_lmdb_that_a_worker_cannot_open_any_more_stops_the_build(one):
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         with pytest.raises(OSError, match="data.mdb is no .*cut short"):
             pool.submit(archive.read_pair, pair).result()
-
-
-def test_lmdb_that_the_system_fails_to_read_stops_the_build(one, monkeypatch):
-    archive = reben.open_archive(reben.to_lmdb(one[0], one[0] / "lmdb"))
-    ((pair,), _) = archive.find_pairs()
-
-    def fail(*args):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(lmdb_file.os, "pread", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        archive.read_pair(pair)

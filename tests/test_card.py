@@ -9,30 +9,30 @@ import subprocess
 import numpy as np
 import pytest
 
-from data_pipeline import description, layout, metadata, sensors
+from data_pipeline import dataset_card, layout, sensors
 from data_pipeline.building import card, card_text
-from data_pipeline.archive import Skipped
 from data_pipeline.building.statistics import Tally
+from tests import fakes
 
 LONG = "Land principally occupied by agriculture, with significant areas of nature"
-DESCRIPTION = description.Description(
+DESCRIPTION = dataset_card.Description(
     name="small",
     title="Small pairs for a test.",
     source="https://example.org/small",
     licence="Terms\nof use",
-    layout=layout.native(12),
+    layout=layout.native(12, sensors.SENSORS),
     sensors=sensors.SENSORS,
     classes={"labels": ("lake", LONG)},
     maps={"land_cover": ("a | b", "wood")},
 )
 SKIPPED = [
-    Skipped("p_7", "q_7", "/data/x/p_7/p_7_B01.tif is cut short; unpack it again."),
-    Skipped("p_3", "q_3", "/data/x/p_3/p_3_B8A.tif is cut short; unpack it again."),
-    Skipped("p_9", "", "no patch in /data/x/S1 names it"),
-    Skipped("p_1", "q_1", "q_1, band VV, is 3 x 3 px, where it should be 12 x 12."),
-    Skipped("p_2", "q_2", "q_2, band VH, is 5 x 5 px, where it should be 12 x 12."),
-    Skipped("p_4", "q_4", "p_4 is labelled ['a'] and q_4 ['b', 'c']; choose."),
-    Skipped("p_5", "q_5", "p_5 is labelled ['c'] and q_5 []; choose."),
+    fakes.skip("p_7", "q_7", "/data/x/p_7/p_7_B01.tif is cut short; unpack it again."),
+    fakes.skip("p_3", "q_3", "/data/x/p_3/p_3_B8A.tif is cut short; unpack it again."),
+    fakes.skip("p_9", "", "no patch in /data/x/S1 names it"),
+    fakes.skip("p_1", "q_1", "q_1, band VV, is 3 x 3 px, where it should be 12 x 12."),
+    fakes.skip("p_2", "q_2", "q_2, band VH, is 5 x 5 px, where it should be 12 x 12."),
+    fakes.skip("p_4", "q_4", "p_4 is labelled ['a'] and q_4 ['b', 'c']; choose."),
+    fakes.skip("p_5", "q_5", "p_5 is labelled ['c'] and q_5 []; choose."),
 ]
 
 
@@ -78,7 +78,7 @@ def table(text: str, heading: str) -> list[list[str]]:
 
 def test_the_card_describes_the_dataset_to_whoever_opens_it(tmp_path):
     card.write(tmp_path, made())
-    assert metadata.read_description(tmp_path) == DESCRIPTION
+    assert dataset_card.read_description(tmp_path) == DESCRIPTION
     assert {path.name for path in tmp_path.iterdir()} == {"card.json", "card.md"}
 
 
@@ -89,7 +89,7 @@ def test_the_folder_is_a_dataset_only_once_all_is_written(tmp_path, monkeypatch)
     monkeypatch.setattr(card_text, "text", fail)
     with pytest.raises(OSError, match="disk full"):
         card.write(tmp_path, made())
-    assert not (tmp_path / metadata.CARD_FILE).exists()
+    assert not (tmp_path / dataset_card.CARD_FILE).exists()
 
 
 def test_the_same_archive_gives_the_same_bytes(tmp_path):
@@ -118,7 +118,10 @@ def test_splits_come_in_their_usual_order_with_what_they_hold():
 def test_like_reasons_count_once_with_an_example_and_without_folders():
     rows = card.reasons(SKIPPED)
     assert [(row["count"], row["example"]["s2_name"]) for row in rows] == [
-        (2, "p_1"), (2, "p_3"), (2, "p_4"), (1, "p_9")
+        (2, "p_1"),
+        (2, "p_3"),
+        (2, "p_4"),
+        (1, "p_9"),
     ]
     reason = rows[1]["example"]["reason"]
     assert reason == "p_3_B8A.tif is cut short; unpack it again."
@@ -137,13 +140,13 @@ def test_like_reasons_count_once_with_an_example_and_without_folders():
     ],
 )
 def test_reasons_lose_folders_and_keep_words(reason, want):
-    (row,) = card.reasons([Skipped("p", "q", reason)])
+    (row,) = card.reasons([fakes.skip("p", "q", reason)])
     assert row["example"]["reason"] == (want or reason)
 
 
 def test_rare_reasons_are_counted_together():
     words = [letter * times for letter in "abcdefghij" for times in (3, 4, 5)]
-    many = [Skipped("p", "q", f"{word} is wrong") for word in words]
+    many = [fakes.skip("p", "q", f"{word} is wrong") for word in words]
     rows = card.reasons(many)
     assert len(rows) == card.REASONS + 1
     assert rows[-1] == {"count": 10, "kinds": 10}
@@ -185,7 +188,8 @@ def test_the_text_says_what_the_numbers_are():
     text = card_text.text(content)
     assert text.startswith("# small\n\nSmall pairs for a test.\n")
     assert table(text, "Pairs")[2:] == [
-        ["`train`", "30", "30 kB"], ["`test`", "2", "2 kB"]
+        ["`train`", "30", "30 kB"],
+        ["`test`", "2", "2 kB"],
     ]
     assert "Of 43 pairs found, 32 were written, 7 skipped, and 4 left out" in text
     fields = table(text, "Sensors")

@@ -10,10 +10,9 @@ import pytest
 import rasterio
 from pyarrow import parquet as tables
 
-from data_pipeline import description as descriptions
-from data_pipeline import lists, metadata, parquet, records, sensors
-from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, files
-from data_pipeline.archives import geotiff, pair_lists, rasters
+from data_pipeline import dataset_card, name_lists, record_format, safe_io, sensors
+from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
+from data_pipeline.archives import geotiff_pairs, rasters, tiff
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, run
 from tests import datasets, geotiffs
@@ -29,7 +28,7 @@ def field(name: bytes, feature: bytes) -> bytes:
 
 
 def decoded(tmp_path, feature: bytes, name: str = "labels"):
-    opened = records.Records(datasets.write(tmp_path), "train", fields=[name])
+    opened = record_format.Records(datasets.write(tmp_path), "train", fields=[name])
     body = field(name.encode(), feature)
     opened._source = [b"\n" + bytes([len(body)]) + body]
     return opened[0][name]
@@ -64,7 +63,7 @@ def test_text_that_is_none_or_several_is_an_error(tmp_path, feature):
 
 
 def test_length_without_an_end_is_refused_at_once(tmp_path):
-    opened = records.Records(datasets.write(tmp_path), "train")
+    opened = record_format.Records(datasets.write(tmp_path), "train")
     opened._source = [b"\n" + b"\xff" * 10_000_000]
     with pytest.raises(InputError, match="Record 0 of split train .*not decode"):
         opened[0]
@@ -101,14 +100,14 @@ def test_length_without_an_end_is_refused_at_once(tmp_path):
 )
 def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
     *folders, last = path.split()
-    card = metadata.read_card(datasets.write(tmp_path))
+    card = dataset_card.read_card(datasets.write(tmp_path))
     part = card["description"]
     for key in folders:
         part = part[int(key) if isinstance(part, list) else key]
     part[last] = value
-    (tmp_path / metadata.CARD_FILE).write_text(json.dumps(card))
+    (tmp_path / dataset_card.CARD_FILE).write_text(json.dumps(card))
     with pytest.raises(InputError, match="This is no description of a|lacks computed"):
-        metadata.read_description(tmp_path)
+        dataset_card.read_description(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +119,9 @@ def test_card_that_cannot_be_is_an_error(tmp_path, path, value):
     ],
 )
 def test_card_with_other_parts_is_none(tmp_path, content):
-    (tmp_path / metadata.CARD_FILE).write_text(json.dumps(content))
+    (tmp_path / dataset_card.CARD_FILE).write_text(json.dumps(content))
     with pytest.raises(InputError, match="is no card of a dataset"):
-        metadata.read_card(tmp_path)
+        dataset_card.read_card(tmp_path)
 
 
 def beside(fields, evil):
@@ -164,7 +163,7 @@ def test_no_module_is_imported_because_features_name_it(
     put(fields, evil)
     stored.write_text(json.dumps(content))
     with pytest.raises(InputError, match="metadata of .* cannot be read"):
-        records.Records(tmp_path / "data", "train")
+        record_format.Records(tmp_path / "data", "train")
     assert "evil_features" not in sys.modules
 
 
@@ -173,7 +172,7 @@ def test_shards_that_cannot_be_named_are_an_error(tmp_path):
     assert "{FILEFORMAT}" in stored.read_text()
     stored.write_text(stored.read_text().replace("{FILEFORMAT}", "{FILE}"))
     with pytest.raises(InputError, match="metadata of .* cannot be read"):
-        records.Records(tmp_path, "train")
+        record_format.Records(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -181,20 +180,20 @@ def test_shards_that_cannot_be_named_are_an_error(tmp_path):
 )
 def test_index_of_other_arrays_is_an_error(tmp_path, index):
     datasets.write(tmp_path)
-    np.savez(tmp_path / metadata.index_name("train"), **index)
+    np.savez(tmp_path / dataset_card.index_name("train"), **index)
     with pytest.raises(InputError, match="index-train.npz cannot be read"):
-        metadata.read_index(tmp_path, "train")
+        dataset_card.read_index(tmp_path, "train")
 
 
 def test_index_that_is_a_single_array_is_an_error(tmp_path):
     datasets.write(tmp_path)
-    with (tmp_path / metadata.index_name("train")).open("wb") as file:
+    with (tmp_path / dataset_card.index_name("train")).open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(InputError, match="index-train.npz cannot be read"):
-        metadata.read_index(tmp_path, "train")
+        dataset_card.read_index(tmp_path, "train")
 
 
-def tiff(entries: list[tuple[int, int, int, int]], after: bytes = b"") -> bytes:
+def tiff_of(entries: list[tuple[int, int, int, int]], after: bytes = b"") -> bytes:
     """A TIFF of (tag, type, count, value) and whatever follows them."""
     head = b"II*\0" + struct.pack("<IH", 8, len(entries))
     body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
@@ -210,16 +209,16 @@ def test_strips_that_share_their_bytes_do_not_make_an_image_of_a_small_file():
     ]
     offsets = struct.pack("<I", 8) * strips
     lengths = struct.pack("<I", 100_000) * strips
-    data = tiff(entries, offsets + lengths + bytes(100_000))
+    data = tiff_of(entries, offsets + lengths + bytes(100_000))
     with pytest.raises(InputError, match="x.tif is cut short or damaged"):
-        geotiff.read(data, "x.tif")
+        tiff.read(data, "x.tif")
 
 
 def test_many_tags_that_each_take_the_whole_file_cost_nothing():
     size = 4_000_000
-    data = tiff([(273 + i % 2, 1, size, 8) for i in range(5000)], bytes(size))
+    data = tiff_of([(273 + i % 2, 1, size, 8) for i in range(5000)], bytes(size))
     with pytest.raises(InputError, match="has no TIFF tag"):
-        geotiff.read(data, "x.tif")
+        tiff.read(data, "x.tif")
 
 
 def test_image_that_gdal_would_invent_is_refused(tmp_path, monkeypatch):
@@ -239,10 +238,10 @@ def test_image_that_gdal_would_invent_is_refused(tmp_path, monkeypatch):
 
 def test_file_that_is_larger_than_any_patch_or_no_file_is_refused(tmp_path):
     with (tmp_path / "x.tif").open("wb") as file:
-        file.truncate(files.MOST_BYTES + 1)
+        file.truncate(base.MOST_BYTES + 1)
     for path in (str(tmp_path / "x.tif"), "/dev/zero", "a\0b"):
         with pytest.raises(InputError, match="cannot be read .*unpack it again"):
-            files.read(path)
+            base.read_file(path)
 
 
 @pytest.mark.parametrize(
@@ -274,25 +273,25 @@ ROW = {
 def test_table_of_other_values_is_an_error(tmp_path, changes, reason):
     path = tmp_path / "metadata.parquet"
     tables.write_table(pyarrow.Table.from_pylist([ROW]), path)
-    assert len(list(bigearthnet_v2_metadata.rows(str(path)))) == 1
+    assert len(list(bigearthnet_v2.read_metadata(str(path)))) == 1
     tables.write_table(pyarrow.Table.from_pylist([ROW | changes]), path)
     with pytest.raises(InputError, match=f"metadata.parquet cannot be read .{reason}"):
-        list(bigearthnet_v2_metadata.rows(str(path)))
+        list(bigearthnet_v2.read_metadata(str(path)))
 
 
 def test_table_of_more_rows_than_any_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
     tables.write_table(pyarrow.table({"s2_name": ["a"] * 9}), path)
-    monkeypatch.setattr(parquet, "MOST_ROWS", 8)
+    monkeypatch.setattr(safe_io, "MOST_ROWS", 8)
     with pytest.raises(InputError, match="x.parquet cannot be read .it has 9 rows"):
-        lists.listed(str(path), ())
+        name_lists.listed(str(path), ())
 
 
 @pytest.mark.parametrize("content", [b"s1,s2\na\xff,b\n", b's1,s2\n"a,b\n', b"\xff"])
 def test_list_of_pairs_that_is_no_csv_is_an_error(tmp_path, content):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(InputError, match="x.csv cannot be read as a CSV"):
-        pair_lists.rows(str(tmp_path / "x.csv"))
+        geotiff_pairs.find_files(str(tmp_path / "x.csv"))
 
 
 def test_places_of_a_run_that_are_no_codes_are_an_error(tmp_path):
@@ -322,4 +321,4 @@ def test_what_the_project_describes_is_what_it_restores():
     for sensor in (sensors.S1, sensors.S2, sensors.S2_L1C):
         assert sensors.restore(json.loads(json.dumps(sensor.describe()))) == sensor
     described = json.loads(json.dumps(DESCRIPTION.describe()))
-    assert descriptions.restore(described) == DESCRIPTION
+    assert dataset_card.restore(described) == DESCRIPTION

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import prepare_pairs
-from data_pipeline import layout, looks, metadata, records, sensors
-from data_pipeline.building import contact_sheet, prepare
+from data_pipeline import dataset_card, layout, record_format, sensors
+from data_pipeline.building import contact_sheet, preview, prepare
 from data_pipeline.classes import NO_CLASS
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from tests import builds, geotiffs
 
 COVERS = ("Water", "Mixed forest", "Arable land")
@@ -20,7 +20,7 @@ DESCRIPTION = Description(
     title="Small pairs.",
     source="this test",
     licence="none",
-    layout=layout.native(60),
+    layout=layout.native(60, sensors.SENSORS),
     sensors=sensors.SENSORS,
     classes={"labels": COVERS},
 )
@@ -66,9 +66,9 @@ def test_every_stored_pixel_is_a_square_of_its_colour(tmp_path):
     s2, s1 = tiles(drawn(tmp_path / "sheet.png"), 60 * SCALE)
     # The 10 m field holds B02, B03, B04 and B08.
     rgb = sensors.S2.select(("B02", "B03", "B04", "B08"))
-    want = looks.picture(one["s2_10m"], one["s2_10m"], rgb)
+    want = preview.picture(one["s2_10m"], one["s2_10m"], rgb)
     np.testing.assert_array_equal(s2, magnified(want))
-    want = looks.picture(one["s1_10m"].astype(np.float32), None, sensors.S1)
+    want = preview.picture(one["s1_10m"].astype(np.float32), None, sensors.S1)
     np.testing.assert_array_equal(s1, magnified(want))
 
 
@@ -81,7 +81,7 @@ def test_bands_of_coarser_grids_are_enlarged_and_single_ones_grey(tmp_path):
     contact_sheet.draw(some, [one], tmp_path / "sheet.png")
     s2, s1 = tiles(drawn(tmp_path / "sheet.png"), 60 * SCALE)
     assert one["s2_20m"].shape == (30, 30, 1)
-    want = looks.picture(one["s2_20m"], one["s2_20m"], contract["s2"])
+    want = preview.picture(one["s2_20m"], one["s2_20m"], contract["s2"])
     np.testing.assert_array_equal(s2, magnified(want, 2 * SCALE))
     np.testing.assert_array_equal(s1, s1[..., :1].repeat(3, axis=-1))
 
@@ -99,7 +99,7 @@ def test_pixel_labels_are_drawn_in_the_colours_of_the_legend(tmp_path):
     contact_sheet.draw(mapped, [one], tmp_path / "sheet.png")
     sheet = drawn(tmp_path / "sheet.png")
     covers = tiles(sheet, 256)[-1]
-    colors = looks.class_colors(COVERS)
+    colors = preview.class_colors(COVERS)
     np.testing.assert_array_equal(covers, colors[one["land_cover"]])
     below = sheet[sheet.shape[0] - 60 :].reshape(-1, 3)
     swatches = [(below == color).all(axis=-1).sum() for color in colors[:3]]
@@ -109,9 +109,8 @@ def test_pixel_labels_are_drawn_in_the_colours_of_the_legend(tmp_path):
 def test_radar_of_other_polarisations_is_drawn_by_their_families(tmp_path, monkeypatch):
     bands = zip(("HH", "HV"), sensors.S1.bands)
     polarised = tuple(dataclasses.replace(b, name=name) for name, b in bands)
-    monkeypatch.setattr(
-        sensors, "S1", dataclasses.replace(sensors.S1, bands=polarised)
-    )
+    other = dataclasses.replace(sensors.S1, bands=polarised)
+    monkeypatch.setitem(sensors.SENSORS, "s1", other)
     for i in range(2):
         geotiffs.write(tmp_path / "s1" / f"{i}.tif", geotiffs.s1_image(i), ("HH", "HV"))
         geotiffs.write(
@@ -121,13 +120,13 @@ def test_radar_of_other_polarisations_is_drawn_by_their_families(tmp_path, monke
     config.source, config.out = str(tmp_path), str(tmp_path / "out")
     config.read.s2_offset, config.holdout_share, config.workers = "0", 0.0, 0
     prepare.prepare(config)
-    one = records.Records(config.out, "train")[0]
-    description = metadata.read_description(config.out)
+    one = record_format.Records(config.out, "train")[0]
+    description = dataset_card.read_description(config.out)
     assert description.sensors["s1"].band_names == ("HH", "HV")
     scale = contact_sheet.TILE // geotiffs.SIDE + 1
     s1 = tiles(drawn(tmp_path / "out" / "contact_sheet.png"), geotiffs.SIDE * scale)[1]
     same = sensors.SENSORS["s1"]  # in VV and VH
-    want = looks.picture(one["s1_10m"].astype(np.float32), None, same)
+    want = preview.picture(one["s1_10m"].astype(np.float32), None, same)
     np.testing.assert_array_equal(s1, magnified(want, scale))
 
 
@@ -139,9 +138,9 @@ def test_a_picture_that_fails_leaves_a_whole_dataset_and_a_warning(
     def fail(*_):
         raise ZeroDivisionError("nothing to draw")
 
-    monkeypatch.setattr(looks, "picture", fail)
+    monkeypatch.setattr(preview, "picture", fail)
     prepare.prepare(config)
-    assert len(records.Records(config.out, "train")) == 6
+    assert len(record_format.Records(config.out, "train")) == 6
     assert sum("contact_sheet.png" in x and "nothing to draw" in x for x in lines) == 1
     content = {path.name for path in builds.out_files(config)}
     assert "card.json" in content and "contact_sheet.png" not in content
@@ -189,7 +188,7 @@ def test_the_bytes_depend_on_the_records_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 7, 24])
 def test_the_sheet_holds_all_pairs_whatever_their_number(tmp_path, count):
-    tiny = dataclasses.replace(DESCRIPTION, layout=layout.native(6))
+    tiny = dataclasses.replace(DESCRIPTION, layout=layout.native(6, sensors.SENSORS))
     pairs = [record(seed, tiny) for seed in range(count)]
     contact_sheet.draw(tiny, pairs, tmp_path / "sheet.png")
     columns, rows = min(count, 6), -(-count // 6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_data_source
 
-from data_pipeline import batches, records, shards, sources
+from data_pipeline import batches, record_format, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import metrics, pretrain
 from tests import datasets, tiny
@@ -75,10 +75,10 @@ def contents(path) -> list[bytes] | None:
         return None
 
 
-@pytest.mark.parametrize("options", shards.COMPRESSION.values())
+@pytest.mark.parametrize("options", record_format.COMPRESSION.values())
 def test_no_flipped_byte_gives_other_pixels(tmp_path, options):
     datasets.write(tmp_path, (4,), options=options)
-    path = tmp_path / shards.shard_name("tiny", "train", 0, 1)
+    path = tmp_path / record_format.shard_name("tiny", "train", 0, 1)
     whole, content = contents(path), np.fromfile(path, np.uint8)
     # Beside what is not zero, some of the padding.
     filled = np.flatnonzero(content)[::4].tolist()
@@ -95,7 +95,7 @@ def test_no_flipped_byte_gives_other_pixels(tmp_path, options):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_flipped_byte_stops_every_way_of_reading_in_a_sentence(hurt, way):
-    source = records.Records(hurt, "train", ["s1_10m"])
+    source = record_format.Records(hurt, "train", ["s1_10m"])
     want = r"Record \d+ of split train in .* does not decode .* shard .*-of-00002\.$"
     with pytest.raises(InputError, match=want):
         read(source, **way)
@@ -104,7 +104,7 @@ def test_a_flipped_byte_stops_every_way_of_reading_in_a_sentence(hurt, way):
 @pytest.mark.parametrize("host", [0, 1])
 def test_of_several_hosts_the_one_that_reads_a_damaged_record_stops(tmp_path, host):
     folder = datasets.write(tmp_path, (4,))
-    source = records.Records(folder, "train")
+    source = record_format.Records(folder, "train")
     order = batches.Order(source, 0).pairs(0, 4)
     broken = Broken(source, order[:2])  # of the first host's rows
     if host:
@@ -117,7 +117,7 @@ def test_of_several_hosts_the_one_that_reads_a_damaged_record_stops(tmp_path, ho
 @pytest.mark.parametrize("way", [dict(threads=2), dict(workers=1)])
 @pytest.mark.parametrize("harm", ["removed before it is read", "cut while it is read"])
 def test_a_shard_that_goes_in_mid_run_stops_it_in_a_sentence(sample, way, harm):
-    source = records.Records(sample, "train", ["s1_10m"])
+    source = record_format.Records(sample, "train", ["s1_10m"])
     path = sample / TRAIN.format(1)
     if harm.startswith("removed"):
         path.unlink()
@@ -135,7 +135,7 @@ def test_a_shard_that_is_not_whole_is_not_opened(sample, harm):
     path = sample / TRAIN.format(0)
     path.unlink() if harm == "removed" else os.truncate(path, 70_000)
     with pytest.raises(InputError, match="cannot be opened|holds"):
-        records.Records(sample, "train")
+        record_format.Records(sample, "train")
 
 
 class Broken:
@@ -174,7 +174,7 @@ def test_a_run_stops_at_a_damaged_record_in_the_sentence_that_names_its_shard(
 def test_a_run_is_judged_on_no_other_pair_than_the_damaged_one(sample, tmp_path):
     path = sample / TRAIN.format(1)
     flip(path, int(path.stat().st_size * 0.4))
-    source = records.Records(sample, "train", ["s1_10m"])
+    source = record_format.Records(sample, "train", ["s1_10m"])
     config, bad = run_on(sample), damaged(source)
     # Training leaves out the damaged pair alone; judging reads every one.
     config.seed = next(

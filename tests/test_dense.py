@@ -46,9 +46,7 @@ class Pairs:
 
     def change(self, **functions):
         """The same pairs, with some fields replaced by functions of them."""
-        records = [
-            r | {k: f(r[k]) for k, f in functions.items()} for r in self.records
-        ]
+        records = [r | {k: f(r[k]) for k, f in functions.items()} for r in self.records]
         return Pairs(records, self.description)
 
 

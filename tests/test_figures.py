@@ -3,7 +3,8 @@
 import matplotlib.image
 import numpy as np
 
-from data_pipeline import looks, sensors
+from data_pipeline import sensors
+from data_pipeline.building import preview
 from fusmae_jax import figures
 
 
@@ -51,7 +52,7 @@ def test_panels_share_the_targets_colours_and_hidden_pixels_are_grey():
         images = one[sensor.name]
         scene, masked, prediction, target = map(shown, fig.axes[start : start + 4])
         for got, name in ((scene, "scene"), (prediction, "prediction")):
-            want = looks.picture(images[name], images["target"], sensor)
+            want = preview.picture(images[name], images["target"], sensor)
             np.testing.assert_array_equal(got, want)
         np.testing.assert_array_equal(masked[:4], figures.GREY)
         np.testing.assert_array_equal(masked[4:], target[4:])

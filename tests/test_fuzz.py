@@ -15,8 +15,8 @@ import pytest
 import tifffile
 from hypothesis import strategies as st
 
-from data_pipeline import records, shards
-from data_pipeline.archives import geotiff
+from data_pipeline import record_format
+from data_pipeline.archives import tiff
 from data_pipeline.errors import InputError
 from tests import datasets
 from tests.faults import fuzz, fuzz_targets, mutations
@@ -77,9 +77,9 @@ def test_errors_that_are_not_ours_and_hangs_are_bugs(tmp_path, monkeypatch, alar
 
 
 def test_one_seed_makes_the_same_inputs():
-    example = shards.serialize(
+    example = record_format.serialize(
         datasets.example(datasets.description(), 1),
-        shards.features(datasets.description()),
+        record_format.features(datasets.description()),
     )
     draw = lambda seed: mutations.example(random.Random(seed), example, [example])
     assert draw("a") == draw("a") != draw("b")
@@ -93,15 +93,16 @@ LABELS = {
 
 
 @functools.cache
-def opened(folder) -> records.Records:
-    return records.Records(datasets.write(folder), "train")
+def opened(folder) -> record_format.Records:
+    return record_format.Records(datasets.write(folder), "train")
 
 
 @tried(max_examples=100)
 @hypothesis.given(
-    st.integers(0, 2**32), st.fixed_dictionaries(dict.fromkeys(shards.TEXTS, TEXT)),
+    st.integers(0, 2**32),
+    st.fixed_dictionaries(dict.fromkeys(record_format.TEXTS, TEXT)),
     st.fixed_dictionaries(LABELS),
-)  # fmt: skip
+)
 def test_whatever_is_serialised_is_what_is_read(tmp_path_factory, seed, texts, labels):
     source = opened(tmp_path_factory.getbasetemp() / "round-trip")
     rng = np.random.default_rng(seed)
@@ -114,7 +115,9 @@ def test_whatever_is_serialised_is_what_is_read(tmp_path_factory, seed, texts, l
         field: np.frombuffer(pixels[field], described.layout.dtypes[field]).reshape(s)
         for field, s in described.layout.shapes.items()
     } | texts | labels  # fmt: skip
-    source._source = [shards.serialize(example, shards.features(described))]
+    source._source = [
+        record_format.serialize(example, record_format.features(described))
+    ]
     datasets.assert_equal(source[0], example)
 
 
@@ -139,13 +142,13 @@ def test_images_of_any_shape_come_back_and_no_part_of_them(
     written = io.BytesIO()
     tifffile.imwrite(written, image, byteorder=order, rowsperstrip=rows)
     data = written.getvalue()
-    np.testing.assert_array_equal(geotiff.read(data, "x.tif"), image)
+    np.testing.assert_array_equal(tiff.read(data, "x.tif"), image)
     with pytest.raises(InputError, match="x.tif is cut short or damaged"):
-        geotiff.read(data[:-1], "x.tif")
+        tiff.read(data[:-1], "x.tif")
 
 
 @tried(max_examples=500)
 @hypothesis.given(st.sampled_from([b"II*\0", b"MM\0*"]), st.binary(max_size=300))
 def test_bytes_that_are_no_tiff_are_refused(start, data):
     with pytest.raises(InputError, match="^x.tif "):
-        geotiff.read(start + data, "x.tif")
+        tiff.read(start + data, "x.tif")

@@ -29,7 +29,7 @@ def test_pairs_of_a_folder_are_read_as_tifffile_reads_them(tmp_path):
     archive = open_archive(tmp_path)
     pairs, skipped = archive.find_pairs()
 
-    assert [pair.s2_name for pair in pairs] == ["p0", "p1"] and not skipped
+    assert [pair.name for pair in pairs] == ["p0", "p1"] and not skipped
     assert archive.description.layout.shapes == {
         "s1_10m": (SIDE, SIDE, 2),
         "s2_10m": (SIDE, SIDE, 12),
@@ -37,11 +37,11 @@ def test_pairs_of_a_folder_are_read_as_tifffile_reads_them(tmp_path):
     for pair in pairs:
         record = archive.read_pair(pair)
         for field, dtype in (("s1_10m", np.float16), ("s2_10m", np.uint16)):
-            path = tmp_path / field[:2] / f"{pair.s2_name}.tif"
+            path = tmp_path / field[:2] / f"{pair.name}.tif"
             want = tifffile.imread(path).astype(dtype)  # bands come last in the file
             assert record[field].dtype == dtype
             np.testing.assert_array_equal(record[field], want)
-        assert record["id"] == record["id_s1"] == pair.s2_name
+        assert record["id"] == record["id_s1"] == pair.name
         assert "labels" not in record
 
 

@@ -5,7 +5,7 @@ import pytest
 import rasterio
 import tifffile
 
-from data_pipeline.building import plausibility
+from data_pipeline.building import value_checks
 from data_pipeline.errors import InputError
 from tests.geotiffs import (
     S1_BANDS,
@@ -168,7 +168,7 @@ def test_a_unit_that_is_not_said_shows_in_the_sample(tmp_path):
     archive = open_archive(tmp_path)
     record = archive.read_pair(archive.find_pairs()[0][0])
     with pytest.raises(InputError, match="s1_unit=linear"):
-        plausibility.check(archive.description, [record], ("s1_unit",))
+        value_checks.check(archive.description, [record], ("s1_unit",))
 
 
 @pytest.mark.parametrize(

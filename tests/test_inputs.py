@@ -32,7 +32,7 @@ def see(fields, view, sensor, *, size, method="linear"):
 def ground(axis, scene=48, batch=16):
     """Fields whose pixels say where their centre lies, in 10 m pixels along `axis`."""
     fields = {}
-    for name, (side, _, bands) in layout.native(scene).shapes.items():
+    for name, (side, _, bands) in layout.native(scene, sensors.SENSORS).shapes.items():
         place = (np.arange(side, dtype=np.float32) + 0.5) * (scene / side)
         place = place.reshape((1, -1, 1, 1) if axis == 0 else (1, 1, -1, 1))
         fields[name] = np.broadcast_to(place, (batch, side, side, bands))
@@ -43,7 +43,7 @@ def noise_fields(scene=12, batch=2):
     rng = np.random.default_rng(0)
     return {
         name: rng.normal(100.0, 10.0, (batch, *shape)).astype(np.float32)
-        for name, shape in layout.native(scene).shapes.items()
+        for name, shape in layout.native(scene, sensors.SENSORS).shapes.items()
     }
 
 

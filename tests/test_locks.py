@@ -148,11 +148,10 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, lines):
 
 @pytest.fixture
 def build_from_tars(tmp_path):
-    """The config of a build from compressed tars."""
+    """The config of a build from tars."""
     config = builds.false_archive(tmp_path)
     for folder in sorted((tmp_path / "archive").iterdir()):
-        packed = packing.pack(folder, folder.with_name(f"{folder.name}.tar"))
-        packing.compress(packed, ".gz")
+        packing.pack(folder, folder.with_name(f"{folder.name}.tar"))
         shutil.rmtree(folder)
     return config
 

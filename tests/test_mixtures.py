@@ -7,17 +7,15 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline import layout, mixtures, records, sensors, sources
+from data_pipeline import layout, mixtures, record_format, sensors, sources
 from data_pipeline.errors import InputError
 from tests import datasets
 
 
 def opened(directory, counts=(3,), fields=None, **changes):
     described = datasets.description(**changes)
-    datasets.write(
-        directory, counts, described=described, prefix=f"{directory.name} "
-    )
-    return records.Records(directory, "train", fields)
+    datasets.write(directory, counts, described=described, prefix=f"{directory.name} ")
+    return record_format.Records(directory, "train", fields)
 
 
 def test_pairs_follow_one_another(tmp_path):
@@ -44,8 +42,10 @@ def test_statistics_are_those_of_the_mixture(tmp_path):
         parts.append(opened(tmp_path / name, sensors=known))
     mixed = mixtures.Mixture(parts, (3, 1)).description.sensors
     draws = np.concatenate(
-        [np.random.default_rng(i).normal(m, s, 30_000 * n) for i, (m, s, n) in
-         enumerate([(1.0, 2.0, 3), (5.0, 1.0, 1)])]
+        [
+            np.random.default_rng(i).normal(m, s, 30_000 * n)
+            for i, (m, s, n) in enumerate([(1.0, 2.0, 3), (5.0, 1.0, 1)])
+        ]
     )
     for band in mixed["s1"].bands:
         np.testing.assert_allclose((band.mean, band.std), (2.0, draws.std()), rtol=0.01)
@@ -70,8 +70,16 @@ L1C = dataclasses.replace(sensors.S2, level="L1C")
 @pytest.mark.parametrize(
     "changes, fields, message",
     [
-        (dict(layout=layout.native(24)), ("s1_10m",), r"size \(12 and 24\)"),
-        (dict(layout=layout.resampled(12)), ("s2_10m",), "bands of s2_10m"),
+        (
+            dict(layout=layout.native(24, sensors.SENSORS)),
+            ("s1_10m",),
+            r"size \(12 and 24\)",
+        ),
+        (
+            dict(layout=layout.resampled(12, sensors.SENSORS)),
+            ("s2_10m",),
+            "bands of s2_10m",
+        ),
         (dict(sensors={"s1": sensors.S1, "s2": L1C}), ("s2_10m",), "L2A and L1C"),
         (dict(classes={"labels": ("x",)}), ("labels",), "classes of labels"),
         (dict(classes={"labels": ("x",)}), None, "classes of labels_43 .*and None"),

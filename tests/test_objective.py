@@ -27,7 +27,9 @@ def objective(size=24, **changes):
 
 @pytest.fixture(scope="module")
 def fields():
-    scenes = synthetic.Scenes(4, size=24, fields=tuple(layout.native(24).shapes))
+    scenes = synthetic.Scenes(
+        4, size=24, fields=tuple(layout.native(24, sensors.SENSORS).shapes)
+    )
     records = [scenes[i] for i in range(4)]
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
 

@@ -4,7 +4,7 @@ import pytest
 
 import launch
 from configs import reconstruct as reconstruction
-from data_pipeline import records, sources
+from data_pipeline import record_format, sources
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
 from fusmae_jax import pretrain, reconstruct
@@ -37,7 +37,7 @@ def test_a_dataset_is_built_and_read_at_home(home):
     data = tiny.config().data
     data.update(source="records", dir="~/out")
     assert len(sources.open_split(data, "train")) == 4
-    assert len(records.Records("~/out", "test")) == 1
+    assert len(record_format.Records("~/out", "test")) == 1
     assert sources.describe(data).name == "bigearthnet_v1"
 
 
@@ -62,7 +62,7 @@ def test_the_rows_of_a_csv_may_name_files_at_home(home):
     changes = {"source": geotiffs.write_csv(home / "pairs.csv", rows), "out": "~/out"}
     changes |= {"workers": 0, "read.s2_offset": "0"}
     prepare.prepare(bad_configs.load("prepare_pairs", changes))
-    assert len(records.Records(home / "out", "train")) == len(rows)
+    assert len(record_format.Records(home / "out", "train")) == len(rows)
 
 
 def test_a_run_is_written_continued_and_judged_at_home(home):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib import collections
 
-from data_pipeline import classes, looks
+from data_pipeline import classes
+from data_pipeline.building import preview
 from data_pipeline.errors import InputError
 from fusmae_jax import figures
 from fusmae_jax.evaluation import matrices, plots
@@ -188,7 +189,7 @@ def test_a_projection_shows_the_largest_directions_of_variance():
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     want = (u * s)[:, :2]
     got = np.empty_like(want)
-    colors = looks.class_colors(NAMES[:2]) / 255
+    colors = preview.class_colors(NAMES[:2]) / 255
     drawn = {tuple(c.get_facecolor()[0, :3]): c.get_offsets() for c in ax.collections}
     for i in range(2):
         got[labels[:, i] == 1] = drawn[tuple(colors[i])]
@@ -206,7 +207,7 @@ def test_a_pair_has_the_colour_of_its_rarest_class():
     (ax,) = fig.axes
     names = [text.get_text() for text in fig.legends[0].get_texts()]
     assert names == [*NAMES, "no class"]
-    colors = looks.class_colors(NAMES) / 255
+    colors = preview.class_colors(NAMES) / 255
     count = {
         tuple(c.get_facecolor()[0, :3]): len(c.get_offsets()) for c in ax.collections
     }

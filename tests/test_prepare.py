@@ -9,12 +9,10 @@ import pytest
 
 from configs import prepare_pairs, prepare_sample
 from data_pipeline.archives import bigearthnet_v1
-from data_pipeline.description import SPLITS
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.building import plan
 from data_pipeline.building import prepare
-from data_pipeline import records
-from data_pipeline import shards
-from data_pipeline import sources
+from data_pipeline import record_format, sources
 from data_pipeline.errors import InputError
 from tests import builds
 from tests import geotiffs
@@ -30,8 +28,8 @@ def test_records_hold_every_pair_in_order(config):
     prepare.prepare(config)
     archive = bigearthnet_v1.open_archive(config)
     pairs, _ = archive.find_pairs()
-    opened = records.Records(config.out, "train")
-    assert builds.ids(config, "train") == [pair.s2_name for pair in pairs]
+    opened = record_format.Records(config.out, "train")
+    assert builds.ids(config, "train") == [pair.name for pair in pairs]
     for got, pair in zip(opened, pairs, strict=True):
         want = archive.read_pair(pair)
         np.testing.assert_array_equal(got["s2_20m"], want["s2_20m"])
@@ -122,7 +120,7 @@ def test_split_whose_pairs_are_all_bad_is_left_out(config):
     prepare.prepare(config)
     assert len(builds.ids(config, "train")) == 4
     with pytest.raises(InputError, match="'validation' .* holds no records"):
-        records.Records(config.out, "validation")
+        record_format.Records(config.out, "validation")
 
 
 def test_only_bad_pairs_are_an_error(config):
@@ -166,7 +164,7 @@ def stopped(config):
 
 
 def test_restart_finishes_without_rewriting_a_finished_shard(stopped):
-    name = shards.shard_name("bigearthnet_v1", "train", 0, 3)
+    name = record_format.shard_name("bigearthnet_v1", "train", 0, 3)
     first = pathlib.Path(stopped.out) / name
     before = first.stat()
     prepare.prepare(stopped)
@@ -194,7 +192,7 @@ def test_strict_restart_does_not_accept_what_a_lenient_run_skipped(config):
 
 
 def test_restart_writes_a_shard_that_went_missing(stopped):
-    name = shards.shard_name("bigearthnet_v1", "train", 0, 3)
+    name = record_format.shard_name("bigearthnet_v1", "train", 0, 3)
     (pathlib.Path(stopped.out) / name).unlink()
     prepare.prepare(stopped)
     assert len(builds.ids(stopped, "train")) == 6

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from data_pipeline import metadata
+from data_pipeline import dataset_card
 from data_pipeline.building import engines
 from data_pipeline.building import prepare
 from data_pipeline.building import splits
@@ -99,7 +99,7 @@ class Losing(fakes.Archive):
 
 def test_pairs_always_add_up(config, monkeypatch, capsys):
     built_of(Losing(bad=(2,)), config, monkeypatch)
-    card = metadata.read_card(config.out)
+    card = dataset_card.read_card(config.out)
     counts = card["pairs"]
     assert counts == {"found": 7, "written": 5, "skipped": 2, "unlisted": 0}
     assert len(builds.skipped(config)) == 2

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from data_pipeline import metadata
+from data_pipeline import dataset_card
 from data_pipeline.building import plan
 from fusmae_jax import preemption
 from tests import processes, shared_data
@@ -92,7 +92,7 @@ def test_killed_build_goes_on_to_the_same_bytes(source, whole, tmp_path, workers
         said, fine = finish(build)
         assert fine == (kill == signal.SIGTERM), said
         assert processes.all_end(started)
-        assert not (out / metadata.CARD_FILE).exists()
+        assert not (out / dataset_card.CARD_FILE).exists()
     assert said.endswith("Stopped by SIGTERM; " + preemption.GOES_ON + "\n")
     assert "Traceback" not in said
     before = finished(out)
@@ -110,7 +110,7 @@ def test_full_disk_ends_the_build_in_a_sentence_and_room_lets_it_go_on(
     said, fine = finish(launch(source, out, under=FULL_DISK))
     assert not fine and "Traceback" not in said
     assert "cannot be written" in said and "make room, then give the same" in said
-    assert not (out / metadata.CARD_FILE).exists()
+    assert not (out / dataset_card.CARD_FILE).exists()
     said, fine = finish(launch(source, out))
     assert fine, said
     assert content(out) == whole

@@ -11,7 +11,7 @@ import pytest
 from jax._src import array  # whose reads nothing else tells
 
 from configs import quickstart
-from data_pipeline import layout, metadata, sensors, sources, synthetic
+from data_pipeline import dataset_card, layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build, metrics, optim, pretrain, run, sharding
 from tests import datasets, tiny
@@ -21,9 +21,9 @@ from tests import datasets, tiny
 def config(tmp_path):
     """Training on a copy of the sample, one pair of which is held out too."""
     folder = shutil.copytree(sources.SAMPLE, tmp_path / "data")
-    train, held = (metadata.read_index(folder, s) for s in ("train", "validation"))
+    train, held = (dataset_card.read_index(folder, s) for s in ("train", "validation"))
     held["place"][3] = train["place"][5]
-    np.savez(folder / metadata.index_name("validation"), **held)
+    np.savez(folder / dataset_card.index_name("validation"), **held)
     config = quickstart.get_config()
     config.data.source, config.data.dir = "records", str(folder)
     return config
@@ -80,7 +80,10 @@ def stored(bands=("B02", "B04"), known=S2_STORED, gsd=10, **changes):
         (stored(known=dataclasses.replace(S2_STORED, unit="x")), "unit of Sentinel-2"),
         (stored(classes={"labels": ("water", "forest, mixed")}), "classes of labels"),
         (datasets.description(), "bands of s2_10m"),
-        (datasets.description(layout=layout.resampled(12)), "bands of s2_10m"),
+        (
+            datasets.description(layout=layout.resampled(12, sensors.SENSORS)),
+            "bands of s2_10m",
+        ),
         (stored(gsd=20), r"\['s1_10m', 's2_10m', 'id'\] must be some of .* 's2_20m'"),
     ],
 )

@@ -58,8 +58,8 @@ def read(root) -> dict:
 def test_triplets_are_found_wherever_the_archives_were_unpacked(tmp_path, below):
     write_triplet(tmp_path / below)
     (pair,), skipped = opened(tmp_path).find_pairs()
-    assert pair.s2_name == "ROIs1158_spring_s2_1_p30"
-    assert pair.s1_name == "ROIs1158_spring_s1_1_p30"
+    assert pair.name == "ROIs1158_spring_s2_1_p30"
+    assert pair.images["s1"] == "ROIs1158_spring_s1_1_p30"
     assert pair.tile == "ROIs1158_spring_1" and not skipped
 
 
@@ -82,7 +82,7 @@ def test_triplet_without_one_image_is_reported(tmp_path, kind):
     path_of(tmp_path, kind).unlink()
     pairs, (skip,) = opened(tmp_path).find_pairs()
     assert not pairs and skip.reason == f"there is no {kind} image of this patch"
-    assert skip.s2_name == "ROIs1158_spring_s2_1_p30"
+    assert skip.name == "ROIs1158_spring_s2_1_p30"
 
 
 def test_copies_and_strange_names_are_reported(tmp_path):
@@ -91,7 +91,7 @@ def test_copies_and_strange_names_are_reported(tmp_path):
     write(path_of(tmp_path, "s1").with_name("mosaic.tif"), np.ones((2, 8, 8)))
     pairs, skipped = opened(tmp_path).find_pairs()
     assert len(pairs) == 1
-    assert sorted(skip.s2_name for skip in skipped) == [
+    assert sorted(skip.name for skip in skipped) == [
         *("ROIs1158_spring_s2_1_p30.tif", "mosaic.tif")
     ]
 

@@ -81,8 +81,8 @@ def test_pairs_are_the_records_of_every_split(tmp_path):
     assert not skipped and pairs == sorted(pairs)
     splits = [pair.split for pair in pairs]
     assert {split: splits.count(split) for split in counts} == counts
-    assert pairs[1].s2_name == "so2sat-train-000000"
-    assert len({pair.s2_name for pair in pairs}) == 8
+    assert pairs[1].name == "so2sat-train-000000"
+    assert len({pair.name for pair in pairs}) == 8
 
 
 def test_there_may_be_no_test_split(tmp_path):

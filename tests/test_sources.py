@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline import metadata, sources, synthetic
+from data_pipeline import dataset_card, sources, synthetic
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -112,7 +112,7 @@ def test_empty_places_are_no_place(tmp_path):
     for source in (train, held_out):
         index = source.index
         index["place"][:4] = ""  # all but one
-        path = pathlib.Path(*source.directories, metadata.index_name("train"))
+        path = pathlib.Path(*source.directories, dataset_card.index_name("train"))
         np.savez(path, **index)
     assert sources.check_overlap(train, held_out, allow=True) == 1
 
@@ -144,13 +144,13 @@ def test_a_held_out_split_that_is_nowhere_is_an_error_with_advice(tmp_path, spli
 
 def test_computed_statistics_come_from_the_card(tmp_path):
     folder = datasets.write(tmp_path)
-    card = metadata.read_card(folder)
+    card = dataset_card.read_card(folder)
     bands = {
         name: {band: {"mean": 3.0, "std": 2.0} for band in sensor.band_names}
         for name, sensor in datasets.description().sensors.items()
     }
     card |= {"reference_split": "train", "splits": {"train": {"sensors": bands}}}
-    (folder / metadata.CARD_FILE).write_text(json.dumps(card))
+    (folder / dataset_card.CARD_FILE).write_text(json.dumps(card))
     config = data(dir=str(folder), statistics="computed")
     for description in (
         sources.describe(config), sources.open_split(config, "train").description

@@ -1,14 +1,16 @@
 """Who is in which split, who is left out, and that nobody is lost in between."""
 
+import random
+
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from configs import prepare_bigearthnet
-from data_pipeline import lists
+from data_pipeline import name_lists
 from data_pipeline.building import splits
-from data_pipeline.archive import Pair, Skipped
 from data_pipeline.errors import InputError
+from tests import fakes
 
 TILES = [f"{zone}{letters}" for zone in (29, 33, 35) for letters in ("UPU", "VNJ")]
 
@@ -21,21 +23,39 @@ def make_config(**options):
 
 
 def make_pairs(count=6, **fields):
-    return [Pair(f"S2_{i}", f"S1_{i}", TILES[i % 6], **fields) for i in range(count)]
+    return [
+        fakes.pair(f"S2_{i}", f"S1_{i}", TILES[i % 6], **fields) for i in range(count)
+    ]
 
 
 def numbers(pairs):
-    return [int(pair.s2_name[3:]) for pair in pairs]
+    return [int(pair.name[3:]) for pair in pairs]
+
+
+def count(config, pairs, unmatched) -> int:
+    """How many pairs, single images and listed names `assign` must account for.
+
+    Counted in another way than there, so that a mistake in either shows.
+    """
+    partners = {pair.name: {""} for pair in pairs}  # any partner that is asked for
+    for image in unmatched:
+        partners.setdefault(image.name, set()).add(image.names[1])
+    rows = name_lists.listed(config.splits, partners) if config.splits else {}
+    absent = 0
+    for name, row in rows.items():
+        there, asked = partners.get(name, set()), row.partners.get("s1")
+        absent += not there & {asked, ""} if asked else not there
+    return len(pairs) + len(unmatched) + absent
 
 
 def assign(config, pairs, unmatched=()):
     """Split, skipped and unlisted numbers; checks that they add up."""
     chosen, skipped, unlisted = splits.assign(config, pairs, list(unmatched))
-    total = splits.count(config, pairs, list(unmatched))
+    total = count(config, pairs, list(unmatched))
     everything = [pair for members in chosen.values() for pair in members]
-    everything = [(p.s2_name, p.s1_name) for p in (*everything, *skipped, *unlisted)]
+    everything = [p.names for p in (*everything, *skipped, *unlisted)]
     assert len(set(everything)) == len(everything) == total
-    found = {(p.s2_name, p.s1_name) for p in (*pairs, *unmatched)}
+    found = {p.names for p in (*pairs, *unmatched)}
     assert found <= set(everything)
     return {s: numbers(members) for s, members in chosen.items()}, skipped, unlisted
 
@@ -53,7 +73,7 @@ def write_parquet(path, **columns):
 
 
 def test_without_options_all_pairs_train_and_all_images_without_partner_are_skipped():
-    alone = Skipped("S2_8", "", "no patch names it")
+    alone = fakes.skip("S2_8", "", "no patch names it")
     got = assign(make_config(), make_pairs()[::-1], [alone])
     assert got == ({"train": [0, 1, 2, 3, 4, 5]}, [alone], [])
     with pytest.raises(InputError, match="S2_8 cannot be used .no patch names it"):
@@ -76,7 +96,7 @@ def test_lists_of_one_name_decide_and_the_rest_is_unlisted(tmp_path, header):
 def test_lists_of_both_names_are_read_with_and_without_header(tmp_path, text):
     config = make_config(splits=write_folder(tmp_path / "lists", text))
     assert assign(config, make_pairs(4))[0] == {"train": [1, 3]}
-    assert lists.listed(config.splits, ())["S2_3"].s1_name == "S1_3"
+    assert name_lists.listed(config.splits, ())["S2_3"].partners == {"s1": "S1_3"}
 
 
 def test_one_csv_with_a_column_split_decides(tmp_path):
@@ -99,9 +119,13 @@ def test_metadata_of_v2_splits_v1_and_v2_by_the_column_that_knows_the_names(tmp_
     )
     want = {"train": [0], "validation": [1], "test": [2]}
     assert assign(make_config(splits=path), make_pairs(3))[0] == want
-    v2 = [Pair("V2_a", "S1_0"), Pair("V2_b", "S1_1"), Pair("V2_c", "S1_2")]
+    v2 = [
+        fakes.pair("V2_a", "S1_0"),
+        fakes.pair("V2_b", "S1_1"),
+        fakes.pair("V2_c", "S1_2"),
+    ]
     chosen, _, _ = splits.assign(make_config(splits=path), v2, [])
-    assert {s: [p.s2_name for p in c] for s, c in chosen.items()} == {
+    assert {s: [p.name for p in c] for s, c in chosen.items()} == {
         **{"train": ["V2_a"], "validation": ["V2_b"], "test": ["V2_c"]}
     }
 
@@ -115,7 +139,7 @@ def test_listed_pair_that_is_missing_or_bad_is_skipped_and_stops_a_strict_build(
         "S2_7,S1_7": "in train.csv, but not in the archive",
         "S2_8": "no patch names it",
     }
-    unmatched = [Skipped("S2_8", "", rows["S2_8"])]
+    unmatched = [fakes.skip("S2_8", "", rows["S2_8"])]
     for row, reason in rows.items():
         text = f"S2_2\n{row}\n"
         path = write_folder(tmp_path / row, text)
@@ -132,35 +156,36 @@ def test_listed_pair_that_is_missing_or_bad_is_skipped_and_stops_a_strict_build(
 def test_images_without_partner_that_no_list_asks_for_are_unlisted(tmp_path):
     path = write_folder(tmp_path / "lists", "S2_0,S1_0\n")
     unmatched = [
-        Skipped("S2_0", "S1_7", "S1_0 belongs to the same Sentinel-2 patch"),
-        Skipped("", "S1_8", "cannot be read"),
-        Skipped("S2_9", "", "no patch names it"),
+        fakes.skip("S2_0", "S1_7", "S1_0 belongs to the same Sentinel-2 patch"),
+        fakes.skip("", "S1_8", "cannot be read"),
+        fakes.skip("S2_9", "", "no patch names it"),
     ]
     config = make_config(splits=path, strict=True)
     got, skipped, unlisted = assign(config, make_pairs(2), unmatched)
     assert got == {"train": [0]} and not skipped
-    names = [(pair.s2_name, pair.s1_name) for pair in unlisted]
-    assert names == [("S2_1", "S1_1"), *(image[:2] for image in unmatched)]
+    names = [pair.names for pair in unlisted]
+    assert names == [("S2_1", "S1_1"), *(image.names for image in unmatched)]
 
 
 def test_second_partner_of_a_listed_image_is_skipped_where_no_list_chooses(tmp_path):
     path = write_folder(tmp_path / "lists", "S2_0\n")
-    other = Skipped("S2_0", "S1_7", "S1_0 belongs to the same Sentinel-2 patch")
+    other = fakes.skip("S2_0", "S1_7", "S1_0 belongs to the same Sentinel-2 patch")
     got = assign(make_config(splits=path), make_pairs(1), [other])
     assert got == ({"train": [0]}, [other], [])
 
 
 def test_what_an_archive_leaves_out_by_choice_stops_no_strict_build():
-    choice = Skipped("S2_8", "S1_8", "has seasonal snow", wanted=False)
+    choice = fakes.skip("S2_8", "S1_8", "has seasonal snow", wanted=False)
     got = assign(make_config(strict=True), make_pairs(1), [choice])
     assert got == ({"train": [0]}, [choice], [])
 
 
 def test_two_pairs_of_one_name_make_one():
-    pairs = [*make_pairs(2), Pair("S2_0", "S1_7")]
+    pairs = [*make_pairs(2), fakes.pair("S2_0", "S1_7")]
     got, (skip,), _ = assign(make_config(), pairs)
     assert got == {"train": [0, 1]}
-    assert skip[:3] == ("S2_0", "S1_7", "another pair has the same Sentinel-2 image")
+    assert skip.names == ("S2_0", "S1_7")
+    assert skip.reason == "another pair has the same Sentinel-2 image"
 
 
 def test_excluded_names_are_skipped_and_never_stop_a_strict_build(tmp_path):
@@ -170,11 +195,11 @@ def test_excluded_names_are_skipped_and_never_stop_a_strict_build(tmp_path):
     cloud.write_text("S2_1\nS2_8\n")
     exclude = (str(snow), str(cloud))
     config = make_config(splits=lists_of, exclude=exclude, strict=True)
-    alone = Skipped("S2_8", "", "no patch names it")
+    alone = fakes.skip("S2_8", "", "no patch names it")
     got, skipped, unlisted = assign(config, make_pairs(5), [alone])
     assert got == {"train": [0, 2]} and numbers(unlisted) == [3]
     assert not any(skip.wanted for skip in skipped)
-    reasons = {skip.s2_name: skip.reason for skip in skipped}
+    reasons = {skip.name: skip.reason for skip in skipped}
     assert reasons == {
         **{name: f"named by {snow}" for name in ("S2_1", "S2_4", "S2_7")},
         "S2_8": f"named by {cloud}",
@@ -197,7 +222,7 @@ def test_one_split_of_a_metadata_file_can_be_excluded_by_either_name(tmp_path):
 
 
 def test_splits_of_the_archive_itself_are_used_unless_lists_are_given(tmp_path):
-    pairs = [*make_pairs(2, split="test"), Pair("S2_5", "S1_5")]
+    pairs = [*make_pairs(2, split="test"), fakes.pair("S2_5", "S1_5")]
     got, _, unlisted = assign(make_config(strict=True), pairs)
     assert got == {"test": [0, 1]} and numbers(unlisted) == [5]
     config = make_config(splits=write_folder(tmp_path / "lists", "S2_5\n"))
@@ -211,7 +236,7 @@ def test_named_tiles_are_held_out():
 
 
 def test_share_of_the_tiles_is_held_out_the_same_ones_however_many_there_are():
-    pairs = [Pair(f"S2_{i}", f"S1_{i}", f"tile {i // 2}") for i in range(2000)]
+    pairs = [fakes.pair(f"S2_{i}", f"S1_{i}", f"tile {i // 2}") for i in range(2000)]
     held_out = assign(make_config(holdout_share=0.1), pairs)[0]["validation"]
     assert 150 < len(held_out) < 250
     assert {i ^ 1 for i in held_out} == set(held_out)  # whole tiles
@@ -222,7 +247,10 @@ def test_share_of_the_tiles_is_held_out_the_same_ones_however_many_there_are():
 
 
 def test_tiles_are_held_out_of_the_training_pairs_of_an_archive_with_a_test_split():
-    pairs = [*make_pairs(5, split="train"), Pair("S2_9", "S1_9", TILES[1], "test")]
+    pairs = [
+        *make_pairs(5, split="train"),
+        fakes.pair("S2_9", "S1_9", TILES[1], "test"),
+    ]
     got, _, _ = assign(make_config(holdout_tiles=(TILES[1],)), pairs)
     assert got == {"train": [0, 2, 3, 4], "validation": [1], "test": [9]}
 
@@ -248,7 +276,7 @@ def test_options_that_cannot_work_are_refused(options, split, reason):
 
 
 def test_pairs_of_no_known_tile_are_held_out_one_by_one():
-    pairs = [Pair(f"S2_{i}", f"S1_{i}") for i in range(100)]
+    pairs = [fakes.pair(f"S2_{i}", f"S1_{i}") for i in range(100)]
     splits, _, _ = assign(make_config(holdout_share=0.2), pairs)
     assert 10 < len(splits["validation"]) < 30
     assert len(splits["train"]) + len(splits["validation"]) == 100
@@ -300,10 +328,49 @@ def test_a_split_that_is_left_out_takes_its_ground_along_at_any_date(tmp_path):
         s2v1_name=["S2A_MSIL2A_20170613T101031_1_7", "S2_1"],
     )
     form = "S1A_IW_GRDH_1SDV_20180421T165043_33UUP_{}_7"
-    pairs = [Pair(f"S2B_MSIL2A_20180421T100029_{i}_7", form.format(i)) for i in (1, 2)]
+    pairs = [
+        fakes.pair(f"S2B_MSIL2A_20180421T100029_{i}_7", form.format(i)) for i in (1, 2)
+    ]
     got, skipped, _ = splits.assign(make_config(exclude=(f"{path}:test",)), pairs, [])
     assert got == {"train": pairs[1:]}
     assert [skip.reason for skip in skipped] == [f"named by {path}:test"]
     # A list without splits, as of snow, is of images and not of ground.
     got, skipped, _ = splits.assign(make_config(exclude=(path,)), pairs, [])
     assert got == {"train": pairs} and not skipped
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_an_archive_and_its_lists_hold_is_accounted_for(tmp_path, seed):
+    draw = random.Random(seed)
+    s2, s1 = ([f"S{k}_{i}" for i in range(8)] for k in (2, 1))
+
+    def some(names, share=0.5):
+        return [name for name in names if draw.random() < share]
+
+    def couples():
+        return {(a, b) for a in ["", *s2] for b in some(["", *s1], 0.2) if a or b}
+
+    taken = {couple for couple in couples() if all(couple)}
+    found = [fakes.pair(*couple, "T") for couple in sorted(taken)]
+    unmatched = [fakes.skip(*couple, "bad") for couple in sorted(couples() - taken)]
+    rows = [f"{name},{draw.choice(['', *s1])}\n" for name in some([*s2, "S2_x"])]
+    cut = draw.randrange(len(rows) + 1)
+    for file, part in (("train", rows[:cut]), ("val", []), ("test", rows[cut:])):
+        (tmp_path / f"{file}.csv").write_text("".join(part))
+    (tmp_path / "out.csv").write_text("".join(f"{name}\n" for name in some(s2, 0.2)))
+    config = prepare_bigearthnet.get_config()
+    config.splits = draw.choice(["", str(tmp_path)])
+    config.exclude = draw.choice([(), (str(tmp_path / "out.csv"),)])
+    draw.shuffle(found)
+    try:
+        chosen, skipped, unlisted = splits.assign(config, found, unmatched)
+    except InputError as error:
+        assert "None of the" in str(error)
+        return
+    parts = [*(pair for members in chosen.values() for pair in members), *skipped]
+    names = [part.names for part in (*parts, *unlisted)]
+    assert len(names) == count(config, found, unmatched)
+    images = taken | {image.names for image in unmatched}
+    assert images <= set(names)
+    if config.splits:
+        assert {row.split(",")[0] for row in rows} <= {name for name, _ in names}

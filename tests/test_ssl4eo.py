@@ -67,7 +67,7 @@ def mkdirs(root, place: str, s1, s2) -> None:
 def test_seasons_are_matched_by_day_of_the_year(tmp_path):
     mkdirs(tmp_path, "0000200", S1, S2)
     pairs, skipped = opened(tmp_path).find_pairs()
-    assert {(pair.s2_name, pair.s1_name) for pair in pairs} == {
+    assert {pair.names for pair in pairs} == {
         (f"0000200_{s2}", s1) for s1, s2 in zip(S1, S2)
     }
     assert {pair.tile for pair in pairs} == {"0000200"} and not skipped
@@ -93,7 +93,7 @@ def test_images_that_lie_a_season_apart_make_no_pair(tmp_path):
     mkdirs(tmp_path, "0000002", [s1], [far])  # 61 days
     (pair,), (skip,) = opened(tmp_path).find_pairs()
     assert pair.tile == "0000001"
-    assert (skip.s2_name, skip.s1_name) == (f"0000002_{far}", s1)
+    assert skip.names == (f"0000002_{far}", s1)
     assert skip.reason.startswith("61 days ") and skip.wanted
 
 
@@ -110,9 +110,9 @@ def test_what_has_no_season_left_is_reported(tmp_path, few, many):
     products[few] = products[few][1:3]
     mkdirs(tmp_path, "0000200", **products)
     pairs, skipped = opened(tmp_path).find_pairs()
-    assert {(p.s2_name[8:], p.s1_name) for p in pairs} == set(zip(S2[1:3], S1[1:3]))
+    assert {(p.name[8:], p.images["s1"]) for p in pairs} == set(zip(S2[1:3], S1[1:3]))
     rest = [S1[0], S1[3]] if many == "s1" else [f"0000200_{S2[i]}" for i in (0, 3)]
-    assert {skip.s1_name or skip.s2_name for skip in skipped} == set(rest)
+    assert {skip.images.get("s1") or skip.name for skip in skipped} == set(rest)
     partner = "Sentinel-2" if many == "s1" else "Sentinel-1"
     assert all(f"no {partner} product left" in skip.reason for skip in skipped)
 
@@ -123,7 +123,7 @@ def test_location_of_one_sensor_is_reported(tmp_path):
     mkdirs(tmp_path, "0000003", [], S2[:1])
     pairs, skipped = opened(tmp_path).find_pairs()
     assert [pair.tile for pair in pairs] == ["0000001"]
-    assert [(skip.s2_name, skip.s1_name) for skip in skipped] == [
+    assert [skip.names for skip in skipped] == [
         *(("", S1[0]), (f"0000003_{S2[0]}", ""))
     ]
 
@@ -132,8 +132,8 @@ def test_location_of_one_sensor_is_reported(tmp_path):
 def test_product_of_unknown_date_is_reported(tmp_path, name):
     mkdirs(tmp_path, "0000200", S1[:1], [name, S2[0]])
     (pair,), (skip,) = opened(tmp_path).find_pairs()
-    assert pair.s2_name == f"0000200_{S2[0]}"
-    assert skip.s2_name == f"0000200_{name}" and "tells no date" in skip.reason
+    assert pair.name == f"0000200_{S2[0]}"
+    assert skip.name == f"0000200_{name}" and "tells no date" in skip.reason
 
 
 def test_location_with_too_many_products_is_reported(tmp_path):

@@ -11,7 +11,7 @@ import shared_data
 from data_pipeline import layout, sensors
 from data_pipeline.archives import bigearthnet_v1
 from data_pipeline.classes import NO_CLASS
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.building.statistics import PERCENTILES, Tally
 
 COVERS = ("field", "wood", "lake")
@@ -20,7 +20,7 @@ SMALL = Description(
     title="Small pairs.",
     source="this test",
     licence="none",
-    layout=layout.native(12),
+    layout=layout.native(12, sensors.SENSORS),
     sensors=sensors.SENSORS,
     classes={"labels": COVERS},
     maps={"land_cover": COVERS},

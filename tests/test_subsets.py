@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline import records, subsets, synthetic
+from data_pipeline import record_format, subsets, synthetic
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -93,7 +93,7 @@ def test_a_fraction_that_is_none_is_refused(fraction):
 
 
 def opened(tmp_path, **options):
-    return records.Records(datasets.write(tmp_path, (4, 3)), "train", **options)
+    return record_format.Records(datasets.write(tmp_path, (4, 3)), "train", **options)
 
 
 def test_a_subset_holds_the_pairs_and_the_index_of_the_source(tmp_path):
@@ -124,7 +124,7 @@ def test_classes_of_a_named_field_narrow_that_field(tmp_path):
     classes = {"labels": ("a", "b", "c"), "main_label": ("a", "b", "c")}
     described = datasets.description(classes=classes)
     folder = datasets.write(tmp_path / "d", described=described)
-    source = records.Records(folder, "train")
+    source = record_format.Records(folder, "train")
     part = subsets.with_classes(source, ("a", "b"), "main_label")
     assert part.description.classes == classes | {"main_label": ("a", "b")}
     assert part.index["main_label"].any(axis=1).all()

@@ -41,7 +41,7 @@ def test_a_scene_depends_on_seed_and_index_alone():
 def test_scenes_differ_by_index_and_by_seed():
     scenes = synthetic.Scenes(2, size=24)
     reseeded = synthetic.Scenes(2, size=24, seed=1)
-    for field in layout.native(24).shapes:
+    for field in layout.native(24, sensors.SENSORS).shapes:
         assert (scenes[0][field] != scenes[1][field]).any()
         assert (scenes[0][field] != reseeded[0][field]).any()
 
@@ -57,7 +57,7 @@ def test_chosen_fields_are_those_of_the_whole_record(records):
 def test_records_keep_the_contract(size):
     scenes = synthetic.Scenes(3, size=size)
     for record in scenes:
-        shapes = layout.native(size).shapes
+        shapes = layout.native(size, sensors.SENSORS).shapes
         assert set(record) == {"id", "land_cover", "labels", *shapes}
         assert record["land_cover"].shape == (size, size)
         assert record["land_cover"].dtype == record["labels"].dtype == np.uint8

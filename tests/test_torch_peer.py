@@ -40,7 +40,8 @@ def ours(config):
 
 @pytest.fixture(scope="module")
 def fields(ours):
-    names = layout.native(24).fields(ours.inputs.contract)
+    contract = ours.inputs.contract
+    names = layout.native(24, contract).fields(contract)
     scenes = synthetic.Scenes(BATCH, size=24, fields=names)
     pairs = [scenes[i] for i in range(BATCH)]
     batch = {name: np.stack([pair[name] for pair in pairs]) for name in names}

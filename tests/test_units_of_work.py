@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipeline import shards
+from data_pipeline import record_format
 from data_pipeline.building import units_of_work
 from data_pipeline.errors import InputError
 from tests import fakes
@@ -20,7 +20,7 @@ def shard(tmp_path):
     rows = json.dumps([dataclasses.astuple(pair) for pair in pairs])
     (tmp_path / "pairs.json").write_text(rows)
     return units_of_work.Shard(
-        path=tmp_path / shards.shard_name("fake", "train", 0, 1),
+        path=tmp_path / record_format.shard_name("fake", "train", 0, 1),
         result=tmp_path / "result.json",
         plan=tmp_path / "pairs.json",
         size=len(pairs),
@@ -72,7 +72,7 @@ class Strange(fakes.Archive):
     """An archive with a file that no reader foresaw."""
 
     def read_pair(self, pair):
-        if pair.s2_name == "fake-2":
+        if pair.name == "fake-2":
             raise KeyError("B02")
         return super().read_pair(pair)
 
@@ -137,19 +137,19 @@ def test_damaged_shard_is_noticed_deleted_and_written_anew(shard, damage):
 
 def test_shard_with_fewer_records_than_its_result_says_is_noticed(shard):
     units_of_work.build(shard)
-    features = shards.features(shard.archive.description)
+    features = record_format.features(shard.archive.description)
     records = [shard.archive.read_pair(pair) for pair in shard.pairs[:2]]
-    shards.write_shard(shard.path, records, features)
+    record_format.write_shard(shard.path, records, features)
     with pytest.raises(InputError, match="2 records and 1 skipped pairs of 6"):
         units_of_work.check(shard)
 
 
 def test_shard_of_as_many_other_records_is_noticed(shard):
     units_of_work.build(shard)
-    features = shards.features(shard.archive.description)
+    features = record_format.features(shard.archive.description)
     good = [pair for pair in shard.pairs if pair.where[0][1]]
     records = [shard.archive.read_pair(pair) for pair in good[::-1]]
-    info = shards.write_shard(shard.path, records, features)
+    info = record_format.write_shard(shard.path, records, features)
     result = units_of_work.read_result(shard)
     assert (info.count, info.bytes) == (result["count"], result["bytes"])
     with pytest.raises(InputError, match="is not what was written .*their content is"):
@@ -167,7 +167,7 @@ def test_uncompressed_shard_holds_the_same_records(shard, tmp_path):
         shard,
         path=tmp_path / "plain",
         result=tmp_path / "plain.json",
-        options=shards.COMPRESSION["none"],
+        options=record_format.COMPRESSION["none"],
     )
     units_of_work.build(plain)
     same = ("count", "bytes", "digest", "tally")

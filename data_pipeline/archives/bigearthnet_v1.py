@@ -13,10 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import tqdm
 
-from data_pipeline import archive, classes, ground, layout, lists, sensors, untrusted
-from data_pipeline.archives import files, geotiff, names, tars
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline import classes, ground, layout, name_lists, safe_io, sensors
+from data_pipeline.archives import base, tars, tiff
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 # The folder or tar of each archive: its own name first, then those of many copies.
@@ -50,7 +50,7 @@ DESCRIPTION = Description(
     ),
     source="https://zenodo.org/records/12687186",
     licence=LICENCE,
-    layout=layout.native(120),
+    layout=layout.native(120, sensors.SENSORS),
     sensors=sensors.SENSORS,
     classes={
         "labels": classes.BIGEARTHNET_19,
@@ -68,14 +68,14 @@ def open_archive(config) -> "BigEarthNet":
 
 
 @dataclasses.dataclass(frozen=True)
-class BigEarthNet(archive.Archive):
+class BigEarthNet(base.Archive):
     """Both archives, below one folder.
 
     Attributes:
         root: that folder.
         scratch: folder for what `tars.index` keeps.
-        lists: of pairs, for `lists.listed`, which spare the matching where they name
-            both patches of every pair; "" where there are none.
+        lists: of pairs, for `name_lists.listed`, which spare the matching where they
+            name both patches of every pair; "" where there are none.
     """
 
     root: str
@@ -87,18 +87,18 @@ class BigEarthNet(archive.Archive):
         """Matches the patches of both archives.
 
         Returns:
-            Pairs in the order of their Sentinel-2 names, and the patches without
-            partner. Where lists spare the matching, a Sentinel-1 patch that they do not
-            name is passed over: what it belongs to is not known.
+            Pairs in the order of their names, and the patches without partner. Where
+            lists spare the matching, a Sentinel-1 patch that they do not name is passed
+            over: what it belongs to is not known.
 
         Raises:
             InputError: an archive is not there, or a list is bad.
         """
         s2_root, s2, _ = _patches(self.root, S2_NAMES, self.scratch)
         s1_root, s1, partners = _patches(self.root, S1_NAMES, self.scratch, _PARTNER)
-        rows = lists.listed(self.lists, s2) if self.lists else {}
-        complete = bool(rows) and all(row.s1_name for row in rows.values())
-        told = {row.s1_name: name for name, row in rows.items() if row.s1_name}
+        rows = name_lists.listed(self.lists, s2) if self.lists else {}
+        told = {row.partners.get("s1"): name for name, row in rows.items()}
+        complete = bool(rows) and None not in told
         partners = told | partners  # the archive itself knows better than a list
         pairs, skipped = {}, []
         for s1_name in tqdm.tqdm(sorted(s1), desc="matching", leave=False):
@@ -114,18 +114,19 @@ class BigEarthNet(archive.Archive):
             elif not reason and s2_name not in s2:
                 reason = f"its Sentinel-2 patch {s2_name!r} is not in {s2_root}"
             elif s2_name in pairs:
-                first = pairs[s2_name].s1_name
+                first = pairs[s2_name].images["s1"]
                 reason = f"{first} belongs to the same Sentinel-2 patch"
+            images = {"s2": s2_name, "s1": s1_name}
             if reason:
-                skipped.append(Skipped(s2_name, s1_name, reason))
+                skipped.append(Skipped(images, reason))
             else:
                 tile, where = _S1_NAME.fullmatch(s1_name)[1], (s2[s2_name], s1[s1_name])
-                pairs[s2_name] = Pair(s2_name, s1_name, tile, where=where)
-        matched = pairs.keys() | {skip.s2_name for skip in skipped}
+                pairs[s2_name] = Pair(images, tile, where=where)
+        matched = pairs.keys() | {skip.name for skip in skipped}
         reason = f"no patch in {s1_root} names it"
         if complete:
             reason = f"{self.lists} names no patch in {s1_root} for it"
-        alone = [Skipped(name, "", reason) for name in sorted(s2.keys() - matched)]
+        alone = [Skipped({"s2": s}, reason) for s in sorted(s2.keys() - matched)]
         return sorted(pairs.values()), skipped + alone
 
     def read_pair(self, pair: Pair) -> dict:
@@ -135,27 +136,27 @@ class BigEarthNet(archive.Archive):
             InputError: a file is missing or damaged, or its content cannot be true.
         """
         read_s2, read_s1 = map(tars.reader, pair.where)
-        s2 = _metadata(read_s2, pair.s2_name)
-        s1 = _metadata(read_s1, pair.s1_name)
-        if s1.get(_PARTNER) != pair.s2_name:
+        s2_name, s1_name = pair.images["s2"], pair.images["s1"]
+        s2, s1 = _metadata(read_s2, s2_name), _metadata(read_s1, s1_name)
+        if s1.get(_PARTNER) != s2_name:
             raise InputError(
-                f"{pair.s1_name} belongs to {s1.get(_PARTNER)} by its json, not to "
-                f"{pair.s2_name}; correct the list that pairs them."
+                f"{s1_name} belongs to {s1.get(_PARTNER)} by its json, not to "
+                f"{s2_name}; correct the list that pairs them."
             )
         labels_43 = _labels(pair, s1, s2)
         to_19 = classes.BIGEARTHNET_43_TO_19
         targets = {to_19[classes.BIGEARTHNET_43[i]] for i in labels_43} - {None}
         return {
-            **_pixels("s1", read_s1, pair.s1_name, stored="float32"),
-            **_pixels("s2", read_s2, pair.s2_name, stored="uint16"),
+            **_pixels("s1", read_s1, s1_name, stored="float32"),
+            **_pixels("s2", read_s2, s2_name, stored="uint16"),
             "labels": sorted(targets),
             "labels_43": labels_43,
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
-            "place": ground.place(pair.s2_name, pair.s1_name),
+            "id": s2_name,
+            "id_s1": s1_name,
+            "place": ground.place(s2_name, s1_name),
             "tile": pair.tile,
-            "acquired_s1": _acquired(s1.get("acquisition_time"), pair.s1_name),
-            "acquired_s2": _acquired(s2.get("acquisition_date"), pair.s2_name),
+            "acquired_s1": _acquired(s1.get("acquisition_time"), s1_name),
+            "acquired_s2": _acquired(s2.get("acquisition_date"), s2_name),
         }
 
     def clean(self) -> None:
@@ -172,7 +173,7 @@ def _patches(
     """The folder or tar of one archive, the place of each patch, and `noted` texts."""
     path = _find(root, archive_names)
     if os.path.isdir(path):
-        return path, {entry.name: entry.path for entry in files.folders(path)}, {}
+        return path, {entry.name: entry.path for entry in base.folders(path)}, {}
     return path, *tars.index(path, scratch, noted)
 
 
@@ -182,9 +183,8 @@ def _find(root: str, archive_names: tuple[str, ...]) -> str:
     for path in paths:
         if os.path.isdir(path):
             return path
-    for path in (path + suffix for path in paths for suffix in tars.SUFFIXES):
-        if os.path.isfile(path):
-            return path
+    for path in filter(None, map(tars.find, paths)):
+        return path
     raise InputError(
         f"{root} has neither a folder {' or '.join(archive_names)} nor a tar of that "
         "name; pass with --config.source=DIR the folder with both BigEarthNet v1 "
@@ -201,7 +201,7 @@ def _metadata(read: Callable[[str], bytes], name: str) -> dict:
     file = f"{name}_labels_metadata.json"
     data = read(file)
     try:
-        content = untrusted.parse_json(data)
+        content = safe_io.parse_json(data)
         texts = (_PARTNER, "acquisition_time", "acquisition_date")
         found = [content[key] for key in texts if key in content]
         sound = all(isinstance(text, str) for text in found + content["labels"])
@@ -217,13 +217,13 @@ def _labels(pair: Pair, s1: dict, s2: dict) -> list[int]:
     labels = s2["labels"]
     if not labels or set(labels) != set(s1["labels"]):
         raise InputError(
-            f"{pair.s2_name} is labelled {labels} and {pair.s1_name} {s1['labels']}; "
-            "both must have the same labels, at least one."
+            f"{pair.images['s2']} is labelled {labels} and {pair.images['s1']} "
+            f"{s1['labels']}; both must have the same labels, at least one."
         )
     unknown = sorted(set(labels) - set(classes.BIGEARTHNET_43))
     if unknown:
         raise InputError(
-            f"{pair.s2_name} has the labels {unknown}, which are not among "
+            f"{pair.name} has the labels {unknown}, which are not among "
             f"the {len(classes.BIGEARTHNET_43)} of BigEarthNet v1; correct its json."
         )
     return sorted(classes.BIGEARTHNET_43.index(label) for label in set(labels))
@@ -236,7 +236,7 @@ def _pixels(
 
     def read_band(band: str) -> np.ndarray:
         file = f"{name}_{band}.tif"
-        image = geotiff.read(read(file), file)
+        image = tiff.read(read(file), file)
         if image.dtype != stored:
             raise InputError(
                 f"{file} is of type {image.dtype}, where BigEarthNet has {stored}; "
@@ -244,9 +244,9 @@ def _pixels(
             )
         return image
 
-    return archive.pixels(DESCRIPTION, sensor, read_band, name)
+    return base.pixels(DESCRIPTION, sensor, read_band, name)
 
 
 def _acquired(metadata: str | None, name: str) -> str:
     """Acquisition time in ISO 8601, from the json or else from the patch's name."""
-    return metadata.replace(" ", "T") if metadata else names.acquired(name)
+    return metadata.replace(" ", "T") if metadata else base.acquired(name)

@@ -5,18 +5,23 @@ Sentinel-1 images are those of v1; Sentinel-2 was processed again, and the label
 from a newer land cover map, which is there for every pixel, too.
 """
 
+import contextlib
 import dataclasses
+import functools
+import importlib.util
+import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+import tqdm
 
-from data_pipeline import archive, classes, ground, layout, sensors
-from data_pipeline.archives import names
-from data_pipeline.archives import bigearthnet_v2_metadata as metadata
-from data_pipeline.archives import bigearthnet_v2_stores as stores
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline import classes, ground, layout, safe_io, sensors
+from data_pipeline.archives import base, lmdb_reader, rasters, tiff
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import flag, location
 
@@ -64,7 +69,7 @@ DESCRIPTION = Description(
     ),
     source="https://bigearth.net",
     licence=LICENCE,
-    layout=layout.native(120),
+    layout=layout.native(120, sensors.SENSORS),
     sensors={
         name: sensor.with_statistics(_MEAN, _STD, _STATISTICS)
         for name, sensor in sensors.SENSORS.items()
@@ -81,6 +86,20 @@ WITH_MAPS = dataclasses.replace(
 
 _STORED = {"s1": "float32", "s2": "uint16"}
 
+METADATA = "metadata.parquet"
+FLAGGED = "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+
+_KINDS = {  # of columns that are no texts
+    "labels": list,
+    "contains_seasonal_snow": bool,
+    "contains_cloud_or_shadow": bool,
+}
+_NAME = re.compile(r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T(\d{2}[A-Z]{3})_\d+_\d+")
+
+S2_FOLDER, S1_FOLDER, MAP_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps"
+MAP_SUFFIX = "_reference_map"
+
+_NEEDS = "Reading {} needs {}; install it with `pip install -e '.[archives]'`."
 
 # What `config.read` may say.
 SETTINGS = {"metadata": location(), "maps": flag(), "snow_and_clouds": flag()}
@@ -92,14 +111,14 @@ def open_archive(config) -> "BigEarthNet":
     Raises:
         InputError: the source holds neither folders nor a database, or no metadata.
     """
-    store = stores.open_store(config.source)
-    table = config.read.metadata or metadata.find(store.root)
+    store = open_store(config.source)
+    table = config.read.metadata or find_metadata(store.root)
     maps = config.read.maps and store.has_maps()
     return BigEarthNet(store, table, maps, config.read.snow_and_clouds)
 
 
 @dataclasses.dataclass(frozen=True)
-class BigEarthNet(archive.Archive):
+class BigEarthNet(base.Archive):
     """Patches of both sensors, and the metadata that pairs them.
 
     Attributes:
@@ -109,7 +128,7 @@ class BigEarthNet(archive.Archive):
         snow_and_clouds: whether to keep patches that are flagged for either.
     """
 
-    store: stores.Folders | stores.Database
+    store: "Folders | Database"
     table: str
     maps: bool
     snow_and_clouds: bool
@@ -122,7 +141,7 @@ class BigEarthNet(archive.Archive):
         """Matches the metadata with the patches that are there.
 
         Returns:
-            Pairs in the order of their Sentinel-2 names; and flagged patches, those of
+            Pairs in the order of their names; and flagged patches, those of
             the metadata that are not there, and those that it does not know.
 
         Raises:
@@ -130,7 +149,7 @@ class BigEarthNet(archive.Archive):
         """
         s2_names, s1_names = self.store.names()
         pairs, skipped, listed_s2, listed_s1 = {}, [], set(), set()
-        for file, row in metadata.rows(self.table):
+        for file, row in read_metadata(self.table):
             flag = "" if self.snow_and_clouds else row.flag
             reason = row.fault or flag
             absent = [row.patch_id] if row.patch_id not in s2_names else []
@@ -143,13 +162,13 @@ class BigEarthNet(archive.Archive):
             listed_s2.add(row.patch_id)
             listed_s1.add(row.s1_name)
             if reason:
-                wanted = reason != flag
-                skipped.append(Skipped(row.patch_id, row.s1_name, reason, wanted))
+                images = {"s2": row.patch_id, "s1": row.s1_name}
+                skipped.append(Skipped(images, reason, wanted=reason != flag))
             else:
                 pairs[row.patch_id] = _pair(row)
         reason = f"not listed in {self.table}"
-        skipped += [Skipped(name, "", reason) for name in sorted(s2_names - listed_s2)]
-        skipped += [Skipped("", name, reason) for name in sorted(s1_names - listed_s1)]
+        skipped += [Skipped({"s2": s}, reason) for s in sorted(s2_names - listed_s2)]
+        skipped += [Skipped({"s1": s}, reason) for s in sorted(s1_names - listed_s1)]
         return [pairs[name] for name in sorted(pairs)], skipped
 
     def read_pair(self, pair: Pair) -> dict:
@@ -159,17 +178,18 @@ class BigEarthNet(archive.Archive):
             InputError: an image is missing or damaged, or its content cannot be true.
         """
         s2v1_name, labels = pair.where
+        s1_name, s2_name = pair.images["s1"], pair.images["s2"]
         return {
-            **self._pixels("s1", pair.s1_name),
-            **self._pixels("s2", pair.s2_name),
-            **(self._land_cover(pair.s2_name) if self.maps else {}),
-            "labels": _labels(pair.s2_name, labels),
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
-            "place": ground.place(s2v1_name or pair.s2_name, pair.s1_name),
+            **self._pixels("s1", s1_name),
+            **self._pixels("s2", s2_name),
+            **(self._land_cover(s2_name) if self.maps else {}),
+            "labels": _labels(s2_name, labels),
+            "id": s2_name,
+            "id_s1": s1_name,
+            "place": ground.place(s2v1_name or s2_name, s1_name),
             "tile": pair.tile,
-            "acquired_s1": names.acquired(pair.s1_name),
-            "acquired_s2": names.acquired(pair.s2_name),
+            "acquired_s1": base.acquired(s1_name),
+            "acquired_s2": base.acquired(s2_name),
         }
 
     def _pixels(self, sensor: str, name: str) -> dict[str, np.ndarray]:
@@ -184,7 +204,7 @@ class BigEarthNet(archive.Archive):
                 )
             return image
 
-        return archive.pixels(self.description, sensor, read, name)
+        return base.pixels(self.description, sensor, read, name)
 
     def _land_cover(self, name: str) -> dict[str, np.ndarray]:
         side, codes = self.description.layout.size, self.store.land_cover(name)
@@ -198,11 +218,11 @@ class BigEarthNet(archive.Archive):
         return {"land_cover": _TO_19[codes], "land_cover_43": _TO_43[codes]}
 
 
-def _pair(row: metadata.Row) -> Pair:
+def _pair(row: "Row") -> Pair:
     # Half a million pairs share the few names of classes instead of having copies.
     labels = tuple(sys.intern(label) for label in row.labels)
     where = (row.s2v1_name, labels)
-    return Pair(row.patch_id, row.s1_name, row.tile, row.split, where)
+    return Pair({"s2": row.patch_id, "s1": row.s1_name}, row.tile, row.split, where)
 
 
 def _labels(name: str, labels: tuple[str, ...]) -> list[int]:
@@ -228,3 +248,283 @@ def _lookup(indices: Iterable[int | None]) -> np.ndarray:
 
 _TO_43 = _lookup(range(len(classes.BIGEARTHNET_43)))
 _TO_19 = _lookup(classes.BIGEARTHNET_43_TO_19.values())
+
+
+class Row(NamedTuple):
+    """A row of the table; the fields are its columns, and "" where one is empty."""
+
+    patch_id: str
+    labels: list[str]
+    split: str
+    s1_name: str
+    s2v1_name: str
+    contains_seasonal_snow: bool
+    contains_cloud_or_shadow: bool
+
+    @property
+    def tile(self) -> str:
+        """The MGRS tile in the name of the patch, or "" where there is none."""
+        named = _NAME.fullmatch(self.patch_id)
+        return named[1] if named else ""
+
+    @property
+    def fault(self) -> str:
+        """Why the row can make no pair, or "" when it can."""
+        if not self.tile:
+            return "it is not named like a Sentinel-2 patch of BigEarthNet v2"
+        if self.split not in SPLITS:
+            return f"its split {self.split!r} is none of {', '.join(SPLITS)}"
+        return ""
+
+    @property
+    def flag(self) -> str:
+        """The column that warns of snow or clouds, or ""."""
+        if self.contains_seasonal_snow:
+            return "flagged contains_seasonal_snow"
+        if self.contains_cloud_or_shadow:
+            return "flagged contains_cloud_or_shadow"
+        return ""
+
+
+def find_metadata(root: str) -> str:
+    """Path of the table in the folder `root` or in the one around it.
+
+    Raises:
+        InputError: neither has it.
+    """
+    folders = (root, os.path.dirname(os.path.abspath(root)))
+    for folder in folders:
+        if os.path.isfile(os.path.join(folder, METADATA)):
+            return os.path.join(folder, METADATA)
+    raise InputError(
+        f"There is no {METADATA} in {' or '.join(folders)}; put it there, or pass its "
+        "path with --config.read.metadata."
+    )
+
+
+def read_metadata(path: str) -> Iterator[tuple[str, Row]]:
+    """Rows of the table and of the one on flagged patches, where that lies beside.
+
+    Returns:
+        Each row with the name of the file it is in.
+
+    Raises:
+        InputError: a file is missing or damaged, or another table.
+    """
+    paths = dict.fromkeys([path, os.path.join(os.path.dirname(path), FLAGGED)])
+    for path in paths:
+        if os.path.basename(path) != FLAGGED or os.path.exists(path):
+            for row in _read_table(path):
+                yield os.path.basename(path), row
+
+
+def _read_table(path: str) -> Iterator[Row]:
+    try:
+        table = safe_io.read_parquet(path, Row._fields)
+        missing = sorted(set(Row._fields) - set(table))
+        if missing:
+            raise InputError(
+                f"{path} has no columns {missing}; it must be the metadata of "
+                "BigEarthNet v2."
+            )
+        for values in zip(*(table[column] for column in Row._fields)):
+            row = Row(*("" if value is None else value for value in values))
+            _check_row(row)
+            yield row
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({str(error).rstrip('.')}); download it again."
+        ) from None
+
+
+def _check_row(row: Row) -> None:
+    """Raises a ValueError where a value is of another kind than its column."""
+    for name, value in row._asdict().items():
+        if value != "" and not isinstance(value, _KINDS.get(name, str)):
+            raise ValueError(f"{name} is {value!r:.50}")
+    if not all(isinstance(label, str) for label in row.labels):
+        raise ValueError(f"labels are {row.labels!r:.50}")
+
+
+def open_store(source: str) -> "Folders | Database":
+    """The patches in the folder `source`.
+
+    Raises:
+        InputError: it holds neither the folders nor one database.
+    """
+    if os.path.isdir(os.path.join(source, S2_FOLDER)):
+        return Folders(source)
+    inside = [entry.path for entry in base.folders(source)]
+    found = [
+        folder
+        for folder in (source, *inside)
+        if os.path.isfile(os.path.join(folder, lmdb_reader.FILE))
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"{source} has no folder {S2_FOLDER} and {len(found)} folders with "
+            f"{lmdb_reader.FILE}; pass with --config.source=DIR the folder of the "
+            "unpacked archives or of one LMDB."
+        )
+    return Database(os.path.realpath(found[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Patches as folders of GeoTIFFs, a folder for each tile or scene around them.
+
+    Attributes:
+        root: the folder with the folders of both sensors.
+    """
+
+    root: str
+
+    def names(self) -> tuple[set[str], set[str]]:
+        """Names of the Sentinel-2 and of the Sentinel-1 patches."""
+        return self._patches(S2_FOLDER), self._patches(S1_FOLDER)
+
+    def has_maps(self) -> bool:
+        """Whether there are reference maps."""
+        return os.path.isdir(os.path.join(self.root, MAP_FOLDER))
+
+    def bands(self, name: str) -> Callable[[str], np.ndarray]:
+        """Reads a patch: the function returned gives the image [H, W] of a band."""
+        if name.startswith("S1"):
+            folder = os.path.join(self.root, S1_FOLDER, name.rsplit("_", 3)[0], name)
+        else:
+            folder = os.path.join(self.root, S2_FOLDER, name.rsplit("_", 2)[0], name)
+        start = os.path.join(folder, name)
+        return lambda band: tiff.read_file(f"{start}_{band}.tif")
+
+    def land_cover(self, name: str) -> np.ndarray | None:
+        """CORINE codes [H, W] of a Sentinel-2 patch, or None without a map."""
+        folder = os.path.join(self.root, MAP_FOLDER, name.rsplit("_", 2)[0], name)
+        path = os.path.join(folder, f"{name}{MAP_SUFFIX}.tif")
+        return rasters.read(path).pixels[0] if base.exists(path) else None
+
+    def _patches(self, folder: str) -> set[str]:
+        path = os.path.join(self.root, folder)
+        if not os.path.isdir(path):
+            raise InputError(
+                f"{self.root} has no folder {folder}; pass with --config.source=DIR "
+                f"the folder that holds both {S2_FOLDER} and {S1_FOLDER}."
+            )
+        tiles = tqdm.tqdm(base.folders(path), desc=folder, unit="tile", leave=False)
+        return {patch.name for tile in tiles for patch in base.folders(tile.path)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Database:
+    """An LMDB with patches of both sensors.
+
+    A key is the name of a patch or of its reference map; the value is a safetensors
+    dictionary with one array a band, as the GeoTIFFs have them.
+
+    Attributes:
+        root: the folder of its file.
+    """
+
+    root: str
+
+    def names(self) -> tuple[set[str], set[str]]:
+        """Names of the Sentinel-2 and of the Sentinel-1 patches."""
+        s2_names, s1_names = set(), set()
+        for key in self._keys():
+            if not key.endswith(MAP_SUFFIX):
+                (s1_names if key.startswith("S1") else s2_names).add(key)
+        return s2_names, s1_names
+
+    def has_maps(self) -> bool:
+        """Whether any patch has a reference map."""
+        # Sorted keys: the first Sentinel-2 patches settle it where there are maps.
+        return any(key.endswith(MAP_SUFFIX) for key in self._keys("S2"))
+
+    def bands(self, name: str) -> Callable[[str], np.ndarray]:
+        """Reads a patch; the function returned gives the image [H, W] of a band.
+
+        Raises:
+            InputError: the patch is missing or damaged, or lacks the band.
+        """
+        images = self._images(name)
+        if images is None:
+            raise InputError(f"{self.root} has no {name}; write the database again.")
+
+        def read(band: str) -> np.ndarray:
+            if band not in images:
+                raise InputError(
+                    f"{name} in {self.root} has the bands {sorted(images)} and not "
+                    f"{band}; write the database again."
+                )
+            return images[band]
+
+        return read
+
+    def land_cover(self, name: str) -> np.ndarray | None:
+        """CORINE codes [H, W] of a Sentinel-2 patch, or None without a map.
+
+        Raises:
+            InputError: the map is damaged.
+        """
+        images = self._images(name + MAP_SUFFIX)
+        if images is None:
+            return None
+        if "Data" not in images:
+            raise InputError(
+                f"{name}{MAP_SUFFIX} in {self.root} holds {sorted(images)} and not "
+                "'Data'; write the database again."
+            )
+        return images["Data"]
+
+    def _keys(self, start: str = "") -> Iterator[str]:
+        with _damage(self.root):
+            for key in _open(self.root).keys(start.encode()):
+                yield key.decode(errors="replace")
+
+    def _images(self, key: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a value, by band, or None when there is no such key."""
+        try:
+            database = _open(self.root)
+        except InputError as error:  # it could be opened when its keys were read
+            raise OSError(str(error)) from None
+        with _damage(self.root):
+            value = database.get(key.encode())
+        return None if value is None else _parse(value, f"{key} in {self.root}")
+
+
+@contextlib.contextmanager
+def _damage(root: str) -> Iterator[None]:
+    try:
+        yield
+    except lmdb_reader.Damaged as error:
+        raise InputError(
+            f"{os.path.join(root, lmdb_reader.FILE)} is damaged ({error}); copy or "
+            "write it again."
+        ) from None
+
+
+@functools.cache  # so that a process opens it once
+def _open(root: str) -> lmdb_reader.Database:
+    path = os.path.join(root, lmdb_reader.FILE)
+    if not importlib.util.find_spec("lmdb"):
+        raise InputError(_NEEDS.format(path, "lmdb"))
+    try:
+        return lmdb_reader.Database(root)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no LMDB that is whole ({error}); copy or write it again."
+        ) from None
+
+
+def _parse(value: bytes, name: str) -> dict[str, np.ndarray]:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise InputError(_NEEDS.format(name, "safetensors")) from None
+    try:
+        return safetensors.numpy.load(value)
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: odd dtype
+        raise InputError(
+            f"{name} is damaged ({error}); write the database again."
+        ) from None

@@ -6,20 +6,31 @@ whatever order they lie; bands that the contract does not know are left out. All
 of a pair share one 10 m grid, in metres where the files have coordinates.
 """
 
+import csv
 import dataclasses
+import io
 import os
 import re
 
 import numpy as np
 
-from data_pipeline import archive, layout, sensors, units
-from data_pipeline.archives import grids, names, offsets, pair_lists, rasters
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline import files, layout, safe_io, sensors
+from data_pipeline.archives import base, rasters
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import Field, check_each, choice, several, text, whole
+from data_pipeline.sensors import NAMED
 
 LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
+
+# s1 and s2 are paths, labels class names between semicolons, the times ISO 8601.
+COLUMNS = (
+    *sensors.SENSORS,
+    *("id", "split", "tile", "labels"),
+    *(f"acquired_{name}" for name in sensors.SENSORS),
+)
+_SUFFIXES = (".tif", ".tiff")
 
 
 def _is_name(value) -> bool:
@@ -32,10 +43,10 @@ SETTINGS = {
     "licence": text(filled=True, lines=True),
     "s1_bands": several(text(filled=True), twice=True),
     "s2_bands": several(text(filled=True), twice=True),
-    "s1_unit": choice(*units.UNITS["s1"]),
-    "s2_unit": choice(*units.UNITS["s2"]),
+    "s1_unit": choice(*(unit.name for unit in sensors.S1.units)),
+    "s2_unit": choice(*(unit.name for unit in sensors.S2.units)),
     "s2_level": choice(*LEVELS),
-    "s2_offset": offsets.CHOICE,
+    "s2_offset": choice(*sensors.OFFSETS),
     "size": whole(0),
     "classes": several(text(filled=True)),
 }
@@ -47,13 +58,13 @@ class Settings:
 
     Attributes:
         bands: names in file order of each sensor, () where the files name them.
-        unit: of each sensor's pixels, among units.UNITS.
-        offset: of Sentinel-2, one of offsets.CHOICES.
+        unit: of each sensor's pixels, the name of one of its `units`.
+        offset: of each sensor that can have one, among sensors.OFFSETS.
     """
 
     bands: dict[str, tuple[str, ...]] = dataclasses.field(hash=False)
     unit: dict[str, str] = dataclasses.field(hash=False)
-    offset: str
+    offset: dict[str, str] = dataclasses.field(hash=False)
 
 
 def open_archive(config) -> "GeotiffPairs":
@@ -65,9 +76,9 @@ def open_archive(config) -> "GeotiffPairs":
     """
     read = config.read
     settings, contract = _settings(read), _contract(read)
-    rows, _ = pair_lists.rows(config.source)
+    rows, _ = find_files(config.source)
     first = _first(rows, settings, contract)
-    height, width = first["s2"].pixels.shape[1:]
+    height, width = first[NAMED[0]].pixels.shape[1:]
     if not read.size and height != width:
         raise InputError(
             f"The first pair is {height} x {width} px, where pairs are square; cut the "
@@ -93,7 +104,7 @@ def open_archive(config) -> "GeotiffPairs":
 
 
 @dataclasses.dataclass(frozen=True)
-class GeotiffPairs(archive.Archive):
+class GeotiffPairs(base.Archive):
     """Pairs of GeoTIFFs in a folder or a list.
 
     Attributes:
@@ -108,17 +119,17 @@ class GeotiffPairs(archive.Archive):
 
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
         """Matches file names, or reads the CSV."""
-        rows, skipped = pair_lists.rows(self.source)
+        rows, skipped = find_files(self.source)
         pairs = {}
         for row in rows:
+            images = {name: _stem(row[name]) for name in sensors.SENSORS}
+            images |= {NAMED[0]: row["id"]}
             if row["id"] in pairs:
                 reason = f"another pair has the id {row['id']!r} too"
-                skipped.append(Skipped(row["id"], pair_lists.stem(row["s1"]), reason))
+                skipped.append(Skipped(images, reason))
                 continue
-            where = tuple(row[name] for name in pair_lists.COLUMNS)
-            pairs[row["id"]] = Pair(
-                row["id"], pair_lists.stem(row["s1"]), row["tile"], row["split"], where
-            )
+            where = tuple(row[name] for name in COLUMNS)
+            pairs[row["id"]] = Pair(images, row["tile"], row["split"], where)
         return sorted(pairs.values()), skipped
 
     def read_pair(self, pair: Pair) -> dict:
@@ -129,29 +140,30 @@ class GeotiffPairs(archive.Archive):
                 place or not at 10 m, or its content cannot be true.
             OSError: a file cannot be read.
         """
-        row = dict(zip(pair_lists.COLUMNS, pair.where))
-        images = {name: rasters.read(row[name]) for name in ("s1", "s2")}
-        grids.check({row[name]: image for name, image in images.items()})
-        s2_time = row["acquired_s2"] or names.acquired(pair_lists.stem(row["s2"]))
-        fields = {}
+        row = dict(zip(COLUMNS, pair.where))
+        images = {name: rasters.read(row[name]) for name in self.description.sensors}
+        rasters.check_grids({row[name]: image for name, image in images.items()})
+        times = {
+            name: row[f"acquired_{name}"] or base.acquired(_stem(row[name]))
+            for name in images
+        }
+        fields = {f"acquired_{name}": time for name, time in times.items()}
         for name, image in images.items():
             fields |= self._pixels(name, row[name], image)
         if self.description.classes:
             fields["labels"] = self._labels(row)
         return fields | {
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
-            "place": self._place(pair, images["s2"], s2_time),
+            "id": pair.name,
+            "id_s1": pair.images["s1"],
+            "place": self._place(pair, images[NAMED[0]], times[NAMED[0]]),
             "tile": pair.tile,
-            "acquired_s1": row["acquired_s1"] or names.acquired(pair.s1_name),
-            "acquired_s2": s2_time,
         }
 
-    def _place(self, pair: Pair, s2: rasters.Raster, time: str) -> str:
-        """Grid and time of the Sentinel-2 image, or what names it in this dataset."""
-        if not grids.located(s2):
-            return f"{self.description.name}/{pair.s2_name}"
-        return f"{grids.text(s2)} {time}".rstrip()
+    def _place(self, pair: Pair, image: rasters.Raster, time: str) -> str:
+        """Grid and time of the image that names the pair, or else that name."""
+        if not image.grid:
+            return f"{self.description.name}/{pair.name}"
+        return f"{image.grid} {time}".rstrip()
 
     def _pixels(self, name: str, path: str, raster: rasters.Raster) -> dict:
         """Fields of one sensor."""
@@ -169,17 +181,16 @@ class GeotiffPairs(archive.Archive):
             )
         pixels = raster.pixels[[bands.index(band) for band in sensor.band_names]]
         _check_measured(path, pixels, raster.nodata)
-        offset = _offset(path, raster, self.settings) if name == "s2" else 0
-        pixels = units.to_contract(
-            pixels, name, unit=self.settings.unit[name], offset=offset
-        )
+        offset = _offset(path, raster, self.settings.offset.get(name, "0"))
+        unit = self.settings.unit[name]
+        pixels = sensors.to_contract(pixels, sensor, unit=unit, offset=offset)
         images = dict(zip(sensor.band_names, pixels))
-        return archive.pixels(self.description, name, images.__getitem__, path)
+        return base.pixels(self.description, name, images.__getitem__, path)
 
     def _labels(self, row: dict) -> list[int]:
         """Indices of the classes of a pair."""
         classes = self.description.classes["labels"]
-        present = pair_lists.names(row["labels"])
+        present = _class_names(row["labels"])
         unknown = sorted(set(present) - set(classes))
         if unknown:
             raise InputError(
@@ -191,24 +202,22 @@ class GeotiffPairs(archive.Archive):
 
 def _settings(read) -> Settings:
     check_each("read", read, SETTINGS)
+    names = sensors.SENSORS
     return Settings(
-        bands={
-            "s1": tuple(map(sensors.canonical, read.s1_bands)),
-            "s2": tuple(map(sensors.canonical, read.s2_bands)),
-        },
-        unit={"s1": read.s1_unit, "s2": read.s2_unit},
-        offset=read.s2_offset,
+        bands={n: tuple(map(sensors.canonical, read[f"{n}_bands"])) for n in names},
+        unit={name: read[f"{name}_unit"] for name in names},
+        offset={n: read[f"{n}_offset"] for n in names if f"{n}_offset" in SETTINGS},
     )
 
 
 def _contract(read) -> dict[str, sensors.Sensor]:
     """All bands that files can have."""
-    return {"s1": sensors.S1, "s2": LEVELS[read.s2_level]}
+    return sensors.SENSORS | {"s2": LEVELS[read.s2_level]}
 
 
 def _classes(read, rows: list[dict]) -> dict[str, tuple[str, ...]]:
     """Names of the classes, as given or else all that occur, sorted."""
-    found = sorted({name for row in rows for name in pair_lists.names(row["labels"])})
+    found = sorted({name for row in rows for name in _class_names(row["labels"])})
     if read.classes and not found:
         raise InputError(
             f"read.classes names {len(read.classes)} classes, but no pair has a label; "
@@ -223,7 +232,7 @@ def _first(rows: list[dict], settings: Settings, contract: dict) -> dict:
     for row in rows:
         try:
             images = {name: rasters.read(row[name]) for name in contract}
-            grids.check({row[name]: image for name, image in images.items()})
+            rasters.check_grids({row[name]: image for name, image in images.items()})
             bands = {
                 name: _band_names(row[name], images[name], sensor, settings)
                 for name, sensor in contract.items()
@@ -231,7 +240,8 @@ def _first(rows: list[dict], settings: Settings, contract: dict) -> dict:
         except InputError as reason:
             error = error or reason
             continue
-        _offset(row["s2"], images["s2"], settings)  # refuses here, not pair by pair
+        for name, offset in settings.offset.items():
+            _offset(row[name], images[name], offset)  # refuses here, not pair by pair
         return images | {"bands": bands}
     raise error
 
@@ -264,11 +274,11 @@ def _band_names(
     return bands
 
 
-def _offset(path: str, raster: rasters.Raster, settings: Settings) -> int:
-    """What was added to each DN of a Sentinel-2 file."""
+def _offset(path: str, raster: rasters.Raster, choice: str) -> int:
+    """What was added to each pixel of a file."""
     said = [os.path.basename(path), *(f"{k}={v}" for k, v in raster.tags.items())]
     lacking = "_N0400_ or the like in its name and no tag PROCESSING_BASELINE"
-    return offsets.offset(settings.offset, "\n".join(said), path, lacking)
+    return sensors.offset_of(choice, "\n".join(said), path, lacking)
 
 
 def _check_measured(path: str, pixels: np.ndarray, nodata: float | None) -> None:
@@ -282,3 +292,96 @@ def _check_measured(path: str, pixels: np.ndarray, nodata: float | None) -> None
             f"{path} has no data (value {nodata:g}) in {share:.2%} of its pixels; fill "
             "them or leave the pair out."
         )
+
+
+def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
+    """The pairs of a folder or CSV, and the files without partner.
+
+    Returns:
+        For each pair the text of all `COLUMNS`, with paths that can be opened.
+
+    Raises:
+        InputError: the source is not there, has no pairs, or is no such CSV.
+    """
+    found, skipped = (_listed if source.lower().endswith(".csv") else _matched)(source)
+    if not found:
+        raise InputError(
+            f"{source} has no pairs; it must be a folder with s1/ and s2/, whose "
+            "GeoTIFFs pair by name, or a CSV with a row for each pair."
+        )
+    return found, skipped
+
+
+def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
+    """Files of s1/ and s2/ that have the same name."""
+    files_of = {name: {} for name in sensors.SENSORS}
+    for sensor, found in files_of.items():
+        folder = os.path.join(root, sensor)
+        if not os.path.isdir(folder):
+            raise InputError(
+                f"{folder} is no folder; pass with --config.source a folder that has "
+                "s1/ and s2/, or a CSV."
+            )
+        for file in sorted(os.listdir(folder)):
+            if file.lower().endswith(_SUFFIXES):
+                found.setdefault(_stem(file), []).append(os.path.join(folder, file))
+    table, skipped = [], []
+    for name in sorted(set().union(*files_of.values())):
+        found = {sensor: paths.get(name, []) for sensor, paths in files_of.items()}
+        if all(len(paths) == 1 for paths in found.values()):
+            row = {sensor: path for sensor, (path,) in found.items()} | {"id": name}
+            table.append(dict.fromkeys(COLUMNS, "") | row)
+        else:
+            reason = (
+                f"{len(found['s1'])} files in s1/ and {len(found['s2'])} in s2/ have "
+                "this name, where a pair has one in each"
+            )
+            present = {sensor: name for sensor, paths in found.items() if paths}
+            skipped.append(Skipped(present, reason))
+    return table, skipped
+
+
+def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
+    """Rows of a CSV, with paths from its own folder."""
+    try:
+        file = safe_io.open_file(path)
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header, given = reader.fieldnames or (), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a CSV ({error}).") from None
+    unknown = [name for name in header if name not in COLUMNS]
+    if unknown or not {"s1", "s2"} <= set(header):
+        raise InputError(
+            f"{path} has the columns {list(header)}; it needs s1 and s2 and may have "
+            f"{', '.join(COLUMNS[2:])}, no others."
+        )
+    table = []
+    for number, values in enumerate(given, start=1):
+        if None in values or None in values.values():
+            raise InputError(
+                f"Row {number} of {path} has another number of fields than the "
+                f"{len(header)} of its header; correct it."
+            )
+        row = dict.fromkeys(COLUMNS, "")
+        row |= {name: text.strip() for name, text in values.items()}
+        if not row["s1"] or not row["s2"] or row["split"] not in ("", *SPLITS):
+            raise InputError(
+                f"Row {number} of {path} has s1={row['s1']!r}, s2={row['s2']!r} and "
+                f"split={row['split']!r}; it needs both files, and a split among "
+                f"{', '.join(SPLITS)} or none."
+            )
+        for name in sensors.SENSORS:
+            row[name] = files.absolute(row[name], os.path.dirname(path))
+        table.append(row | {"id": row["id"] or _stem(row["s2"])})
+    return table, []
+
+
+def _stem(path: str) -> str:
+    """Name of a file without folder and ending."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _class_names(text: str) -> list[str]:
+    """Class names in a field of the CSV."""
+    return [name.strip() for name in text.split(";") if name.strip()]

@@ -1,18 +1,23 @@
-"""GeoTIFFs of any number of bands, compressed or tiled, read by rasterio."""
+"""GeoTIFFs of any number of bands, compressed or tiled, read by rasterio; and where on
+the ground their pixels lie."""
 
 import contextlib
 import dataclasses
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from data_pipeline.archives import files
+from data_pipeline.archives import base
 from data_pipeline.errors import InputError
 
+GSD = 10.0  # metres, of Sentinel-1 and Sentinel-2 as a pair has them
 MOST_BANDS = 1000  # of a file; each has metadata of its own
+
+_SAME_GSD = 0.01  # share of it by which pixels may be larger or smaller
+_ALIGNED = 0.01  # pixels by which the corners of two images may differ from rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Raster:
         crs: coordinate reference system, "" where unknown.
         transform: from (column, row) to coordinates, six numbers, or None.
         metres: that one unit of the coordinates is, or None where they are degrees.
+        others: whether the file holds further images, which are not read.
     """
 
     pixels: np.ndarray
@@ -36,37 +42,69 @@ class Raster:
     crs: str
     transform: tuple[float, ...] | None
     metres: float | None
+    others: bool
+
+    @property
+    def grid(self) -> str:
+        """Coordinate system and transform in whole units; "" without coordinates."""
+        if not self.crs or not self.transform:
+            return ""
+        return " ".join([self.crs, *(f"{value:.0f}" for value in self.transform)])
 
 
 def read(path: str) -> Raster:
-    """Reads the GeoTIFF at `path`.
+    """Reads the GeoTIFF at `path`, with what lies beside it.
 
     Raises:
         InputError: it is not there, damaged or no GeoTIFF, or rasterio is missing.
         OSError: it cannot be read.
     """
+    rasterio = _rasterio(path)
+    base.read_file(path, 0)  # GDAL would also take addresses and recipes
     try:
-        import rasterio
+        return _read(path, lambda: rasterio.open(path, driver="GTiff"))
+    except InputError:
+        base.read_file(path)  # which says so if it is the disk that fails
+        raise
+
+
+def decode(data: bytes, name: str) -> Raster:
+    """Decodes the bytes of a GeoTIFF, which is called `name` in errors.
+
+    Raises:
+        InputError: it is damaged or no GeoTIFF, or rasterio is missing.
+    """
+    with _rasterio(name).io.MemoryFile(data) as file:
+        return _read(name, lambda: file.open(driver="GTiff"))
+
+
+def _rasterio(name: str):
+    try:
+        import rasterio.io
     except ImportError:
         raise InputError(
-            f"Reading {path} needs rasterio; install it with "
+            f"Reading {name} needs rasterio; install it with "
             "`pip install -e '.[archives]'`."
         ) from None
-    files.read(path, 0)  # GDAL would also take addresses and recipes
+    return rasterio
+
+
+def _read(name: str, opened: Callable) -> Raster:
+    from rasterio import errors
+
     try:
         with warnings.catch_warnings(), _complaints() as complaints:
             # Whether a patch needs coordinates is for its archive to say.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path, driver="GTiff") as file:
+            warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
+            with opened() as file:
                 _check_size(file)
                 content = _content(file)
         reason = next((text for text in complaints if "IO error" in text), "")
-    except (rasterio.errors.RasterioError, ValueError) as error:
+    except (errors.RasterioError, ValueError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
     if reason:
-        files.read(path)  # which says so if it is the disk that fails
         raise InputError(
-            f"{path} is damaged or no GeoTIFF ({reason}); unpack or write it again."
+            f"{name} is damaged or no GeoTIFF ({reason}); unpack or write it again."
         )
     return content
 
@@ -78,7 +116,7 @@ def _check_size(file) -> None:
     """
     size = file.count * file.height * file.width
     widest = max((np.dtype(name).itemsize for name in file.dtypes), default=0)
-    if file.count > MOST_BANDS or size * widest > files.MOST_BYTES:
+    if file.count > MOST_BANDS or size * widest > base.MOST_BYTES:
         shape = f"{file.count} x {file.height} x {file.width}"
         raise ValueError(f"an image of {shape} px, which is no patch")
 
@@ -95,6 +133,7 @@ def _content(file) -> Raster:
         crs=file.crs.to_string() if file.crs else "",
         transform=None if file.transform.is_identity else tuple(file.transform)[:6],
         metres=_metres(file.crs),
+        others=bool(file.subdatasets),
     )
 
 
@@ -118,3 +157,52 @@ def _complaints() -> Iterator[list[str]]:
         yield complaints
     finally:
         log.removeFilter(keep)
+
+
+def check_grids(images: Mapping[str, Raster]) -> None:
+    """Refuses grids that are not of 10 m, and two images of different places.
+
+    Images without coordinates are believed.
+
+    Args:
+        images: of a pair, by what they are called in errors.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    images = {name: image for name, image in images.items() if image.grid}
+    for name, image in images.items():
+        _check_pixel_size(name, image)
+    if len(images) == 2:
+        _check_aligned(*images.items())
+
+
+def _check_pixel_size(name: str, image: Raster) -> None:
+    if image.metres is None:
+        raise InputError(
+            f"{name} lies in {image.crs}, whose coordinates are no metres; reproject "
+            f"it to a grid of {GSD:g} m, such as UTM."
+        )
+    x, y = np.hypot(*_matrix(image)[:, :2]) * image.metres
+    if max(abs(x - GSD), abs(y - GSD)) > _SAME_GSD * GSD:
+        raise InputError(
+            f"{name} has pixels of {x:g} x {y:g} m, where those of a pair have "
+            f"{GSD:g} m; resample it."
+        )
+
+
+def _check_aligned(one: tuple[str, Raster], other: tuple[str, Raster]) -> None:
+    (name, a), (other_name, b) = one, other
+    height, width = b.pixels.shape[1:]
+    corners = np.array([(0, 0, 1), (width, 0, 1), (0, height, 1), (width, height, 1)])
+    apart = np.hypot(*(_matrix(a) - _matrix(b)) @ corners.T).max() * b.metres / GSD
+    if a.crs != b.crs or apart > _ALIGNED:
+        raise InputError(
+            f"{name} lies in {a.crs} at {a.transform} and {other_name} in {b.crs} at "
+            f"{b.transform}; resample one onto the other's grid."
+        )
+
+
+def _matrix(image: Raster) -> np.ndarray:
+    """From (column, row, 1) to coordinates, [2, 3]."""
+    return np.reshape(image.transform, (2, 3))

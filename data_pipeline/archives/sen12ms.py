@@ -11,10 +11,10 @@ import re
 
 import numpy as np
 
-from data_pipeline import archive, classes, layout, sensors
-from data_pipeline.archives import files, rasters
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline import classes, layout, sensors
+from data_pipeline.archives import base, rasters
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 SIZE = 256
@@ -102,7 +102,7 @@ def open_archive(config) -> "Sen12MS":
 
 
 @dataclasses.dataclass(frozen=True)
-class Sen12MS(archive.Archive):
+class Sen12MS(base.Archive):
     """The archive, unpacked below one folder.
 
     Attributes:
@@ -116,7 +116,7 @@ class Sen12MS(archive.Archive):
         """Matches the files of the three sensors by their names.
 
         Returns:
-            Pairs in the order of their Sentinel-2 names, those of the hold-out scenes
+            Pairs in the order of their names, those of the hold-out scenes
             in the split "test", and the triplets that are not complete.
 
         Raises:
@@ -125,16 +125,19 @@ class Sen12MS(archive.Archive):
         found, skipped = self._files()
         pairs = []
         for (season, scene, patch), paths in sorted(found.items()):
-            s1, s2 = (f"{season}_{kind}_{scene}_{patch}" for kind in ("s1", "s2"))
+            images = {
+                sensor: f"{season}_{sensor}_{scene}_{patch}"
+                for sensor in self.description.sensors
+            }
             missing = [kind for kind in ("s1", "s2", "lc") if kind not in paths]
             if missing:
                 reason = f"there is no {' and no '.join(missing)} image of this patch"
-                skipped.append(Skipped(s2, s1, reason))
+                skipped.append(Skipped(images, reason))
                 continue
             test = int(scene) in HOLD_OUT_SCENES.get(season, ())
             where = (paths["s1"], paths["s2"], paths["lc"])
             split = "test" if test else "train"
-            pairs.append(Pair(s2, s1, f"{season}_{scene}", split, where))
+            pairs.append(Pair(images, f"{season}_{scene}", split, where))
         return sorted(pairs), skipped
 
     def read_pair(self, pair: Pair) -> dict:
@@ -151,9 +154,9 @@ class Sen12MS(archive.Archive):
             **labels(igbp),
             "land_cover": _TO_10[igbp],
             "land_cover_17": _TO_17[igbp],
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
-            "place": pair.s2_name.replace("_s2_", "_"),
+            "id": pair.name,
+            "id_s1": pair.images["s1"],
+            "place": pair.name.replace("_s2_", "_"),
             "tile": pair.tile,
             "acquired_s1": "",  # the archive does not say
             "acquired_s2": "",
@@ -168,13 +171,13 @@ class Sen12MS(archive.Archive):
                 if not parts:
                     if name.endswith(".tif"):
                         reason = f"{folder} holds it, but SEN12MS names no file so"
-                        skipped.append(Skipped(name, "", reason))
+                        skipped.append(Skipped({"s2": name}, reason))
                     continue
                 season, kind, scene, patch = parts.groups()
                 paths = found.setdefault((season, scene, patch), {})
                 if kind in paths:
                     reason = f"{folder} holds it once more than {paths[kind]}"
-                    skipped.append(Skipped(name, "", reason))
+                    skipped.append(Skipped({"s2": name}, reason))
                 else:
                     paths[kind] = os.path.join(folder, name)
         return found, skipped
@@ -202,7 +205,7 @@ def _scene_folders(root: str) -> list[str]:
     """Folders of one sensor and scene, in seasons or deeper, as archives unpack."""
     folders, level = [], [root]
     for _ in range(_DEPTH):
-        inside = [entry for path in level for entry in files.folders(path)]
+        inside = [entry for path in level for entry in base.folders(path)]
         folders += [entry.path for entry in inside if _SCENE.fullmatch(entry.name)]
         level = [entry.path for entry in inside if not _SCENE.fullmatch(entry.name)]
     if not folders:
@@ -216,7 +219,7 @@ def _scene_folders(root: str) -> list[str]:
 def _pixels(sensor: str, path: str) -> dict:
     names = _CONTRACT[sensor].band_names  # also the order in the file
     stored = dict(zip(names, _read(path, len(names))))
-    return archive.pixels(DESCRIPTION, sensor, stored.__getitem__, path)
+    return base.pixels(DESCRIPTION, sensor, stored.__getitem__, path)
 
 
 def _land_cover(path: str) -> np.ndarray:

@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
-from data_pipeline import archive, classes, layout, sensors, units
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import SPLITS, Description
+from data_pipeline import classes, layout, sensors
+from data_pipeline.archives import base
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice
 
@@ -80,7 +81,7 @@ def open_archive(config) -> "So2Sat":
 
 
 @dataclasses.dataclass(frozen=True)
-class So2Sat(archive.Archive):
+class So2Sat(base.Archive):
     """The dataset in a data directory of TFDS.
 
     Attributes:
@@ -100,7 +101,7 @@ class So2Sat(archive.Archive):
         """
         held = _builder(self.data_dir).info.splits
         pairs = [
-            Pair(name, name, split=split, where=(split, index))
+            Pair({"s2": name, "s1": name}, split=split, where=(split, index))
             for split in SPLITS
             if split in held
             for index in range(held[split].num_examples)
@@ -133,8 +134,8 @@ class So2Sat(archive.Archive):
             **self._pixels("s1", self._backscatter(stored["sentinel1"]), pair),
             **self._pixels("s2", _reflectance(stored["sentinel2"]), pair),
             "labels": [label],
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
+            "id": pair.name,
+            "id_s1": pair.images["s1"],
             # The row in the archive's file of this split, whatever order TFDS gave it.
             "place": f"so2sat {split} {sample}",
             "tile": "",  # the archive does not say which city it is
@@ -151,15 +152,15 @@ class So2Sat(archive.Archive):
                 band: np.square(stored[..., list(parts)]).sum(axis=-1)
                 for band, parts in UNFILTERED.items()
             }
-        return {band: units.linear_to_db(image) for band, image in power.items()}
+        return {band: sensors.linear_to_db(image) for band, image in power.items()}
 
     def _pixels(self, sensor: str, images: dict[str, np.ndarray], pair: Pair) -> dict:
-        return archive.pixels(DESCRIPTION, sensor, images.__getitem__, pair.s2_name)
+        return base.pixels(DESCRIPTION, sensor, images.__getitem__, pair.name)
 
 
 def _reflectance(stored: np.ndarray) -> dict[str, np.ndarray]:
     """Bands [H, W] in DN, from channels [H, W, 10]."""
-    dn = units.reflectance_to_dn(stored)
+    dn = sensors.reflectance_to_dn(stored)
     return {band: dn[..., i] for i, band in enumerate(S2_BANDS)}
 
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
-from data_pipeline import archive, layout, sensors, units
-from data_pipeline.archives import files, geotiff, names, offsets
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import Description
+from data_pipeline import layout, sensors
+from data_pipeline.archives import base, tiff
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.fields import check_each, choice, location
 
@@ -35,7 +35,7 @@ DTYPES = {"s1": "float32", "s2": "uint16"}
 # What `config.read` may say.
 SETTINGS = {
     "level": choice(*FOLDERS),
-    "s2_offset": offsets.CHOICE,
+    "s2_offset": choice(*sensors.OFFSETS),
     "void_ids": location(),
 }
 
@@ -115,14 +115,14 @@ def open_archive(config) -> "Ssl4eo":
 
 
 @dataclasses.dataclass(frozen=True)
-class Ssl4eo(archive.Archive):
+class Ssl4eo(base.Archive):
     """The archive, unpacked below one folder.
 
     Attributes:
         root: that folder.
         level: of the Sentinel-2 products.
         void: numbers of locations to leave out.
-        offset: of Sentinel-2, one of offsets.CHOICES.
+        offset: of Sentinel-2, one of sensors.OFFSETS.
     """
 
     root: str
@@ -138,17 +138,17 @@ class Ssl4eo(archive.Archive):
         """Matches the products of each location, one pair a season.
 
         Returns:
-            Pairs in the order of their Sentinel-2 names, and what has no partner.
+            Pairs in the order of their names, and what has no partner.
 
         Raises:
             InputError: the archive is not there.
         """
         roots = [self._folder(name) for name in ("s1", FOLDERS[self.level])]
-        locations = sorted({e.name for root in roots for e in files.folders(root)})
+        locations = sorted({e.name for root in roots for e in base.folders(root)})
         pairs, skipped = [], []
         for place in tqdm.tqdm(locations, desc="matching", unit="place", leave=False):
             where = tuple(os.path.join(root, place) for root in roots)
-            s1, s2 = ([entry.name for entry in files.folders(path)] for path in where)
+            s1, s2 = ([entry.name for entry in base.folders(path)] for path in where)
             reason = ""
             if not _LOCATION.fullmatch(place):
                 reason = f"{place} is not named like a location, by seven digits"
@@ -161,12 +161,12 @@ class Ssl4eo(archive.Archive):
                 )
             matched = [] if reason else match_seasons(s1, s2)
             for first, second, days in matched:
-                name = f"{place}_{second}"
+                images = {"s2": f"{place}_{second}", "s1": first}
                 if days <= MOST_DAYS:
-                    pairs.append(Pair(name, first, place, where=where))
+                    pairs.append(Pair(images, place, where=where))
                 else:
                     far = f"{days} days of the year lie between them, over {MOST_DAYS}"
-                    skipped.append(Skipped(name, first, far))
+                    skipped.append(Skipped(images, far))
             wanted = not reason.endswith(_VOID)
             skipped += _rest(place, s1, s2, matched, reason, wanted)
         return sorted(pairs), skipped
@@ -177,18 +177,19 @@ class Ssl4eo(archive.Archive):
         Raises:
             InputError: a file is missing or damaged, or its content cannot be true.
         """
+        s1_name, s2_name = pair.images["s1"], pair.images["s2"]
         s1_folder, s2_folder = pair.where
-        s1_folder = os.path.join(s1_folder, pair.s1_name)
-        s2_folder = os.path.join(s2_folder, pair.s2_name.removeprefix(f"{pair.tile}_"))
+        s1_folder = os.path.join(s1_folder, s1_name)
+        s2_folder = os.path.join(s2_folder, s2_name.removeprefix(f"{pair.tile}_"))
         return {
             **self._pixels("s2", s2_folder, offset=self._offset(s2_folder)),
             **self._pixels("s1", s1_folder, offset=0),
-            "id": pair.s2_name,
-            "id_s1": pair.s1_name,
+            "id": s2_name,
+            "id_s1": s1_name,
             "place": pair.tile,
             "tile": pair.tile,
-            "acquired_s1": names.acquired(pair.s1_name),
-            "acquired_s2": names.acquired(pair.s2_name),
+            "acquired_s1": base.acquired(s1_name),
+            "acquired_s2": base.acquired(s2_name),
         }
 
     def _folder(self, name: str) -> str:
@@ -206,23 +207,23 @@ class Ssl4eo(archive.Archive):
         if self.offset != "auto":
             return int(self.offset)
         path = os.path.join(folder, METADATA)
-        text = files.read(path).decode(errors="replace")
-        return offsets.offset(self.offset, text, path, "PROCESSING_BASELINE")
+        text = base.read_file(path).decode(errors="replace")
+        return sensors.offset_of(self.offset, text, path, "PROCESSING_BASELINE")
 
     def _pixels(self, sensor: str, folder: str, *, offset: int) -> dict:
         """Fields of one sensor, without what its processing added to each DN."""
 
         def read(band: str) -> np.ndarray:
             path = os.path.join(folder, f"{short_name(band)}.tif")
-            image = geotiff.read_file(path)
+            image = tiff.read_file(path)
             if image.dtype != DTYPES[sensor]:
                 raise InputError(
                     f"{path} is of type {image.dtype}, where SSL4EO-S12 has "
                     f"{DTYPES[sensor]}; unpack it again."
                 )
-            return units.remove_offset(image, offset) if offset else image
+            return sensors.remove_offset(image, offset) if offset else image
 
-        return archive.pixels(self.description, sensor, read, folder)
+        return base.pixels(self.description, sensor, read, folder)
 
 
 def short_name(band: str) -> str:
@@ -280,8 +281,8 @@ def _rest(place: str, s1, s2, matched, reason: str, wanted) -> Iterator[Skipped]
         why = reason or f"location {place} has no {other} product left to pair it with"
         if not reason and not _day(name):
             why = f"the name of the product, in location {place}, tells no date"
-        names = ("", name) if name in s1 else (f"{place}_{name}", "")
-        yield Skipped(*names, why, wanted)
+        image = {"s1": name} if name in s1 else {"s2": f"{place}_{name}"}
+        yield Skipped(image, why, wanted)
 
 
 def _void_ids(path: str) -> frozenset[int]:

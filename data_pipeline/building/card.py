@@ -5,6 +5,7 @@ people. Neither holds dates, hosts or folders: the same archive gives the same c
 """
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,12 +15,14 @@ from typing import NamedTuple
 
 from data_pipeline import files
 from data_pipeline.building import card_text
-from data_pipeline.archive import Skipped
-from data_pipeline.description import SPLITS, Description
-from data_pipeline.metadata import CARD_FILE
+from data_pipeline.archives.base import Skipped
+from data_pipeline.dataset_card import Description, SPLITS
+from data_pipeline.dataset_card import CARD_FILE
 from data_pipeline.building.statistics import Tally
+from data_pipeline.sensors import NAMED
 
 TEXT_FILE = "card.md"
+NAMES = tuple(f"{sensor}_name" for sensor in NAMED)  # of the images of what is skipped
 REASONS = 20  # kinds of reasons that are listed one by one
 # A band differs when its mean is so many published deviations away, or when the
 # deviation is so many times the published one, or so many times less.
@@ -27,9 +30,7 @@ FAR, WIDE = 0.5, 2.0
 
 _PATH = re.compile(r"[^\s'\"(),;\[\]]*[/\\][^\s'\"(),;\[\]]*[^\s'\"(),;\[\].:]")
 # What sets one reason apart from its like: what is quoted, lists, names, numbers.
-_PARTICULARS = re.compile(
-    r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\S*\d\S*|\S*…\S*|\bV[VH]\b"
-)
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\S*\d\S*|\S*…\S*|\bV[VH]\b")
 
 
 class SplitReport(NamedTuple):
@@ -111,18 +112,20 @@ def reasons(skipped: Sequence[Skipped]) -> list[dict]:
     """Why pairs were left out, like reasons together, the most frequent first.
 
     Returns:
-        For each kind the `count` and, of one `example`, the `s2_name`, the `s1_name`
-        and the `reason` without folders. Kinds beyond `REASONS` are one, with the
+        For each kind the `count` and, of one `example`, the `NAMES` of its images and
+        the `reason` without folders. Kinds beyond `REASONS` are one, with the
         number of `kinds` in place of the example.
     """
     kinds = collections.defaultdict(list)
     for skip in skipped:
-        skip = Skipped(skip.s2_name, skip.s1_name, _PATH.sub(_last, skip.reason))
+        skip = dataclasses.replace(skip, reason=_PATH.sub(_last, skip.reason))
         kinds[_kind(skip)].append(skip)
-    rows = [
-        {"count": len(alike), "example": min(alike)._asdict()}
-        for alike in kinds.values()
-    ]
+    rows = []
+    for alike in kinds.values():
+        first = min(alike, key=lambda skip: (skip.names, skip.reason, skip.wanted))
+        example = dict(zip(NAMES, first.names))
+        example |= {"reason": first.reason, "wanted": first.wanted}
+        rows.append({"count": len(alike), "example": example})
     rows.sort(key=lambda row: (-row["count"], list(row["example"].values())))
     rest = rows[REASONS:]
     if rest:
@@ -149,7 +152,7 @@ def _last(path: re.Match) -> str:
 def _kind(skip: Skipped) -> str:
     """A reason without what sets it apart from its like."""
     reason = skip.reason
-    for name in filter(None, (skip.s2_name, skip.s1_name)):
+    for name in filter(None, skip.names):
         reason = reason.replace(name, "…")
     return _PARTICULARS.sub("…", reason)
 

@@ -4,17 +4,16 @@ import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline import description as descriptions
-from data_pipeline import shards
-from data_pipeline.description import Description
-from data_pipeline.sensors import Sensor
+from data_pipeline import dataset_card, record_format
+from data_pipeline.dataset_card import Description
+from data_pipeline.sensors import NAMED, Sensor
 
 SHEET_FILE = "contact_sheet.png"
 WIDEST = 48  # columns of a table's source are padded up to here
 
 _OPEN = """\
 ```python
-from data_pipeline.records import Records
+from data_pipeline.record_format import Records
 
 records = Records("DIR", "{split}")  # DIR is this folder
 pair = records[0]  # {field} is {shape} {dtype}, labels are 0 or 1 for each class
@@ -31,7 +30,7 @@ source = tfds.builder_from_directory("DIR").as_data_source("{split}")
 
 def text(card: Mapping) -> str:
     """The card as Markdown."""
-    description = descriptions.restore(card["description"])
+    description = dataset_card.restore(card["description"])
     parts = [
         f"# {description.name}",
         _prose(description.title),
@@ -109,7 +108,7 @@ def _sensors(description: Description) -> Iterable[str]:
     header = ("Field", "Bands, in this order", "Measured at", "Stored at")
     yield _table((*header, "Shape", "Type"), rows, right=())
     others = [f"`{field}`" for field in (*description.maps, *description.classes)]
-    texts = ", ".join(f"`{field}`" for field in shards.TEXTS)
+    texts = ", ".join(f"`{field}`" for field in record_format.TEXTS)
     labels = f"the labels {', '.join(others)} and " if others else ""
     yield _prose(f"A record also holds {labels}the texts {texts}.")
 
@@ -197,7 +196,8 @@ def _skipped(card: Mapping) -> Iterable[str]:
     for row in card["skipped"]:
         if "example" in row:
             example = row["example"]
-            name = f"`{example['s2_name'] or example['s1_name']}`"
+            names = (example[f"{sensor}_name"] for sensor in NAMED)
+            name = f"`{next(filter(None, names))}`"
             rows.append((f"{row['count']:,}", example["reason"], name))
         else:
             rows.append((f"{row['count']:,}", f"{row['kinds']} other reasons", ""))

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import figure, transforms
 
-from data_pipeline import files, looks, sensors
-from data_pipeline.description import Description
+from data_pipeline import files, sensors
+from data_pipeline.building import preview
+from data_pipeline.dataset_card import Description
 
 SHOWN = 24
 COLUMNS = 6
@@ -39,7 +40,7 @@ def draw(
 
     Args:
         description: of the dataset.
-        records: as `records.Records` returns them.
+        records: as `record_format.Records` returns them.
         path: file to write, whole or not at all.
     """
     count = min(SHOWN, len(records))
@@ -115,14 +116,14 @@ def drawn_map(description: Description) -> dict[str, tuple[str, ...]]:
 def _tile(description: Description, record: Mapping) -> np.ndarray:
     """The pictures of a pair, one above the other, [H, W, 3] uint8."""
     pictures = []
-    for name in ("s2", "s1"):
+    for name in sensors.NAMED:
         sensor = description.sensors[name]
-        sensor = sensor.select(looks.drawn_bands(sensor))
+        sensor = sensor.select(preview.drawn_bands(sensor))
         pixels = _on_finest_grid(description, record, sensor)
-        rgb = looks.picture(pixels, pixels, sensor)
+        rgb = preview.picture(pixels, pixels, sensor)
         pictures.append(np.rint(255 * rgb).astype(np.uint8))
     for field, names in drawn_map(description).items():
-        pictures.append(looks.class_colors(names)[record[field]])
+        pictures.append(preview.class_colors(names)[record[field]])
     scale = -(-TILE // description.layout.size)
     parts = []
     for image in pictures:
@@ -146,15 +147,18 @@ def _on_finest_grid(
 
 
 def _explanation(description: Description, count: int) -> str:
-    s2, s1 = (description.sensors[name] for name in ("s2", "s1"))
-    bands = {s.name: ", ".join(looks.drawn_bands(s)) for s in (s2, s1)}
-    ratio = " and their ratio" if len(looks.drawn_bands(s1)) == 2 else ""
+    parts = []
+    for sensor in (description.sensors[name] for name in sensors.NAMED):
+        bands = preview.drawn_bands(sensor)
+        how = ", ".join(bands) + (" and their ratio" if len(bands) == 2 else "")
+        limits = sensor.picture.limits
+        how += ", all alike" if limits else ", every picture with a stretch of its own"
+        parts.append(f"{sensor.title} {sensor.level} ({how})")
     maps = "".join(f", then {field}" for field in drawn_map(description))
     pairs = "1 pair" if count == 1 else f"{count} pairs"
     return (
-        f"{description.title} {pairs} from all over the dataset: {s2.title} {s2.level} "
-        f"({bands['s2']}, every picture with a stretch of its own) above {s1.title} "
-        f"{s1.level} ({bands['s1']}{ratio}, all alike){maps}."
+        f"{description.title} {pairs} from all over the dataset: "
+        f"{' above '.join(parts)}{maps}."
     )
 
 
@@ -180,7 +184,7 @@ def _legend(
     """Letter, line, name and colour of each class on the maps that are shown."""
     entries, letter, line = [], 0, 0
     for field, names in drawn_map(description).items():
-        colors = looks.class_colors(names)
+        colors = preview.class_colors(names)
         present = np.unique([record[field] for record in shown])
         for i in present[present < len(names)]:
             wide = len(names[i]) + 6

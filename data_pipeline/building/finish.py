@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import files, metadata, records, shards
-from data_pipeline.archive import Skipped
+from data_pipeline import dataset_card, files, record_format
+from data_pipeline.archives.base import Skipped
 from data_pipeline.building import card, card_text, units_of_work
 from data_pipeline.building.statistics import Tally
 from data_pipeline.building.units_of_work import Shard
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
+from data_pipeline.sensors import NAMED
 
 log = logging.getLogger("fusmae_jax")
 
@@ -28,13 +29,11 @@ class Found:
 
     Attributes:
         source: where the archive is.
-        total: pairs and single images in all, by the archive and by the lists.
         skipped: what is left out before any pixel is read.
         unlisted: number of those that no list asks for.
     """
 
     source: str
-    total: int
     skipped: list[Skipped]
     unlisted: int
 
@@ -58,7 +57,7 @@ def finish(
         build: options that the card mentions.
 
     Raises:
-        InputError: no pair is left, two have the same id, or one is unaccounted for.
+        InputError: no pair is left, or two have the same id.
     """
     reports, infos, skipped, empty = {}, {}, list(found.skipped), ""
     for split, members in work.items():
@@ -73,17 +72,19 @@ def finish(
         empty += f"; no good pair is left in {split}"
     # The same archive elsewhere gives the same list.
     folder = os.path.join(found.source, "")
-    skipped = [s._replace(reason=s.reason.replace(folder, "")) for s in skipped]
+    skipped = [
+        dataclasses.replace(skip, reason=skip.reason.replace(folder, ""))
+        for skip in skipped
+    ]
     write_skipped(out, skipped)
     if not reports:
         raise InputError(
             f"All {len(skipped)} pairs are bad, the first because: "
             f"{skipped[0].reason} See {out / 'skipped.csv'}."
         )
-    check_sum(found, reports, skipped)
     kept = {split: [checked[shard.path] for shard in work[split]] for split in reports}
     write_index(out, kept)
-    shards.write_metadata(out, description, infos)
+    record_format.write_metadata(out, description, infos)
     written = [shard.path for split in kept for shard in work[split]]
     sums = {path.name: checked[path]["sha256"] for path in written}
     content = card.make(description, reports, skipped, found.unlisted, sums, build)
@@ -92,34 +93,25 @@ def finish(
         draw(out, description, list(kept))
     except Exception as error:  # whatever is wrong with a picture, the dataset is whole
         log.warning("%s was not drawn: %r", out / card_text.SHEET_FILE, error)
+    total = content["pairs"]["found"]
     counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
     bad = len(skipped)
-    print(f"{out}: of {found.total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
-
-
-def check_sum(found: Found, reports: Mapping, skipped: Sequence[Skipped]) -> None:
-    """Refuses to finish while a pair is unaccounted for."""
-    written = sum(report.count for report in reports.values())
-    if found.total != written + len(skipped) + found.unlisted:
-        raise InputError(
-            f"Of {found.total} pairs, {written} were written, {len(skipped)} skipped "
-            f"and {found.unlisted} in no list, which does not add up; that is a fault "
-            "of this program: please report it with the command and skipped.csv."
-        )
+    print(f"{out}: of {total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
 
 
 def summarise(
     description: Description, members: Sequence[Shard]
-) -> tuple[card.SplitReport, list[shards.ShardInfo], list[Skipped]]:
+) -> tuple[card.SplitReport, list[record_format.ShardInfo], list[Skipped]]:
     """What the results of a split's shards come to, read one after another."""
     tally, infos, skipped = Tally(description), [], []
     for shard in members:
         result = units_of_work.read_result(shard)
         tally.merge(Tally.from_json(description, result["tally"]))
-        info = {name: result[name] for name in shards.ShardInfo._fields}
-        infos.append(shards.ShardInfo(**info))
-        skipped += [Skipped(*row) for row in result["skipped"]]
+        info = {name: result[name] for name in record_format.ShardInfo._fields}
+        infos.append(record_format.ShardInfo(**info))
+        for *names, reason in result["skipped"]:
+            skipped.append(Skipped(dict(zip(NAMED, names)), reason))
     count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
     return card.SplitReport(count, size, tally), infos, skipped
 
@@ -131,13 +123,13 @@ def write_skipped(out: pathlib.Path, skipped: Sequence[Skipped]) -> None:
         path.unlink(missing_ok=True)  # of an earlier attempt
         return
     text = io.StringIO(newline="")
-    rows = [Skipped._fields, *skipped]
-    csv.writer(text).writerows(row[:3] for row in rows)
+    rows = [(*skip.names, skip.reason) for skip in skipped]
+    csv.writer(text).writerows([(*card.NAMES, "reason"), *rows])
     files.write_whole(path, text.getvalue())
 
 
 def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
-    """Writes the index of each split, see `records.Records.index`.
+    """Writes the index of each split, see `record_format.Records.index`.
 
     Raises:
         InputError: two records have the same id.
@@ -159,14 +151,14 @@ def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
     for split, index in indices.items():
         content = io.BytesIO()
         np.savez_compressed(content, **index)
-        files.write_whole(out / metadata.index_name(split), content.getvalue())
+        files.write_whole(out / dataset_card.index_name(split), content.getvalue())
 
 
 def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
     """Draws the contact sheet from the records as they were written."""
     from data_pipeline.building import contact_sheet  # Matplotlib, only now
 
-    opened = [records.Records(out, split) for split in splits]
+    opened = [record_format.Records(out, split) for split in splits]
     starts = np.cumsum([0, *map(len, opened)])
     places = np.linspace(0, starts[-1] - 1, contact_sheet.SHOWN).astype(int)
     shown = []

@@ -10,8 +10,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import files, lists, metadata, shards, untrusted
-from data_pipeline.archive import Archive, Pair
+from data_pipeline import dataset_card, files, name_lists, record_format, safe_io
+from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.units_of_work import Shard
 
@@ -22,7 +22,7 @@ FOLDER = "_build"  # is there until the dataset is complete
 def options(config) -> dict:
     """What a restarted build must have in common with the first one."""
     return {
-        "record_format": shards.FORMAT,
+        "record_format": record_format.FORMAT,
         "archive": config.archive,
         "source": config.source,
         "splits": config.splits,
@@ -42,7 +42,7 @@ def facts(config) -> dict:
     """
     listed = {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in lists.files(config.splits, config.exclude)
+        for path in name_lists.files(config.splits, config.exclude)
     }
     return {
         "splits": os.path.basename(config.splits),
@@ -79,7 +79,7 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
         return
     begun = out / FOLDER / "plan.json"
     if not begun.exists():
-        if (out / metadata.CARD_FILE).exists():
+        if (out / dataset_card.CARD_FILE).exists():
             raise InputError(
                 f"{out} holds a complete dataset; use it, delete it, or pass another "
                 "--config.out=DIR."
@@ -116,7 +116,7 @@ def _read(path: pathlib.Path) -> dict:
         InputError: it is damaged.
     """
     try:
-        plan = untrusted.read_json(path)
+        plan = safe_io.read_json(path)
         if not isinstance(plan, dict) or not isinstance(plan.get("read"), dict):
             raise ValueError("it holds no options of a build")
         return plan
@@ -154,11 +154,9 @@ def lock(out: pathlib.Path) -> Iterator[None]:
         files.unlock(path)
 
 
-def begin(
-    out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]
-) -> None:
+def begin(out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]) -> None:
     """Writes the plan down, or checks that it is the one that was begun."""
-    names = {s: [(p.s2_name, p.s1_name) for p in pairs] for s, pairs in chosen.items()}
+    names = {split: [pair.names for pair in pairs] for split, pairs in chosen.items()}
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     plan = plan | {"pairs": digest}
     check_out(out, plan)
@@ -184,13 +182,13 @@ def units(
         for i in range(total):
             part = pairs[len(pairs) * i // total : len(pairs) * (i + 1) // total]
             shard = Shard(
-                path=out / shards.shard_name(name, split, i, total),
+                path=out / record_format.shard_name(name, split, i, total),
                 result=out / FOLDER / f"{split}-{i:05d}-result.json",
                 plan=out / FOLDER / f"{split}-{i:05d}-pairs.json",
                 size=len(part),
                 archive=archive,
                 strict=config.strict,
-                options=shards.COMPRESSION[config.compression],
+                options=record_format.COMPRESSION[config.compression],
             )
             rows = json.dumps([dataclasses.astuple(pair) for pair in part])
             files.write_whole(shard.plan, rows)

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipeline import fields, files
-from data_pipeline.archive import Archive, Pair
+from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.building import (
     engines,
     finish,
     options,
     plan,
-    plausibility,
     splits,
     units_of_work,
+    value_checks,
 )
 from data_pipeline.building.finish import Found
 from data_pipeline.errors import InputError
@@ -53,7 +53,7 @@ def prepare(config) -> None:
             "network, then give the same command again."
         ) from error
     if sample is not None:
-        plausibility.check(archive.description, sample, config.read)
+        value_checks.check(archive.description, sample, config.read)
     try:
         with plan.lock(out):
             plan.begin(out, begun, chosen)
@@ -71,9 +71,8 @@ def prepare(config) -> None:
 def _search(config, archive: Archive) -> tuple[dict[str, list[Pair]], Found]:
     """The pairs of each split, and what else there is."""
     pairs, unmatched = archive.find_pairs()
-    total = splits.count(config, pairs, unmatched)
     chosen, skipped, unlisted = splits.assign(config, pairs, unmatched)
-    return chosen, Found(config.source, total, skipped, len(unlisted))
+    return chosen, Found(config.source, skipped, len(unlisted))
 
 
 def _build(config, archive: Archive, work: Mapping, found: Found) -> None:

@@ -4,9 +4,9 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline import fields, ground, lists
-from data_pipeline.archive import Pair, Skipped
-from data_pipeline.description import SPLITS
+from data_pipeline import fields, ground, name_lists, sensors
+from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")
@@ -30,8 +30,8 @@ def assign(
         unmatched: found in the archive without partner.
 
     Returns:
-        Sorted pairs of each split, what is skipped, and what is unlisted, with "" for
-        an unknown name. Each pair, image and listed name is in one of them, once.
+        Sorted pairs of each split, what is skipped, and what is unlisted. Each pair,
+        image and listed name is in one of them, once.
 
     Raises:
         InputError: options or lists contradict each other, a list or tile is not there,
@@ -39,27 +39,27 @@ def assign(
     """
     check(config)
     rows = _rows(config, pairs, unmatched)
-    excluded = lists.excluded(config.exclude)
+    excluded = name_lists.excluded(config.exclude)
     _warn_of_idle(config.exclude, excluded, (*pairs, *unmatched))
     splits = {split: [] for split in SPLITS}
     skipped, unlisted, seen = [], [], set()
     for pair in pairs:
-        row = rows.get(pair.s2_name)
+        row = rows.get(pair.name)
         reason = _contradiction(row, pair, seen)
-        seen.add(pair.s2_name)
+        seen.add(pair.name)
         if left_out := _left_out(pair, excluded):
             skipped.append(left_out)
         elif not row:
             unlisted.append(pair)
         elif reason:
-            skipped.append(Skipped(pair.s2_name, pair.s1_name, reason))
+            skipped.append(Skipped(pair.images, reason))
         else:
             splits[row.split].append(pair)
     for image in _with_absent(config, rows, unmatched, seen):
         if left_out := _left_out(image, excluded):
             skipped.append(left_out)
-        elif config.splits and not _asks(rows.get(image.s2_name), image):
-            unlisted.append(Pair(image.s2_name, image.s1_name))
+        elif config.splits and not _asks(rows.get(image.name), image):
+            unlisted.append(Pair(image.images))
         else:
             skipped.append(image)
     if config.strict:
@@ -84,25 +84,6 @@ def _check_some(config, pairs, unmatched, splits) -> None:
         )
 
 
-def count(config, pairs: Sequence[Pair], unmatched: Sequence[Skipped]) -> int:
-    """How many pairs, single images and listed names `assign` must account for.
-
-    Counted in another way than there, so that a mistake in either shows.
-
-    Raises:
-        InputError: a list cannot be read.
-    """
-    partners = {pair.s2_name: {""} for pair in pairs}  # any partner that is asked for
-    for image in unmatched:
-        partners.setdefault(image.s2_name, set()).add(image.s1_name)
-    rows = lists.listed(config.splits, partners) if config.splits else {}
-    absent = 0
-    for name, row in rows.items():
-        there = partners.get(name, set())
-        absent += not there if not row.s1_name else not there & {row.s1_name, ""}
-    return len(pairs) + len(unmatched) + absent
-
-
 def check(config) -> None:
     """Refuses options that cannot work, before an archive is searched for hours.
 
@@ -110,11 +91,12 @@ def check(config) -> None:
         InputError: they contradict each other, or a file is not there.
     """
     check_ways(config)
-    for path in lists.files(config.splits, config.exclude):
+    for path in name_lists.files(config.splits, config.exclude):
         if not path.is_file():
             raise InputError(
                 f"{path} is missing; config.splits takes a file or a folder with "
-                f"{', '.join(lists.FILES.values())}, and config.exclude takes files."
+                f"{', '.join(name_lists.FILES.values())}, and config.exclude takes "
+                "files."
             )
 
 
@@ -137,14 +119,14 @@ def check_ways(config) -> None:
     fields.check_value("holdout_share", config.holdout_share, SHARE)
 
 
-def _rows(config, pairs, unmatched) -> Mapping[str, lists.Listed]:
-    """What is asked for, by name of the Sentinel-2 image."""
+def _rows(config, pairs, unmatched) -> Mapping[str, name_lists.Listed]:
+    """What is asked for, by name of the pair."""
     if config.splits:
-        known = {image.s2_name for image in (*pairs, *unmatched)}
-        return lists.listed(config.splits, known)
+        known = {image.name for image in (*pairs, *unmatched)}
+        return name_lists.listed(config.splits, known)
     by_archive = any(pair.split for pair in pairs)
     return {
-        pair.s2_name: lists.Listed(pair.split or "train", "", config.source)
+        pair.name: name_lists.Listed(pair.split or "train", {}, config.source)
         for pair in pairs
         if pair.split or not by_archive
     }
@@ -154,7 +136,7 @@ def _refuse_faults(skipped: Iterable[Skipped]) -> None:
     for image in skipped:
         if image.wanted:
             raise InputError(
-                f"{image.s2_name or image.s1_name} cannot be used ({image.reason}); "
+                f"{next(filter(None, image.names))} cannot be used ({image.reason}); "
                 "mend it, or set --config.strict=False to skip it."
             )
 
@@ -171,38 +153,36 @@ def _left_out(image: Pair | Skipped, excluded: Mapping[str, str]) -> Skipped | N
     entries = (excluded[name] for name in _names(image) if name in excluded)
     if not (entry := next(entries, "")):
         return None
-    return Skipped(image.s2_name, image.s1_name, f"named by {entry}", wanted=False)
+    return Skipped(image.images, f"named by {entry}", wanted=False)
 
 
 def _names(image: Pair | Skipped) -> tuple[str, ...]:
-    """By what `lists.excluded` may name an image or pair: names, or its ground."""
-    names = (image.s2_name, image.s1_name)
-    return names + tuple(filter(None, map(ground.cell, names)))
+    """By what `name_lists.excluded` may name an image or pair: names, or its ground."""
+    return image.names + tuple(filter(None, map(ground.cell, image.names)))
 
 
-def _contradiction(row: lists.Listed | None, pair: Pair, seen: set[str]) -> str:
-    if pair.s2_name in seen:
-        return "another pair has the same Sentinel-2 image"
-    if row and row.s1_name not in ("", pair.s1_name):
-        return f"{row.file} pairs it with {row.s1_name}"
+def _contradiction(row: name_lists.Listed | None, pair: Pair, seen: set[str]) -> str:
+    if pair.name in seen:
+        title = sensors.SENSORS[sensors.NAMED[0]].title
+        return f"another pair has the same {title} image"
+    if row and not row.agrees(pair.images):
+        return f"{row.file} pairs it with {' and '.join(row.partners.values())}"
     return ""
 
 
 def _with_absent(config, rows, unmatched, seen: set[str]) -> Iterable[Skipped]:
     """Images without partner, and names that are listed and not in the archive."""
     yield from unmatched
-    seen = seen | {i.s2_name for i in unmatched if _asks(rows.get(i.s2_name), i)}
+    seen = seen | {i.name for i in unmatched if _asks(rows.get(i.name), i)}
     for name, row in rows.items():
         if name not in seen:
             reason = f"in {row.file}, but not in {config.source}"
-            yield Skipped(name, row.s1_name, reason)
+            yield Skipped({sensors.NAMED[0]: name, **row.partners}, reason)
 
 
-def _asks(row: lists.Listed | None, image: Skipped) -> bool:
+def _asks(row: name_lists.Listed | None, image: Skipped) -> bool:
     """Whether a list's row can mean that image."""
-    return row is not None and (
-        row.s1_name == image.s1_name or not row.s1_name or not image.s1_name
-    )
+    return row is not None and row.agrees(image.images)
 
 
 def _hold_out(config, splits: dict[str, list[Pair]]) -> None:
@@ -216,7 +196,7 @@ def _hold_out(config, splits: dict[str, list[Pair]]) -> None:
             "own; drop holdout_tiles and holdout_share."
         )
     # Pairs of which no tile is known are drawn one by one.
-    tiles = {pair.tile or pair.s2_name for pair in splits["train"]}
+    tiles = {pair.tile or pair.name for pair in splits["train"]}
     if named - tiles:
         raise InputError(
             f"The tiles {sorted(named - tiles)} of holdout_tiles are not among the "
@@ -231,7 +211,7 @@ def _hold_out(config, splits: dict[str, list[Pair]]) -> None:
         )
     train, splits["train"] = splits["train"], []
     for pair in train:
-        held = (pair.tile or pair.s2_name) in held_out
+        held = (pair.tile or pair.name) in held_out
         splits["validation" if held else "train"].append(pair)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_pipeline.classes import NO_CLASS
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
@@ -111,7 +111,10 @@ class Tally:
             for name, sensor in self.description.sensors.items()
         }
         return {
-            "pairs": self.pairs, "sensors": ordered, "classes": classes, "maps": maps
+            "pairs": self.pairs,
+            "sensors": ordered,
+            "classes": classes,
+            "maps": maps,
         }
 
     def _counts(self) -> list[np.ndarray]:

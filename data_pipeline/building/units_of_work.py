@@ -8,14 +8,13 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
-from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipeline import files, shards, untrusted
-from data_pipeline.archive import Archive, Pair
+from data_pipeline import files, record_format, safe_io
+from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.statistics import Tally
 
@@ -40,7 +39,7 @@ class Shard:
     size: int
     archive: Archive
     strict: bool
-    options: str = shards.OPTIONS
+    options: str = record_format.OPTIONS
 
     @property
     def pairs(self) -> list[Pair]:
@@ -48,7 +47,11 @@ class Shard:
         return [Pair(*map(_tuples, row)) for row in json.loads(self.plan.read_text())]
 
 
-RESULT = {*shards.ShardInfo._fields, "skipped", "tally"}  # what is said of a shard
+RESULT = {
+    *record_format.ShardInfo._fields,
+    "skipped",
+    "tally",
+}  # what is said of a shard
 
 
 class Stopped(InputError):
@@ -82,15 +85,17 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
             except InputError as error:
                 if shard.strict or isinstance(error, Stopped):
                     raise
-                skipped.append((pair.s2_name, pair.s1_name, str(error)))
+                skipped.append((*pair.names, str(error)))
             else:
                 tally.add(record)
                 yield record
             count(1)
 
-    features = shards.features(shard.archive.description)
+    features = record_format.features(shard.archive.description)
     try:
-        info = shards.write_shard(shard.path, examples(), features, shard.options)
+        info = record_format.write_shard(
+            shard.path, examples(), features, shard.options
+        )
         result = info._asdict() | {"skipped": skipped, "tally": tally.to_json()}
         files.write_whole(shard.result, json.dumps(result))
     except OSError as error:
@@ -103,19 +108,19 @@ def _read(shard: Shard, pair: Pair) -> dict:
     """The record of a pair; InputError means that the pair is bad."""
     try:
         record = shard.archive.read_pair(pair)
-        for field in shards.TEXTS:
+        for field in record_format.TEXTS:
             record[field].encode()  # names of files may be no text
         return record
     except OSError as error:
         raise Stopped(
-            f"{pair.s2_name} cannot be read ({error}); see to the disk or the network, "
+            f"{pair.name} cannot be read ({error}); see to the disk or the network, "
             "then give the same command again."
         ) from error
     except InputError:
         raise
     except Exception as error:  # a file so strange that no reader foresaw it
         raise InputError(
-            f"{pair.s2_name} makes its reader fail ({type(error).__name__}: {error}); "
+            f"{pair.name} makes its reader fail ({type(error).__name__}: {error}); "
             "unpack it again or leave it out."
         ) from error
 
@@ -128,7 +133,7 @@ def read_result(shard: Shard) -> dict:
             is damaged and was deleted, so that the same command writes it again.
     """
     try:
-        result = untrusted.read_json(shard.result)
+        result = safe_io.read_json(shard.result)
         if not isinstance(result, dict) or not result.keys() >= RESULT:
             raise ValueError(f"it lacks some of {sorted(RESULT)}")
         return result
@@ -150,7 +155,7 @@ def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> di
 
     Returns:
         The file's `sha256`, and the `index` of its records, see
-        `records.Records.index`.
+        `record_format.Records.index`.
 
     Raises:
         InputError: something was lost or changed; the shard is deleted, so that the
@@ -160,7 +165,7 @@ def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> di
     label_fields = tuple(shard.archive.description.classes)
     index = {field: [] for field in ("id", "place", *label_fields)}
     try:
-        for record in read_records(shard.path):
+        for record in record_format.read_records(shard.path):
             digest.update(record)
             stored = tf_example_pb2.Example.FromString(record).features.feature
             for field in ("id", "place"):
@@ -187,21 +192,6 @@ def check(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> di
     for field, names in shard.archive.description.classes.items():
         index[field] = multi_hot(index[field], len(names))
     return {"sha256": sha256, "index": {k: np.asarray(v) for k, v in index.items()}}
-
-
-def read_records(path: pathlib.Path, at_once: int = 64) -> Iterable[bytes]:
-    """Yields the serialised records of a shard, in order.
-
-    Raises:
-        RuntimeError: ArrayRecord cannot read it.
-    """
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        for start in range(0, reader.num_records(), at_once):
-            stop = min(start + at_once, reader.num_records())
-            yield from reader.read(list(range(start, stop)))
-    finally:
-        reader.close()
 
 
 def multi_hot(labels: list[list[int]], classes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipeline import files, untrusted
+from data_pipeline import files, safe_io
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.features import Extractor, take
@@ -62,7 +62,7 @@ def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
 def _read(folder: pathlib.Path, start: int) -> dict[str, np.ndarray]:
     path = _part(folder, start)
     try:
-        return untrusted.read_arrays(path)
+        return safe_io.read_arrays(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"The cached features {path} cannot be read ({error}); delete that file, "

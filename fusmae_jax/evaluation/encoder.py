@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import sensors
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from fusmae_jax import build, checkpoint, checks, patches, run, sharding, streams
 from fusmae_jax.inputs import SENSORS, Inputs, Present

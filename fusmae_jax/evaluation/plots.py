@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import figure
 
-from data_pipeline.looks import class_colors
+from data_pipeline.building.preview import class_colors
 from fusmae_jax.evaluation.rows import METRICS, RIVALS, SENSORS, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, over_seeds, percent
 

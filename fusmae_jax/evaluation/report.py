@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipeline import files, untrusted
+from data_pipeline import files, safe_io
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.rows import METRICS, RIVALS, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown
@@ -95,7 +95,7 @@ def read_shared(workdir) -> tuple[tuple[str, ...], dict]:
 def _load(workdir) -> dict:
     path = pathlib.Path(workdir) / "scores.json"
     try:
-        content = untrusted.read_json(path)
+        content = safe_io.read_json(path)
     except FileNotFoundError:
         raise InputError(f"There is no {path}: evaluate a run there first.") from None
     except ValueError as error:
@@ -210,7 +210,7 @@ def read_predictions(workdir, only: str = "") -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        return untrusted.read_arrays(
+        return safe_io.read_arrays(
             path, lambda key: "/" in key and key == (only or key)
         )
     except (OSError, ValueError) as error:

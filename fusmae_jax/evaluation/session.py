@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import files, ground
 from data_pipeline.errors import InputError
-from data_pipeline.untrusted import read_array
+from data_pipeline.safe_io import read_array
 from fusmae_jax import run
 from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
 from fusmae_jax.evaluation.encoder import Pretrained, Statistics, digest

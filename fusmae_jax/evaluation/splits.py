@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from data_pipeline import sources, subsets
-from data_pipeline.description import Description
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from fusmae_jax import run
 from fusmae_jax.evaluation.encoder import Pretrained

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_pipeline import lists, metadata, records, sources
-from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2_metadata, geotiff
-from data_pipeline.archives import bigearthnet_v2_stores as stores
-from data_pipeline.archives import pair_lists, rasters, tars
+from data_pipeline import dataset_card, name_lists, record_format, sources
+from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, tiff
+from data_pipeline.archives import geotiff_pairs, lmdb_reader, rasters, tars
 from tests import datasets, geotiffs, packing, reben, shared_data
 from tests.faults import fuzz_targets_of_runs as of_runs
 from tests.faults import mutations
@@ -23,8 +22,8 @@ from tests.faults.fuzz_target import Target, by_path
 
 def record(folder: pathlib.Path) -> Target:
     """A record, decoded from its bytes."""
-    tiny = records.Records(datasets.write(folder / "tiny"), "train")
-    sample = records.Records(sources.SAMPLE, "train")
+    tiny = record_format.Records(datasets.write(folder / "tiny"), "train")
+    sample = record_format.Records(sources.SAMPLE, "train")
     seeds = [opened._source[i] for opened in (tiny, sample) for i in (0, 1)]
 
     def read(data: bytes) -> None:
@@ -41,7 +40,7 @@ def shard(folder: pathlib.Path) -> Target:
     """A file of records."""
     folder = datasets.write(folder / "shard", counts=(3,))
     (path,) = folder.glob("*array_record*")
-    opened = records.Records(folder, "train")
+    opened = record_format.Records(folder, "train")
 
     def read(path: str) -> None:
         opened._source = opened._open()
@@ -50,11 +49,11 @@ def shard(folder: pathlib.Path) -> Target:
     return Target([path.read_bytes()], by_path(path, read), weight=0.5)
 
 
-def tiff(folder: pathlib.Path) -> Target:
+def band(folder: pathlib.Path) -> Target:
     """A band of BigEarthNet."""
 
     def read(data: bytes) -> None:
-        assert geotiff.read(data, "x.tif").nbytes <= len(data)
+        assert tiff.read(data, "x.tif").ndim == 2
 
     return Target(_bands(folder), read, (mutations.tiff, mutations.blind), weight=4)
 
@@ -74,22 +73,22 @@ def card(folder: pathlib.Path) -> Target:
     """The card of a dataset: what its records hold."""
 
     def read(path: str) -> None:
-        for statistics in metadata.STATISTICS:
-            described = metadata.read_description(folder, statistics)
+        for statistics in dataset_card.STATISTICS:
+            described = dataset_card.read_description(folder, statistics)
             described.layout.shapes, described.layout.dtypes
 
-    seed = (sources.SAMPLE / metadata.CARD_FILE).read_bytes()
-    read = by_path(folder / metadata.CARD_FILE, read)
+    seed = (sources.SAMPLE / dataset_card.CARD_FILE).read_bytes()
+    read = by_path(folder / dataset_card.CARD_FILE, read)
     return Target([seed], read, (mutations.plain_json, mutations.blind), weight=0.5)
 
 
 def _of_tfds(folder: pathlib.Path, name: str) -> Target:
     folder = datasets.write(folder / name)
-    described = metadata.read_description(folder)
+    described = dataset_card.read_description(folder)
 
     def read(path: str) -> None:
-        stored = metadata.info(folder)
-        metadata.check_features(folder, described, stored.features)
+        stored = record_format.tfds_info(folder)
+        record_format.check_features(folder, described, stored.features)
         {split: part.filepaths for split, part in stored.splits.items()}
 
     seed = (folder / name).read_bytes()
@@ -101,14 +100,14 @@ def index(folder: pathlib.Path) -> Target:
     """What is known of all records."""
     folder = folder / "index"
     folder.mkdir()
-    shutil.copy(sources.SAMPLE / metadata.CARD_FILE, folder)
-    seeds = [(sources.SAMPLE / metadata.index_name("validation")).read_bytes()]
+    shutil.copy(sources.SAMPLE / dataset_card.CARD_FILE, folder)
+    seeds = [(sources.SAMPLE / dataset_card.index_name("validation")).read_bytes()]
 
     def read(path: str) -> None:
-        found = metadata.read_index(folder, "x")
+        found = dataset_card.read_index(folder, "x")
         found["id"].tolist(), found["place"].tolist()
 
-    read = by_path(folder / metadata.index_name("x"), read)
+    read = by_path(folder / dataset_card.index_name("x"), read)
     return Target(seeds, read, (mutations.npz, mutations.blind))
 
 
@@ -132,10 +131,10 @@ def parquet(folder: pathlib.Path) -> Target:
     """The table of BigEarthNet v2."""
     row = reben.write_patches(folder / "v2", 1)
     reben.write_metadata(folder, [row | {"patch_id": f"{i}"} for i in range(9)])
-    path = folder / bigearthnet_v2_metadata.METADATA
+    path = folder / bigearthnet_v2.METADATA
 
     def read(path: str) -> None:
-        for _, row in bigearthnet_v2_metadata.rows(path):
+        for _, row in bigearthnet_v2.read_metadata(path):
             row.fault, row.flag
 
     return Target([path.read_bytes()], by_path(path, read), weight=0.5)
@@ -149,12 +148,12 @@ def database(folder: pathlib.Path) -> Target:
     source = folder / "lmdb"
     source.mkdir()
     reben.put(source, {n: large if i % 40 == 0 else value for i, n in enumerate(names)})
-    path = source / stores.DATABASE
+    path = source / lmdb_reader.FILE
     seed = path.read_bytes()
 
     def read(path: str) -> None:
-        stores._open.cache_clear()  # or it would still have the file before
-        store = stores.open_store(str(source))
+        bigearthnet_v2._open.cache_clear()  # or it would still have the file before
+        store = bigearthnet_v2.open_store(str(source))
         for name in sorted(set.union(*store.names()))[:9]:
             store.bands(name)
 
@@ -167,15 +166,14 @@ def safetensors(folder: pathlib.Path) -> Target:
     images = {"B02": np.ones((9, 9), np.uint16), "VV": np.ones((4, 4), np.float32)}
     seed = reben.safetensors.save(images)
     ways = (mutations.safetensors, mutations.blind)
-    return Target([seed], lambda data: stores._parse(data, "x"), ways)
+    return Target([seed], lambda data: bigearthnet_v2._parse(data, "x"), ways)
 
 
-def _packed(folder: pathlib.Path, suffix: str) -> Target:
+def tar(folder: pathlib.Path) -> Target:
+    """A tar of patches."""
     files = [("t/a/a_1.tif", b"1" * 700), ("t/b/b_1.json", b'{"note": "c"}')]
     files += [(f"t/{'c' * 120}/{'c' * 120}_1.tif", b"long"), ("t/a/a_2.tif", b"2")]
     path = pathlib.Path(packing.write_tar(folder / "x.tar", files))
-    if suffix:
-        path = packing.compress(path, suffix)
     scratch = folder / "scratch"
 
     def read(path: str) -> None:
@@ -188,31 +186,32 @@ def _packed(folder: pathlib.Path, suffix: str) -> Target:
             for left in scratch.glob("*"):
                 left.unlink()
 
-    ways = (mutations.blind,) if suffix else (mutations.tar, mutations.blind)
+    ways = (mutations.tar, mutations.blind)
     return Target([path.read_bytes()], by_path(path, read), ways, weight=0.3)
 
 
 def pairs(folder: pathlib.Path) -> Target:
     """The CSV of somebody's own pairs."""
     seed = "s1,s2,id,split,labels\na.tif,b.tif,x,train,water;forest\nc.tif,é.tif,,,\n"
-    return Target([seed.encode()], by_path(folder / "x.csv", pair_lists.rows))
+    return Target([seed.encode()], by_path(folder / "x.csv", geotiff_pairs.find_files))
 
 
 def splits(folder: pathlib.Path) -> Target:
     """A list of who is in which split."""
     seeds = [b"s2_name,s1_name,split\na,b,train\nc,d,val\n", b"patch_id,split\na,test"]
-    read = by_path(folder / "x.csv", lambda path: lists.listed(path, {"a"}))
+    read = by_path(folder / "x.csv", lambda path: name_lists.listed(path, {"a"}))
     return Target(seeds, read)
 
 
 def _bands(folder: pathlib.Path) -> list[bytes]:
-    """Bands of both sensors, in strips."""
+    """Bands of both sensors in strips, and one that is compressed."""
     made = []
-    for i, dtype in enumerate((np.uint16, np.float32)):
+    for i, dtype in enumerate((np.uint16, np.float32, np.uint16)):
         inside = folder / f"bands{i}"
         inside.mkdir(exist_ok=True)
         image = np.random.default_rng(0).integers(1, 9000, (20, 20)).astype(dtype)
-        shared_data.write_band(inside, "B02", image, rowsperstrip=7)
+        form = dict(rowsperstrip=7) if i < 2 else dict(compression="zlib")
+        shared_data.write_band(inside, "B02", image, **form)
         made.append((inside / f"bands{i}_B02.tif").read_bytes())
     return made
 
@@ -224,15 +223,13 @@ TARGETS: dict[str, Callable[[pathlib.Path], Target]] = {
     "features": functools.partial(_of_tfds, name="features.json"),
     "dataset_info": functools.partial(_of_tfds, name="dataset_info.json"),
     "index": index,
-    "tiff": tiff,
+    "tiff": band,
     "raster": raster,
     "labels": labels,
     "parquet": parquet,
     "lmdb": database,
     "safetensors": safetensors,
-    "tar": functools.partial(_packed, suffix=""),
-    "tar.gz": functools.partial(_packed, suffix=".gz"),
-    "tar.zst": functools.partial(_packed, suffix=".zst"),
+    "tar": tar,
     "pairs.csv": pairs,
     "splits.csv": splits,
     "config": of_runs.config,

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from data_pipeline import metadata, sources
+from data_pipeline import dataset_card, sources
 from fusmae_jax import metrics, run
 from fusmae_jax.evaluation import report
 from tests.faults import mutations
@@ -15,7 +15,7 @@ from tests.faults.fuzz_target import Target, by_path
 
 def config(folder: pathlib.Path) -> Target:
     """What a run says of itself."""
-    described = metadata.read_description(sources.SAMPLE)
+    described = dataset_card.read_description(sources.SAMPLE)
     content = {
         "config": {"seed": 0, "model": {"dim": 32}, "bands": {"s1": ["VV"]}},
         "contract": {name: s.describe() for name, s in described.sensors.items()},

@@ -1,4 +1,9 @@
-"""What a folder says of the dataset in it: its card, its metadata, its index."""
+"""What a folder says of the dataset in it: its card, its description, its index.
+
+A `Description` says what the records hold: which sensors, classes, from where, under
+which terms. An archive's module makes one, the dataset's card saves it, and whoever
+opens the records reads it there: nothing has to be guessed or passed along.
+"""
 
 import dataclasses
 import math
@@ -7,37 +12,109 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow_datasets as tfds
-from google.protobuf import json_format
-from tensorflow_datasets.core.proto import feature_pb2
 
-from data_pipeline import description as descriptions
-from data_pipeline import ground, sensors, shards, untrusted
-from data_pipeline.description import Description
+from data_pipeline import ground, layout as layouts, safe_io, sensors
 from data_pipeline.errors import InputError
 
-_FEATURES_FILE = "features.json"
-_TYPES = {  # that records have, by the names that TFDS has for them
-    f"{kind.__module__}.{kind.__name__}"
-    for kind in (
-        tfds.features.ClassLabel,
-        tfds.features.FeaturesDict,
-        tfds.features.Sequence,
-        tfds.features.Tensor,
-        tfds.features.Text,
-    )
-}
+SPLITS = ("train", "validation", "test")  # that a dataset can have, in this order
 STATISTICS = ("published", "computed")
-_MOST_INDEX = 1 << 14  # bytes of a pair in the index: its texts and labels
 CARD_FILE = "card.json"  # makes a folder a dataset; written last
 HOW_TO_BUILD = (
     "build one with launch.py --config=configs/prepare_bigearthnet.py "
     "--config.source=DIR --config.out=DIR, or pass --config.data.dir=DIR"
 )
 
+_MOST_INDEX = 1 << 14  # bytes of a pair in the index: its texts and labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What the records of a dataset hold.
+
+    Attributes:
+        name: of the dataset, in file names too.
+        title: a sentence for people.
+        source: where the archive comes from.
+        licence: text of the terms, or how to find them.
+        layout: the stored arrays.
+        sensors: the contract of every stored band, by sensor name, with the archive's
+            published statistics.
+        classes: names of the classes of each label field; a record holds which of
+            them are present.
+        maps: names of the classes of each pixel-label field; a record holds an index
+            for every 10 m pixel, [H, W] uint8, or `classes.NO_CLASS`.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    layout: layouts.Layout
+    sensors: Mapping[str, sensors.Sensor]
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    maps: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def describe(self) -> dict:
+        """The description as plain data."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "source": self.source,
+            "licence": self.licence,
+            "layout": self.layout.describe(),
+            "sensors": {name: s.describe() for name, s in self.sensors.items()},
+            "classes": {name: list(names) for name, names in self.classes.items()},
+            "maps": {name: list(names) for name, names in self.maps.items()},
+        }
+
+
+def restore(described: Mapping) -> Description:
+    """The description that `Description.describe` described, by way of JSON or not.
+
+    Raises:
+        InputError: that is no description of a dataset.
+    """
+    try:
+        description = Description(
+            **{key: described[key] for key in ("name", "title", "source", "licence")},
+            layout=layouts.restore(described["layout"]),
+            sensors={k: sensors.restore(v) for k, v in described["sensors"].items()},
+            classes={k: tuple(v) for k, v in described["classes"].items()},
+            maps={k: tuple(v) for k, v in described["maps"].items()},
+        )
+        _check(description)
+        return description
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"This is no description of a dataset ({error!r:.99}); build the dataset "
+            "again."
+        ) from error
+
+
+def _check(described: Description) -> None:
+    """Raises a TypeError where parts of a restored description do not go together."""
+    texts = (described.name, described.title, described.source, described.licence)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name, title, source or licence that is no text")
+    for grid in described.layout.grids:
+        if not set(grid.bands) <= set(described.sensors[grid.sensor].band_names):
+            raise TypeError(f"{grid.field} has bands that its sensor has not")
+    stored = {grid.sensor for grid in described.layout.grids}
+    if stored != set(described.sensors) or any(
+        name != sensor.name for name, sensor in described.sensors.items()
+    ):
+        raise TypeError("sensors that are not those of its layout")
+    fields = (*described.layout.shapes, *described.classes, *described.maps)
+    if len(set(fields)) != len(fields):
+        raise TypeError("two fields of one name")
+    for names in (*described.classes.values(), *described.maps.values()):
+        texts = [name for name in names if isinstance(name, str)]
+        if not names or len(set(texts)) != len(names):
+            raise TypeError("classes that are none, no texts or repeated")
+
 
 def index_name(split: str) -> str:
-    """File name of the index of a split, see `records.Records.index`."""
+    """File name of the index of a split, see `record_format.Records.index`."""
     return f"index-{split}.npz"
 
 
@@ -49,7 +126,7 @@ def read_card(directory: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(directory) / CARD_FILE
     try:
-        card = untrusted.read_json(path)
+        card = safe_io.read_json(path)
     except FileNotFoundError:
         raise InputError(
             f"{directory} is not a dataset, as it holds no {CARD_FILE}; {HOW_TO_BUILD}."
@@ -91,7 +168,7 @@ def read_description(
             f"data.statistics is {statistics!r}; choose one of {list(STATISTICS)}."
         )
     card = read_card(directory)
-    description = descriptions.restore(card.get("description"))
+    description = restore(card.get("description"))
     if statistics == "published":
         return description
     try:
@@ -117,7 +194,7 @@ def read_description(
 def read_index(
     directory: str | os.PathLike, split: str, pairs: int | None = None
 ) -> dict[str, np.ndarray]:
-    """What is known of all records of a split, see `records.Records.index`.
+    """What is known of all records of a split, see `record_format.Records.index`.
 
     Args:
         directory: of the dataset.
@@ -131,7 +208,7 @@ def read_index(
     most = math.inf if pairs is None else _MOST_INDEX * (pairs + 1)
     classes = read_description(directory).classes
     try:
-        index = untrusted.read_arrays(path, most=most)
+        index = safe_io.read_arrays(path, most=most)
         _check_index(index, classes)
         # Of the first datasets of BigEarthNet v2 the id alone has the tile.
         named = map(ground.place, index["place"].tolist(), index["id"].tolist())
@@ -154,52 +231,3 @@ def _check_index(index: Mapping, classes: Mapping[str, tuple[str, ...]]) -> None
             raise ValueError(
                 f"its {name!r} is {have.get(name)} and should be {want.get(name)}"
             )
-
-
-def info(directory: str) -> tfds.core.DatasetInfo:
-    """What TFDS knows of a dataset.
-
-    Raises:
-        InputError: it is damaged, or would have TFDS run code from elsewhere.
-    """
-    read_card(directory)  # which says it better when the folder is no dataset
-    try:
-        fields = untrusted.read_json(pathlib.Path(directory, _FEATURES_FILE))
-        _check_types(json_format.ParseDict(fields, feature_pb2.Feature()))
-        found = tfds.builder_from_directory(directory).info
-        for part in found.splits.values():
-            part.filepaths  # which TFDS makes out only when it is asked
-        return found
-    except Exception as error:  # whatever the parsers inside TFDS raise
-        raise InputError(
-            f"The metadata of {directory} cannot be read ({error}); {HOW_TO_BUILD}."
-        ) from error
-
-
-def _check_types(feature: feature_pb2.Feature) -> None:
-    """Refuses fields of types that `shards` does not write.
-
-    TFDS imports whatever Python module a type is said to be from.
-    """
-    if feature.python_class_name not in _TYPES:
-        raise ValueError(f"a field is of type {feature.python_class_name!r:.99}")
-    if feature.WhichOneof("content") == "json_feature":
-        raise ValueError("a field is described by JSON in JSON")
-    for part in feature.features_dict.features.values():
-        _check_types(part)
-    if feature.HasField("sequence"):
-        _check_types(feature.sequence.feature)
-
-
-def check_features(
-    directory: str, description: Description, stored: tfds.features.FeaturesDict
-) -> None:
-    """Refuses records whose fields are not those that the card describes."""
-    wanted = shards.features(description)
-    have, want = ({k: f.to_json() for k, f in d.items()} for d in (stored, wanted))
-    differing = sorted(k for k in {*have, *want} if have.get(k) != want.get(k))
-    if differing:
-        raise InputError(
-            f"The fields {differing} of {directory} are missing or not as its "
-            f"{CARD_FILE} has them; {HOW_TO_BUILD}."
-        )

@@ -1,4 +1,4 @@
-"""Waiting for data: it is said who waits for what, and it always ends."""
+"""Waiting for data: a stall is said once, and a wait always ends."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline import batches, mixtures, records, watch
+from data_pipeline import batches, mixtures, prefetch, record_format
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -68,7 +68,9 @@ def alive(pid: int) -> bool:
 def blocked(tmp_path, monkeypatch):
     """A mixture of two datasets, whose record that comes fourth waits for an event."""
     folders = [datasets.write(tmp_path / n, (3, 3), prefix=n) for n in ("a", "b")]
-    mixture = mixtures.Mixture([records.Records(f, "train", ["id"]) for f in folders])
+    mixture = mixtures.Mixture(
+        [record_format.Records(f, "train", ["id"]) for f in folders]
+    )
     fourth, event = batches.Order(mixture, 0).pairs(3, 4)[0], threading.Event()
     part, place = mixture.parts[fourth // 6], fourth % 6
     whole = type(part).__getitem__
@@ -78,43 +80,38 @@ def blocked(tmp_path, monkeypatch):
             event.wait()
         return whole(self, index)
 
-    monkeypatch.setattr(records.Records, "__getitem__", get)
-    yield mixture, event, part.where(place)
+    monkeypatch.setattr(record_format.Records, "__getitem__", get)
+    yield mixture, event
     event.set()
 
 
-def test_a_stalled_read_is_said_with_all_that_is_known_of_it(blocked, lines):
-    mixture, event, where = blocked
+def test_a_stalled_read_is_said_once(blocked, lines):
+    mixture, event = blocked
     got = stream(mixture, start_step=2, threads=1, stall_seconds=0.2)
     next(got)
     assert not lines
-    threading.Timer(1.1, event.set).start()
+    threading.Timer(1.8, event.set).start()
     next(got)
     got.close()
-    first, *_, last = lines
     folders = ", ".join(mixture.directories)
-    said = (
-        rf"Host 0 has waited \d s for the batch of step 4 from {folders}; a thread has "
-        rf"read {re.escape(where)} for \d s\."
+    (line,) = lines
+    assert re.fullmatch(
+        rf"Host 0 has waited \d s for the batch of step 4 from {folders}\.", line
     )
-    assert re.fullmatch(said, first) and re.search("tiny-train.*-of-00002", where)
-    assert re.fullmatch(r"Host 0 goes on after \d+ s\.", last)
-    assert 2 <= len(lines) <= 4  # after 0.2, 0.4 and 0.8 s, if the machine has time
 
 
 def test_batches_to_judge_by_are_watched_too(blocked, lines):
-    mixture, event, where = blocked
-    threading.Timer(0.5, event.set).start()
+    mixture, event = blocked
+    threading.Timer(1.0, event.set).start()
     got = batches.eval_batches(
         mixture, fields=["id"], batch_size=4, count=12, stall_seconds=0.1
     )
     assert len(list(got)) == 3
-    assert re.search(r"for batch \d of 3 to judge by, from .*/a, .*/b; ", lines[0])
-    assert where in lines[0]
+    assert re.search(r"for batch \d of 3 to judge by, from .*/a, .*/b\.", lines[0])
 
 
 def test_a_stall_is_not_said_where_it_is_not_wanted(blocked, lines):
-    mixture, event, _ = blocked
+    mixture, event = blocked
     threading.Timer(0.4, event.set).start()
     got = stream(mixture, start_step=3, threads=1, stall_seconds=0)
     next(got)
@@ -163,19 +160,14 @@ def pipe(tmp_path):
     return path
 
 
-def test_a_worker_that_waits_says_so_and_is_ended_by_force(
-    pipe, lines, capfd, monkeypatch
-):
-    monkeypatch.setattr(watch, "CLOSE_SECONDS", 0.5)
+def test_a_worker_that_waits_is_said_and_ended_by_force(pipe, lines, monkeypatch):
+    monkeypatch.setattr(prefetch, "CLOSE_SECONDS", 0.5)
     got = stream(Piped(pipe, 1), threads=1, workers=1, stall_seconds=0.4)
     next(got)
     (worker,) = multiprocessing.active_children()
-    threading.Timer(2.5, pipe.write_text, ("go\n",)).start()
+    threading.Timer(2.0, pipe.write_text, ("go\n",)).start()
     next(got)
-    want = f"its source; alive and reading are the worker processes {worker.pid}."
-    assert "step 2 from " + want in lines[-2] and "goes on" in lines[-1]
-    said = f"In the worker process {worker.pid}, a thread has read pair "
-    assert said in capfd.readouterr().err
+    assert "step 2 from its source." in lines[-1]
     begun = time.monotonic()
     got.close()
     assert time.monotonic() - begun < 20 and not alive(worker.pid)
@@ -218,15 +210,13 @@ class Telling(Numbers):
     def __getitem__(self, i):
         time.sleep(0.02)  # so that no thread is left without work
         # A forked process would know what its parent has set.
-        told = os.getpid(), threading.get_ident(), getattr(watch, "forked", 0)
+        told = os.getpid(), threading.get_ident(), getattr(prefetch, "forked", 0)
         return {"x": np.array(told)}
 
 
 @pytest.mark.parametrize("threads, workers, each", [(4, 2, 2), (1, 2, 1), (5, 1, 5)])
-def test_workers_are_spawned_and_share_the_threads(
-    monkeypatch, threads, workers, each
-):
-    monkeypatch.setattr(watch, "forked", 1, raising=False)
+def test_workers_are_spawned_and_share_the_threads(monkeypatch, threads, workers, each):
+    monkeypatch.setattr(prefetch, "forked", 1, raising=False)
     got = stream(Telling(), threads=threads, workers=workers)
     told = np.concatenate([next(got)["x"] for _ in range(40)])
     got.close()
@@ -249,7 +239,7 @@ def test_a_worker_that_dies_while_it_is_waited_for_ends_the_wait(pipe):
 
 
 def test_signals_to_the_whole_group_leave_workers_to_their_parent(monkeypatch):
-    monkeypatch.setattr(watch, "CLOSE_SECONDS", 100)  # however slow the machine
+    monkeypatch.setattr(prefetch, "CLOSE_SECONDS", 100)  # however slow the machine
     got = stream(Numbers(), threads=1, workers=1)
     next(got)
     (worker,) = multiprocessing.active_children()
@@ -265,11 +255,11 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     script = """
 import multiprocessing, time
 from absl import flags
-from tests import test_watch
+from tests import test_prefetch
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
-    got = test_watch.stream(test_watch.Numbers(), threads=1, workers=2)
+    got = test_prefetch.stream(test_prefetch.Numbers(), threads=1, workers=2)
     next(got)
     print(*(p.pid for p in multiprocessing.active_children()), flush=True)
     time.sleep(600)

@@ -1,36 +1,36 @@
-"""Conversions to the units of the contract, and what metadata says of the offset."""
+"""Conversions to the units of the contract, and what metadata say of the offset."""
 
 import numpy as np
 import pytest
 
-from data_pipeline import units
+from data_pipeline import sensors
 from data_pipeline.errors import InputError
 
 
 def test_linear_power_becomes_decibels():
     power = np.array([1.0, 0.1, 0.05, 100.0], np.float32)
 
-    db = units.linear_to_db(power)
+    db = sensors.linear_to_db(power)
 
     assert db.dtype == np.float32
     np.testing.assert_allclose(db, [0.0, -10.0, -13.0103, 20.0], atol=1e-4)
 
 
 def test_power_that_is_not_positive_has_no_decibels():
-    db = units.linear_to_db(np.array([0.0, -0.1, np.nan], np.float32))
+    db = sensors.linear_to_db(np.array([0.0, -0.1, np.nan], np.float32))
     assert np.isnan(db).all()
 
 
 def test_reflectance_is_rounded_to_dn():
     reflectance = np.array([0.0, 0.00016, 0.1234, 1.0], np.float32)
 
-    dn = units.reflectance_to_dn(reflectance)
+    dn = sensors.reflectance_to_dn(reflectance)
 
     np.testing.assert_array_equal(dn, [0, 2, 1234, 10000])
 
 
 def test_reflectance_about_zero_is_the_darkest_dn_and_what_cannot_be_stays():
-    dn = units.reflectance_to_dn(np.array([1e-5, -0.05, -0.1, -0.2, -9999.0, np.nan]))
+    dn = sensors.reflectance_to_dn(np.array([1e-5, -0.05, -0.1, -0.2, -9999.0, np.nan]))
     np.testing.assert_array_equal(dn, [1, 1, 1, -2000, -99990000, np.nan])
 
 
@@ -38,14 +38,16 @@ def test_reflectance_about_zero_is_the_darkest_dn_and_what_cannot_be_stays():
 def test_the_offset_is_removed_and_zero_alone_stays_zero(dtype):
     dn = np.array([0, 1, 999, 1000, 1001, 12000], dtype)
 
-    np.testing.assert_array_equal(units.remove_offset(dn, 1000), [0, 1, 1, 1, 1, 11000])
-    np.testing.assert_array_equal(units.remove_offset(dn, 0), dn)
+    np.testing.assert_array_equal(
+        sensors.remove_offset(dn, 1000), [0, 1, 1, 1, 1, 11000]
+    )
+    np.testing.assert_array_equal(sensors.remove_offset(dn, 0), dn)
 
 
 def test_removing_the_offset_keeps_uint16_and_shows_impossible_values():
-    assert units.remove_offset(np.array([5], np.uint16), 1000).dtype == np.uint16
-    assert units.remove_offset(np.array([200], np.uint8), 1000) == 1
-    assert units.remove_offset(np.array([-9999], np.int16), 1000) == -9999
+    assert sensors.remove_offset(np.array([5], np.uint16), 1000).dtype == np.uint16
+    assert sensors.remove_offset(np.array([200], np.uint8), 1000) == 1
+    assert sensors.remove_offset(np.array([-9999], np.int16), 1000) == -9999
 
 
 @pytest.mark.parametrize(
@@ -62,8 +64,8 @@ def test_removing_the_offset_keeps_uint16_and_shows_impossible_values():
     ],
 )
 def test_the_baseline_is_found_in_names_and_tags(text, baseline, offset):
-    assert units.processing_baseline(text) == pytest.approx(baseline)
-    assert units.baseline_offset(baseline) == offset
+    assert sensors.processing_baseline(text) == pytest.approx(baseline)
+    assert sensors.offset_of("auto", text, "x", "tag") == offset
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_the_baseline_is_found_in_names_and_tags(text, baseline, offset):
     ],
 )
 def test_without_one_sure_baseline_there_is_none(text):
-    assert units.processing_baseline(text) is None
+    assert sensors.processing_baseline(text) is None
 
 
 @pytest.mark.parametrize(
@@ -92,16 +94,23 @@ def test_without_one_sure_baseline_there_is_none(text):
     ],
 )
 def test_each_unit_is_brought_to_the_contract(sensor, unit, offset, value, want):
-    got = units.to_contract(np.full((2, 3), value), sensor, unit=unit, offset=offset)
+    got = sensors.to_contract(
+        np.full((2, 3), value), sensors.SENSORS[sensor], unit=unit, offset=offset
+    )
     np.testing.assert_allclose(got, want)
 
 
 @pytest.mark.parametrize(
-    "sensor, unit", [("s1", "amplitude"), ("s1", "DN"), ("s2", "dB"), ("s3", "dB")]
+    "sensor, unit, known",
+    [
+        ("s1", "amplitude", "dB or linear"),
+        ("s1", "DN", "dB or linear"),
+        ("s2", "dB", "DN or reflectance"),
+    ],
 )
-def test_unknown_units_are_refused_naming_those_that_exist(sensor, unit):
-    with pytest.raises(InputError, match="s1 in dB or linear, s2 in DN or reflectance"):
-        units.to_contract(np.ones(3), sensor, unit=unit)
+def test_unknown_units_are_refused_naming_those_that_exist(sensor, unit, known):
+    with pytest.raises(InputError, match=f"{sensor} in '{unit}' .* use {known}"):
+        sensors.to_contract(np.ones(3), sensors.SENSORS[sensor], unit=unit)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,9 @@ def test_unknown_units_are_refused_naming_those_that_exist(sensor, unit):
 )
 def test_offsets_that_nobody_adds_are_refused(sensor, unit, offset):
     with pytest.raises(InputError, match=f"offset of {offset} on {sensor}"):
-        units.to_contract(np.ones(3), sensor, unit=unit, offset=offset)
+        sensors.to_contract(
+            np.ones(3), sensors.SENSORS[sensor], unit=unit, offset=offset
+        )
 
 
 @pytest.mark.parametrize(
@@ -121,4 +132,19 @@ def test_offsets_that_nobody_adds_are_refused(sensor, unit, offset):
 )
 def test_values_that_are_in_the_other_unit_are_refused(sensor, unit, value, message):
     with pytest.raises(InputError, match=message):
-        units.to_contract(np.full(9, value), sensor, unit=unit)
+        sensors.to_contract(np.full(9, value), sensors.SENSORS[sensor], unit=unit)
+
+
+TEXT = "PROCESSING_BASELINE=04.00"
+
+
+@pytest.mark.parametrize("choice, added", [("auto", 1000), ("0", 0), ("1000", 1000)])
+def test_a_number_goes_before_the_metadata(choice, added):
+    assert choice in sensors.OFFSETS
+    assert sensors.offset_of(choice, TEXT, "x", "tag") == added
+
+
+def test_metadata_that_name_no_baseline_leave_the_choice_to_the_user():
+    with pytest.raises(InputError, match="^x does not say .*no tag.*s2_offset=1000"):
+        sensors.offset_of("auto", "", "x", "tag")
+    assert sensors.offset_of("0", "", "x", "tag") == 0

@@ -2,38 +2,43 @@
 
 A list is a .csv, .txt or .parquet file. Its header tells the columns; without one, a
 line is the name of a Sentinel-2 image and perhaps, after a comma, of its partner.
+The columns are those of BigEarthNet's own lists.
 """
 
 import csv
 import io
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipeline import ground, parquet, untrusted
-from data_pipeline.description import SPLITS
+from data_pipeline import ground, safe_io
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 
 FILES = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv")))  # in a folder of lists
 
 _WORDS = {split: split for split in SPLITS} | {"val": "validation"}
-_NAMES = ("s2_name", "s2v1_name", "patch_id")  # what a column of names may be called
-_PARTNER = "s1_name"
-_COLUMNS = (*_NAMES, _PARTNER, "split")
+_NAMES = ("s2_name", "s2v1_name", "patch_id")  # of images that name pairs
+_PARTNERS = {"s1": "s1_name"}  # of their partners, by sensor
+_COLUMNS = (*_NAMES, *_PARTNERS.values(), "split")
 
 
 class Listed(NamedTuple):
-    """What a list says of a Sentinel-2 image.
+    """What a list says of a pair.
 
     Attributes:
         split: one of SPLITS.
-        s1_name: its partner; "" where the list does not tell.
+        partners: the other images, {sensor: name}, as far as the list tells.
         file: the list's name.
     """
 
     split: str
-    s1_name: str
+    partners: Mapping[str, str]
     file: str
+
+    def agrees(self, images: Mapping[str, str]) -> bool:
+        """Whether the row can mean these images, of which some may be unknown."""
+        return all(images.get(k, "") in ("", v) for k, v in self.partners.items())
 
 
 def files(splits: str, exclude: Sequence[str]) -> list[pathlib.Path]:
@@ -46,11 +51,11 @@ def listed(path: str, known: Collection[str]) -> dict[str, Listed]:
 
     Args:
         path: a folder with the files of FILES, or a table with a column `split`.
-        known: names of Sentinel-2 images in the archive; of several columns of names
-            that is read which has most of them.
+        known: names of pairs in the archive; of several columns of names that is read
+            which has most of them.
 
     Returns:
-        What the lists say, by name of the Sentinel-2 image.
+        What the lists say, by name of the pair.
 
     Raises:
         InputError: a list is missing, cannot be read, or contradicts another.
@@ -63,8 +68,7 @@ def listed(path: str, known: Collection[str]) -> dict[str, Listed]:
         if words is None:
             raise InputError(f"{file} has no column split; add it, or pass a folder.")
         names = max(columns, key=lambda column: sum(name in known for name in column))
-        partners = table.get(_PARTNER, [""] * len(names))
-        for name, s1_name, word in zip(names, partners, words, strict=True):
+        for i, (name, word) in enumerate(zip(names, words, strict=True)):
             if not name or not word:
                 continue
             if word not in _WORDS:
@@ -77,7 +81,9 @@ def listed(path: str, known: Collection[str]) -> dict[str, Listed]:
                     f"{name} is listed in {rows[name].file} and again in {file.name}; "
                     f"keep it in one place of {path}."
                 )
-            rows[name] = Listed(_WORDS[word], s1_name, file.name)
+            partners = {k: table[c][i] for k, c in _PARTNERS.items() if c in table}
+            partners = {sensor: other for sensor, other in partners.items() if other}
+            rows[name] = Listed(_WORDS[word], partners, file.name)
     return rows
 
 
@@ -104,7 +110,7 @@ def excluded(entries: Sequence[str]) -> dict[str, str]:
         words = [_WORDS.get(word) for word in table.get("split", [""] * count)]
         if split and split not in words:
             raise InputError(f"{file} has no split {split}; correct config.exclude.")
-        for column in (*_NAMES, _PARTNER):
+        for column in (*_NAMES, *_PARTNERS.values()):
             for name, word in zip(table.get(column, ()), words):
                 if name and (not split or word == split):
                     left_out.setdefault(name, entry)
@@ -148,9 +154,9 @@ def _table(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _read_csv(path: pathlib.Path) -> dict[str, list[str]]:
-    with io.TextIOWrapper(untrusted.open_file(path), "utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(safe_io.open_file(path), "utf-8-sig", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    columns = (_NAMES[0], _PARTNER)
+    columns = (_NAMES[0], *_PARTNERS.values())
     if rows and set(rows[0]) & set(_COLUMNS):
         columns = rows.pop(0)
     return {
@@ -161,5 +167,5 @@ def _read_csv(path: pathlib.Path) -> dict[str, list[str]]:
 
 
 def _read_parquet(path: pathlib.Path) -> dict[str, list[str]]:
-    table = parquet.read(path, _COLUMNS)
+    table = safe_io.read_parquet(path, _COLUMNS)
     return {name: [str(v or "") for v in column] for name, column in table.items()}

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipeline import classes, looks, sensors
+from data_pipeline import classes, sensors
+from data_pipeline.building import preview
 
 
 OTHER_RADAR = dataclasses.replace(
@@ -25,39 +26,36 @@ def pixels(sensor, seed=0, side=8):
 
 def test_true_colour_is_red_green_blue():
     x = np.arange(12.0).reshape(1, 1, 12)
-    got = looks.true_color(x, sensors.S2)
+    got = preview.colors(x, sensors.S2)
     want = [sensors.S2.band_names.index(name) for name in ("B04", "B03", "B02")]
     np.testing.assert_array_equal(got[0, 0], want)
 
 
 def test_true_colour_finds_bands_by_name():
     some = sensors.S2.select(("B02", "B08", "B04", "B03"))
-    got = looks.true_color(np.arange(4.0).reshape(1, 1, 4), some)
+    got = preview.colors(np.arange(4.0).reshape(1, 1, 4), some)
     np.testing.assert_array_equal(got[0, 0], [2, 3, 0])
 
 
 def test_false_colour_is_vv_vh_and_their_ratio():
     swapped = sensors.S1.select(("VH", "VV"))
-    got = looks.false_color(np.array([[[-20.0, -12.0]]]), swapped)
+    got = preview.colors(np.array([[[-20.0, -12.0]]]), swapped)
     np.testing.assert_array_equal(got[0, 0], [-12.0, -20.0, 8.0])
 
 
 @pytest.mark.parametrize(
-    "sensor, color",
-    [
-        (sensors.S2.select(("B08", "B04")), looks.true_color),
-        (sensors.S1.select(("VH",)), looks.false_color),
-    ],
+    "sensor", [sensors.S2.select(("B08", "B04")), sensors.S1.select(("VH",))]
 )
-def test_without_the_bands_for_colour_the_first_is_grey(sensor, color):
+def test_without_the_bands_for_colour_the_first_is_grey(sensor):
     x = pixels(sensor)
-    np.testing.assert_array_equal(color(x, sensor), x[..., :1].repeat(3, axis=-1))
+    got = preview.colors(x, sensor)
+    np.testing.assert_array_equal(got, x[..., :1].repeat(3, axis=-1))
 
 
 def test_true_colour_is_stretched_as_another_picture_asks_and_keeps_hues():
     like = np.linspace(0.0, 1000.0, 101)[:, None, None].repeat(12, axis=-1)
     shades = np.array([[[0.0, 200.0, 400.0, 800.0] + [0.0] * 8]])
-    got = looks.picture(shades, like, sensors.S2)[0, 0]
+    got = preview.picture(shades, like, sensors.S2)[0, 0]
     names = sensors.S2.band_names
     blue, green, red = (shades[0, 0, names.index(b)] for b in ("B02", "B03", "B04"))
     want = (np.array([red, green, blue]) - 20.0) / 960.0  # the middle 96 percent
@@ -65,17 +63,17 @@ def test_true_colour_is_stretched_as_another_picture_asks_and_keeps_hues():
 
 
 def test_false_colour_has_limits_of_its_own():
-    got = looks.picture(np.array([[[-10.0, -17.0]]]), None, sensors.S1)
+    got = preview.picture(np.array([[[-10.0, -17.0]]]), None, sensors.S1)
     np.testing.assert_allclose(got[0, 0], 0.5)
-    alone = looks.picture(np.array([[[-27.0]]]), None, sensors.S1.select(("VH",)))
+    alone = preview.picture(np.array([[[-27.0]]]), None, sensors.S1.select(("VH",)))
     np.testing.assert_array_equal(alone[0, 0], 0.0)
-    other = looks.picture(np.array([[[-10.0, -17.0]]]), None, OTHER_RADAR)
+    other = preview.picture(np.array([[[-10.0, -17.0]]]), None, OTHER_RADAR)
     np.testing.assert_allclose(other[0, 0], 0.5)
 
 
 def test_a_constant_image_can_be_drawn():
     flat = np.full((4, 4, 12), 7.0, np.float32)
-    np.testing.assert_array_equal(looks.picture(flat, flat, sensors.S2), 0.0)
+    np.testing.assert_array_equal(preview.picture(flat, flat, sensors.S2), 0.0)
 
 
 def test_bands_of_one_grid_in_another_order_give_the_same_picture():
@@ -83,7 +81,8 @@ def test_bands_of_one_grid_in_another_order_give_the_same_picture():
     some = sensors.S2_L1C.select(("B02", "B03", "B04", "B08"))
     at = [sensors.S2_L1C.band_names.index(name) for name in some.band_names]
     np.testing.assert_array_equal(
-        looks.picture(x, x, sensors.S2_L1C), looks.picture(x[..., at], x[..., at], some)
+        preview.picture(x, x, sensors.S2_L1C),
+        preview.picture(x[..., at], x[..., at], some),
     )
 
 
@@ -100,7 +99,7 @@ def test_bands_of_one_grid_in_another_order_give_the_same_picture():
 )
 def test_a_picture_needs_only_the_bands_of_its_colours(names, want):
     sensor = {"V": sensors.S1, "H": OTHER_RADAR, "B": sensors.S2}[names[0][0]]
-    assert looks.drawn_bands(sensor.select(names)) == want
+    assert preview.drawn_bands(sensor.select(names)) == want
 
 
 @pytest.mark.parametrize(
@@ -112,13 +111,13 @@ def test_a_picture_needs_only_the_bands_of_its_colours(names, want):
     ],
 )
 def test_every_class_has_a_colour_of_its_own(names):
-    colors = looks.class_colors(names)
+    colors = preview.class_colors(names)
     assert colors.shape == (256, 3) and colors.dtype == np.uint8
     assert len(np.unique(colors[: len(names)], axis=0)) == len(names)
-    assert (colors[[len(names), classes.NO_CLASS]] == looks.NO_COLOR).all()
+    assert (colors[[len(names), classes.NO_CLASS]] == preview.NO_COLOR).all()
 
 
 def test_classes_look_like_what_they_are_called():
-    red, green, blue = looks.class_colors(("Marine waters", "Mixed forest"))[:2].T
+    red, green, blue = preview.class_colors(("Marine waters", "Mixed forest"))[:2].T
     assert blue[0] > max(red[0], green[0])
     assert green[1] > max(red[1], blue[1])

@@ -1,7 +1,8 @@
 """Files of strangers: nothing runs or hangs, and no memory is given on their word.
 
-JSON and NumPy arrays are parsed without pickle. How much is read goes by how large a
-file is and by what is wanted of it, never by how large it says that its content is.
+JSON, NumPy arrays and Parquet are parsed by their libraries, without pickle, behind
+limits. How much is read goes by how large a file is and by what is wanted of it, never
+by how large it says that its content is.
 """
 
 import json
@@ -10,14 +11,18 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import BinaryIO
 
 import numpy as np
 
 MOST_JSON = 1 << 28  # bytes of a JSON file; a card has some thousand
 MOST_ARRAYS = 1 << 30  # bytes of the arrays in a smaller .npz
-_AT_ONCE = 1 << 20  # bytes
+MOST_ROWS = 1 << 22  # of a table; BigEarthNet v2 has half a million
+
+_AT_ONCE = 1 << 20  # letters that are looked at
+_ROWS_AT_ONCE = 4096  # a few bytes can stand for any number of equal ones
+_MOST_TEXT = 1 << 12  # characters of a text in a table
 _DEFLATE = 1032  # to 1: deflate compresses nothing better
 _KINDS = "biufU"  # of arrays: numbers and texts, no Python objects
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, as JSON spells it
@@ -99,15 +104,20 @@ def read_arrays(
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            with zipfile.ZipFile(file) as members:
-                infos = members.infolist()
+            if file.read(2) != b"PK":  # or NumPy would take it for an .npy
+                raise ValueError("it is no .npz")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                infos = arrays.zip.infolist()
                 _check_sizes(infos, size, min(most, max(size, MOST_ARRAYS)))
-                named = {info.filename.removesuffix(".npy"): info for info in infos}
-                return {
-                    name: _member(members, info)
-                    for name, info in named.items()
-                    if wanted(name)
-                }
+                found = {}
+                for info in infos:
+                    name = info.filename.removesuffix(".npy")
+                    if wanted(name):
+                        with arrays.zip.open(info) as stream:
+                            _check_header(stream, info.file_size)
+                        found[name] = _check_texts(arrays[name])
+                return found
         except Exception as error:  # whatever zipfile and NumPy raise
             raise _as_value_error(error) from error
 
@@ -115,9 +125,10 @@ def read_arrays(
 def read_array(path: str | os.PathLike) -> np.ndarray:
     """The array of an .npy; raises what `read_arrays` does."""
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
         try:
-            return _parse(file, size)
+            _check_header(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            return _check_texts(np.load(file, allow_pickle=False))
         except Exception as error:  # whatever NumPy raises
             raise _as_value_error(error) from error
 
@@ -143,39 +154,68 @@ def _check_sizes(infos: list[zipfile.ZipInfo], size: int, most: int) -> None:
         raise ValueError(f"its arrays take {whole} bytes, where {most} would be many")
 
 
-def _member(members: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    with members.open(info) as stream:
-        array = _parse(stream, info.file_size)
-        stream.read()  # to the end, where a checksum is verified
-    return array
-
-
-def _parse(stream: BinaryIO, size: int) -> np.ndarray:
-    """The array in an .npy of `size` bytes."""
+def _check_header(stream: BinaryIO, size: int) -> None:
+    """Refuses an .npy of `size` bytes that claims to hold more, less, or else."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(stream)
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         raise ValueError(f"its version is {version}")
-    shape, fortran, dtype = header
     left = size - stream.tell()
     if dtype.kind not in _KINDS or min(shape, default=0) < 0:
         raise ValueError(f"it holds {dtype} {shape}")
     if math.prod(shape) * dtype.itemsize != left:
         raise ValueError(f"{dtype} {shape} does not take the {left} bytes that follow")
-    data, end = bytearray(left), 0
-    while part := stream.read(min(_AT_ONCE, left - end)):
-        data[end : end + len(part)] = part
-        end += len(part)
-    if end < left:
-        raise ValueError(f"it ends {left - end} bytes too soon")
-    array = np.ndarray(shape, dtype, data, order="F" if fortran else "C")
-    if dtype.kind == "U":
-        letters = np.frombuffer(data, dtype.byteorder.replace("=", "<") + "u4")
+
+
+def _check_texts(array: np.ndarray) -> np.ndarray:
+    """Refuses texts that Python cannot hold, and returns all others as they are."""
+    if array.dtype.kind == "U" and array.size:
+        letters = np.ravel(array, "K").view(
+            array.dtype.byteorder.replace("=", "<") + "u4"
+        )
         for first in range(0, len(letters), _AT_ONCE):
             part = letters[first : first + _AT_ONCE]
             if ((part > 0x10FFFF) | (part >> 11 == 0x1B)).any():
                 raise ValueError("it holds texts of no characters")
     return array
+
+
+def read_parquet(path: str | os.PathLike, columns: Collection[str]) -> dict[str, list]:
+    """Texts, truth values, and lists of them, in those of the columns that a table has.
+
+    Returns:
+        The values of each column, None where one is empty.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or holds anything else.
+    """
+    import pyarrow  # only now: it is large
+    from pyarrow import parquet
+
+    with open_file(path) as opened:
+        try:
+            with parquet.ParquetFile(opened) as file:
+                if file.metadata.num_rows > MOST_ROWS:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows")
+                known = [name for name in columns if name in file.schema_arrow.names]
+                table = {name: [] for name in known}
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=known):
+                    for name, values in batch.to_pydict().items():
+                        _check_values(name, values)
+                        table[name].extend(values)
+        except (pyarrow.ArrowException, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(str(error).rstrip(".")) from error
+    return table
+
+
+def _check_values(name: str, values: list) -> None:
+    for value in values:
+        for part in value if isinstance(value, list) else [value]:
+            if not isinstance(part, str | bool | None):
+                raise ValueError(f"{name} is {part!r:.50}, which is no text")
+            if isinstance(part, str) and len(part) > _MOST_TEXT:
+                raise ValueError(f"{name} is a text of {len(part)} characters")

@@ -30,7 +30,7 @@ def test_a_csv_says_what_belongs_together(tmp_path):
     pairs, _ = archive.find_pairs()
     records = [archive.read_pair(pair) for pair in pairs]
 
-    assert [(p.s2_name, p.s1_name, p.tile, p.split) for p in pairs] == [
+    assert [(p.name, p.images["s1"], p.tile, p.split) for p in pairs] == [
         ("p1", "p0", "T2", "test"),
         ("x", "p2", "T1", "train"),
     ]
@@ -53,8 +53,8 @@ def test_files_without_partner_and_double_names_are_listed(tmp_path):
 
     pairs, skipped = open_archive(tmp_path).find_pairs()
 
-    assert [pair.s2_name for pair in pairs] == ["p0"]
-    assert [(s.s2_name, s.s1_name) for s in skipped] == [
+    assert [pair.name for pair in pairs] == ["p0"]
+    assert [s.names for s in skipped] == [
         ("", "only1"),
         ("only2", ""),
         ("twice", "twice"),
@@ -66,8 +66,8 @@ def test_of_pairs_with_one_id_the_first_stays(tmp_path):
     write_pairs(tmp_path)
     rows = [dict(s1=f"s1/p{i}.tif", s2=f"s2/p{i}.tif", id="x") for i in range(2)]
     pairs, skipped = open_archive(write_csv(tmp_path / "p.csv", rows)).find_pairs()
-    assert [pair.s1_name for pair in pairs] == ["p0"]
-    assert [skip.s1_name for skip in skipped] == ["p1"]
+    assert [pair.images["s1"] for pair in pairs] == ["p0"]
+    assert [skip.images["s1"] for skip in skipped] == ["p1"]
 
 
 def test_a_source_without_pairs_is_refused(tmp_path):

@@ -3,51 +3,78 @@
 An archive is one module with a function `open_archive(config)` that returns an
 `Archive`, and a table `SETTINGS` of what `config.read` may say, where it has fields.
 Worker processes read pairs, so an archive pickles to a few bytes.
+
+A missing file is a fault of the archive, which costs a pair. Any other error of the
+disk or the network says nothing of the pair and passes on as the OSError that it is.
 """
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import os
+import re
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from data_pipeline import sensors
-from data_pipeline.description import Description
+from data_pipeline import safe_io, sensors
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
+MOST_BYTES = 1 << 29  # of a file, decompressed too; a patch's take some MB
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Pair:
-    """Two images of one place.
+# BigEarthNet v1 lacks the leading zero of the hour in part of its names.
+_TIME = re.compile(r"_(\d{4})(\d\d)(\d\d)T(\d{1,2})(\d\d)(\d\d)_")
+
+
+class _Named:
+    """What the names of images tell of a pair."""
+
+    images: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The image that names the pair, see `sensors.NAMED`; "" where unknown."""
+        return self.images.get(sensors.NAMED[0], "")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all sensors' images, as `sensors.NAMED` has them."""
+        return tuple(self.images.get(sensor, "") for sensor in sensors.NAMED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(_Named):
+    """Images of one place, one of each sensor; pairs sort by their names.
 
     Attributes:
-        s2_name: the archive's name of the Sentinel-2 image; no two pairs share it.
-        s1_name: the archive's name of the Sentinel-1 image.
+        images: the archive's name of the image of each sensor, {sensor: name}. No two
+            pairs share their `name`.
         tile: what is held out together: an MGRS tile, a scene; "" where unknown.
         split: "train", "validation" or "test" where the archive itself says so.
         where: whatever the archive needs to find the files again.
     """
 
-    s2_name: str
-    s1_name: str
+    images: Mapping[str, str] = dataclasses.field(hash=False)
     tile: str = ""
     split: str = ""
     where: tuple = ()
 
+    def __lt__(self, other: "Pair") -> bool:
+        return self.names < other.names
 
-class Skipped(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class Skipped(_Named):
     """An image or pair that is left out, and why.
 
     Attributes:
-        s2_name: of the Sentinel-2 image; "" where unknown.
-        s1_name: of the Sentinel-1 image; "" where unknown.
+        images: the archive's name of each image that is known, {sensor: name}.
         reason: in words.
         wanted: whether that is a fault, which stops a strict build, and not a choice.
     """
 
-    s2_name: str
-    s1_name: str
+    images: Mapping[str, str] = dataclasses.field(hash=False)
     reason: str
     wanted: bool = True
 
@@ -66,7 +93,7 @@ class Archive(abc.ABC):
 
     @abc.abstractmethod
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
-        """All pairs in the order of their Sentinel-2 names, and what has no partner.
+        """All pairs in the order of their names, and what has no partner.
 
         Raises:
             InputError: the archive is not where it should be.
@@ -143,8 +170,62 @@ def check_image(
             f"{sensor.unit} stays within {low:g} and {high:g}; unpack it again or "
             "leave the pair out."
         )
-    if least == most and (most == 0 or sensor.name == "s1"):
+    if least == most and (most == 0 or not sensor.expected.flat):
         raise InputError(
             f"{name} is {most:g} everywhere, as where nothing was measured; unpack it "
             "again or leave the pair out."
         )
+
+
+def read_file(path: str, count: int = -1) -> bytes:
+    """The content of a file, or its first `count` bytes.
+
+    Raises:
+        InputError: there is no such file, or it is none that an archive has.
+        OSError: it cannot be read.
+    """
+    try:
+        return safe_io.read(path, MOST_BYTES, count)
+    except (*MISSING, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file; unlike that of `os.path`, sure of it.
+
+    Raises:
+        OSError: the disk or the network does not tell.
+    """
+    try:
+        os.stat(path)
+    except MISSING:
+        return False
+    return True
+
+
+def folders(path: str) -> list[os.DirEntry]:
+    """The folders in a folder by name, none where it is not there.
+
+    The kind of an entry comes with the listing: a million patches take no stat.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with os.scandir(path) as entries:
+            found = [entry for entry in entries if entry.is_dir()]
+    except MISSING:
+        return []
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def acquired(name: str) -> str:
+    """Acquisition time in ISO 8601, from the name of a Sentinel image or patch.
+
+    A name without time, or that counts 60 seconds or more, tells none: "".
+    """
+    found = _TIME.search(name)
+    if not found or int(found[6]) > 59:
+        return ""
+    year, month, day, hour, minute, second = found.groups()
+    return f"{year}-{month}-{day}T{int(hour):02d}:{minute}:{second}"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_pipeline import layout, sensors, synthetic, units
-from data_pipeline.building import plausibility
-from data_pipeline.description import Description
+from data_pipeline import layout, sensors, synthetic
+from data_pipeline.building import value_checks
+from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from tests import shared_data
 
@@ -19,7 +19,7 @@ SETTINGS = ("s1_unit", "s1_bands", "s2_unit", "s2_offset")
 
 
 def check(description, records, settings=SETTINGS):
-    plausibility.check(description, records, settings)
+    value_checks.check(description, records, settings)
 
 
 def describe(s2: sensors.Sensor = sensors.S2) -> Description:
@@ -49,7 +49,12 @@ def records(s2: sensors.Sensor = sensors.S2, count: int = 8, **changes) -> list[
 def real() -> tuple[Description, list[dict]]:
     """Real images of both versions of BigEarthNet, paired in any way."""
     description = Description(
-        "x", "X.", "", "", layout.native(120), {"s1": sensors.S1, "s2": sensors.S2}
+        "x",
+        "X.",
+        "",
+        "",
+        layout.native(120, sensors.SENSORS),
+        {"s1": sensors.S1, "s2": sensors.S2},
     )
     root = pathlib.Path(shared_data.bigearthnet_v1()).parent
     s1 = sorted(root.glob("BigEarthNet-v*/BigEarthNet-S1/**/*_VV.tif"))
@@ -128,7 +133,7 @@ WRONG = {
         r"VV has a median of 0\.\d+ dB",
     ),
     "uncalibrated": (
-        dict(s1_10m=lambda db: (db + np.float16(45))),
+        dict(s1_10m=lambda db: db + np.float16(45)),
         r"VV has a median of 32\.\d dB, .*calibrate",
     ),
     "a VH of linear power": (
@@ -156,7 +161,7 @@ WRONG = {
         r"nowhere dark .*B04 10\d\d.*s2_offset=1000",
     ),
     "the offset removed twice": (
-        dict(s2_10m=lambda dn: units.remove_offset(dn, 1000)),
+        dict(s2_10m=lambda dn: sensors.remove_offset(dn, 1000)),
         r"0 or 1 DN in most pixels .*B04 8\d%.*s2_offset=0",
     ),
 }
@@ -212,7 +217,9 @@ def test_blue_bands_alone_are_not_taken_for_an_offset():
 
 
 def test_every_grid_of_a_layout_is_looked_at():
-    description = dataclasses.replace(describe(), layout=layout.native(24))
+    description = dataclasses.replace(
+        describe(), layout=layout.native(24, sensors.SENSORS)
+    )
     made = []
     for _ in range(4):
         pixels = draw(sensors.S2) + np.uint16(1000)
