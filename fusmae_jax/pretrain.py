@@ -14,7 +14,6 @@ from fusmae_jax import (
     attention,
     build,
     checkpoint,
-    checks,
     cluster,
     figures,
     flops,
@@ -26,13 +25,16 @@ from fusmae_jax import (
     preemption,
     products,
     reconstruct,
-    run,
     sharding,
     train,
 )
+from fusmae_jax import config as checks
+from fusmae_jax import run as run_directory
 from fusmae_jax.evaluation import backbone, inloop
 
 log = logging.getLogger("fusmae_jax")
+
+fields, check = checks.fields, checks.check_config
 
 
 def load_batches(config, source, mesh, first: int, stop=lambda: False):
@@ -296,7 +298,7 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
                 )
 
 
-def pretrain(config, workdir) -> train.PretrainState:
+def run(config, workdir) -> train.PretrainState:
     """Trains `config.epochs` epochs, from the last checkpoint in `workdir` if any.
 
     Args:
@@ -316,14 +318,15 @@ def pretrain(config, workdir) -> train.PretrainState:
     checks.check_data(config)
     workdir = files.absolute(workdir)
     mesh = sharding.make_mesh(config.fsdp)
-    config = run.settle_dtype(config, workdir, sharding.platform(mesh))
+    config = run_directory.settle_dtype(config, workdir, sharding.platform(mesh))
     checks.check_config(config)  # once more: a run that began in float32 has no cuDNN
     checks.check_devices(config, mesh)
     source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
-    run.open_workdir(workdir, config, objective.contract, source.fingerprint())
-    run.remember_places(workdir, sources.place_codes(source))
+    fingerprint = source.fingerprint()
+    run_directory.open_workdir(workdir, config, objective.contract, fingerprint)
+    run_directory.remember_places(workdir, sources.place_codes(source))
     workdir = pathlib.Path(workdir)
 
     with explain_memory(config), preemption.Notice() as notice:

@@ -458,13 +458,13 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"head": "unet"}, r"dense.head is 'unet'; choose one of \['linear'"),
-        ({"epochs": 0}, "dense.epochs is 0"),
-        ({"batch_size": -4}, "dense.batch_size is -4"),
-        ({"blocks": 0}, "dense.blocks is 0"),
-        ({"learning_rates": ()}, r"dense.learning_rates is \(\)"),
-        ({"learning_rates": (0.1, 0.0)}, r"dense.learning_rates is \(0.1, 0.0\)"),
-        ({"weight_decay": -1.0}, "dense.weight_decay is -1.0"),
+        ({"head": "unet"}, r"^head is 'unet'; choose one of \['linear'"),
+        ({"epochs": 0}, "^epochs is 0"),
+        ({"batch_size": -4}, "^batch_size is -4"),
+        ({"blocks": 0}, "^blocks is 0"),
+        ({"learning_rates": ()}, r"^learning_rates is \(\)"),
+        ({"learning_rates": (0.1, 0.0)}, r"^learning_rates is \(0.1, 0.0\)"),
+        ({"weight_decay": -1.0}, "^weight_decay is -1.0"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(changes, message):

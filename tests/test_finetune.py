@@ -514,7 +514,7 @@ def test_samples_are_mixed_with_their_targets_in_the_same_shares():
 )
 def test_numbers_that_cannot_work_are_refused_by_name(field, value):
     recipe = dict(epochs=10, batch_size=8, base_lr=1e-3) | {field: value}
-    with pytest.raises(InputError, match=rf"finetune\.{field} is {value}; it must be"):
+    with pytest.raises(InputError, match=rf"^{field} is {value}; it must be"):
         finetune.Recipe(**recipe)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline import fields
+from data_pipeline import config_fields
 from data_pipeline.archives import offsets
 from data_pipeline.errors import InputError
 
@@ -24,4 +24,4 @@ def test_metadata_that_name_no_baseline_leave_the_choice_to_the_user():
 @pytest.mark.parametrize("choice", ["", "500", "AUTO", 0])
 def test_another_choice_is_refused(choice):
     with pytest.raises(InputError, match="x is .*; choose one of .*'0', '1000'"):
-        fields.check_value("x", choice, offsets.CHOICE)
+        config_fields.check_value("x", choice, offsets.CHOICE)

@@ -18,7 +18,7 @@ from data_pipeline.archives import bigearthnet_v2_stores as stores
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from data_pipeline.fields import flag, location
+from data_pipeline.config_fields import flag, location
 
 LICENCE = """\
 The data in this folder is licensed under the Community Data License Agreement -
@@ -83,7 +83,15 @@ _STORED = {"s1": "float32", "s2": "uint16"}
 
 
 # What `config.read` may say.
-SETTINGS = {"metadata": location(), "maps": flag(), "snow_and_clouds": flag()}
+SETTINGS = {
+    "metadata": location(
+        meaning="Path of metadata.parquet; empty looks for it in the source."
+    ),
+    "maps": flag(meaning="Whether to keep pixel labels, where there are any."),
+    "snow_and_clouds": flag(
+        meaning="Whether to keep the 69,450 patches with snow, clouds or shadows."
+    ),
+}
 
 
 def open_archive(config) -> "BigEarthNet":

@@ -17,7 +17,7 @@ from data_pipeline.archives import grids, names, offsets, pair_lists, rasters
 from data_pipeline.archive import Pair, Skipped
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from data_pipeline.fields import Field, check_each, choice, several, text, whole
+from data_pipeline.config_fields import Field, choice, several, text, whole
 
 LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
 
@@ -28,16 +28,40 @@ def _is_name(value) -> bool:
 
 # What `config.read` may say. Bands that files call otherwise are left out.
 SETTINGS = {
-    "name": Field("letters, digits and underscores, a small letter first", _is_name),
-    "licence": text(filled=True, lines=True),
-    "s1_bands": several(text(filled=True), twice=True),
-    "s2_bands": several(text(filled=True), twice=True),
-    "s1_unit": choice(*units.UNITS["s1"]),
-    "s2_unit": choice(*units.UNITS["s2"]),
-    "s2_level": choice(*LEVELS),
+    "name": Field(
+        "letters, digits and underscores, a small letter first",
+        _is_name,
+        meaning="Name of the dataset.",
+    ),
+    "licence": text(filled=True, lines=True, meaning="Licence of the images."),
+    "s1_bands": several(
+        text(filled=True),
+        twice=True,
+        meaning="Bands of the Sentinel-1 files, in their order; () reads the files' "
+        "band descriptions.",
+    ),
+    "s2_bands": several(
+        text(filled=True),
+        twice=True,
+        meaning="Bands of the Sentinel-2 files, likewise.",
+    ),
+    "s1_unit": choice(
+        *units.UNITS["s1"], meaning="Unit of the Sentinel-1 pixels; linear is power."
+    ),
+    "s2_unit": choice(
+        *units.UNITS["s2"],
+        meaning="Unit of the Sentinel-2 pixels; a reflectance of 1 is a surface that "
+        "scatters all light.",
+    ),
+    "s2_level": choice(
+        *LEVELS, meaning="Processing level of the Sentinel-2 images; L1C has B10 too."
+    ),
     "s2_offset": offsets.CHOICE,
-    "size": whole(0),
-    "classes": several(text(filled=True)),
+    "size": whole(0, meaning="Side of a pair in pixels; 0 for that of the first."),
+    "classes": several(
+        text(filled=True),
+        meaning="Names of the classes, in order; () is all in the CSV by alphabet.",
+    ),
 }
 
 
@@ -190,7 +214,6 @@ class GeotiffPairs(archive.Archive):
 
 
 def _settings(read) -> Settings:
-    check_each("read", read, SETTINGS)
     return Settings(
         bands={
             "s1": tuple(map(sensors.canonical, read.s1_bands)),

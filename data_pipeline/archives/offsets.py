@@ -1,9 +1,17 @@
 """What a processing baseline added to Sentinel-2, by its metadata or by the user."""
 
-from data_pipeline import fields, units
+from data_pipeline import units
+from data_pipeline.config_fields import choice
 from data_pipeline.errors import InputError
 
-CHOICE = fields.choice("auto", "0", str(units.OFFSET))  # what s2_offset may be
+# What s2_offset may be.
+CHOICE = choice(
+    "auto",
+    "0",
+    str(units.OFFSET),
+    meaning="What was added to each DN and is taken out, as processing baselines from "
+    "04.00 (2022) on add 1000; auto looks for the baseline in names and metadata.",
+)
 
 
 def offset(choice: str, text: str, name: str, lacking: str) -> int:

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from data_pipeline import sensors
 from data_pipeline.description import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import build, checkpoint, checks, run, sharding, streams, views
+from fusmae_jax import build, checkpoint, run, sharding, streams, views
+from fusmae_jax import config as checks
 from fusmae_jax.encoder import Encoded, Present
 from fusmae_jax.masking import SENSORS
 from fusmae_jax.objective import Objective
