@@ -325,10 +325,12 @@ def count_steps(config, pairs: int) -> tuple[int, int]:
     """Steps of the whole run and of its warm-up, from epochs over `pairs`.
 
     Raises:
-        InputError: there is not one batch in them, or there are too many to count.
+        InputError: there is not one batch in them, nothing is left after the warm-up,
+            or there are too many to count.
     """
-    epochs, warmup = config.epochs, config.optim.warmup_epochs
+    epochs = config.epochs
     steps = epochs * pairs // config.batch_size
+    warmup = config.optim.warmup_epochs * pairs // config.batch_size
     if steps < 1:
         raise InputError(
             f"{epochs} epochs of {pairs} pairs are less than one batch of "
@@ -339,4 +341,10 @@ def count_steps(config, pairs: int) -> tuple[int, int]:
             f"epochs={epochs} of {pairs} pairs are {steps} steps, more than "
             f"{config_fields.MOST}; lower it."
         )
-    return steps, warmup * pairs // config.batch_size
+    if warmup >= steps:
+        raise InputError(
+            f"optim.warmup_epochs={config.optim.warmup_epochs} of {pairs} pairs are "
+            f"all {steps} steps of the run; lower it, raise epochs, or lower "
+            "batch_size."
+        )
+    return steps, warmup

@@ -111,9 +111,7 @@ class Encoder(nnx.Module):
             (remat, tuple(REMAT), "remat"),
         ):
             if value not in allowed:
-                raise InputError(
-                    f"model.{name} is {value!r}; choose one of {list(allowed)}."
-                )
+                raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
         self.side = patches.grid_side(image_size, patch_size)
         self.dim, self.remat, self.arithmetic = dim, remat, arithmetic
         self.head_width = layers.head_width(dim, num_heads)

@@ -89,7 +89,7 @@ class FusMAE(nnx.Module):
         kw = dict(arithmetic=arithmetic, rngs=rngs)
         if global_token not in GLOBAL_TOKENS:
             raise InputError(
-                f"model.global_token is {global_token!r}; choose one of "
+                f"global_token is {global_token!r}; choose one of "
                 f"{list(GLOBAL_TOKENS)}."
             )
         self.patch_size, self.global_token = patch_size, global_token

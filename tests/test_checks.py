@@ -47,6 +47,12 @@ def test_less_than_one_batch_is_refused_with_the_numbers():
         checks.count_steps(config(epochs=1, batch_size=64), 17)
 
 
+def test_a_warm_up_of_all_steps_is_refused_with_the_numbers():
+    c = config(**{"epochs": 12, "batch_size": 10, "optim.warmup_epochs": 11})
+    with pytest.raises(InputError, match="warmup_epochs=11 of 1 pairs are all 1 steps"):
+        checks.count_steps(c, 1)
+
+
 def test_more_steps_than_32_bits_count_are_refused():
     with pytest.raises(InputError, match="epochs=2000000000 of 2048 pairs are 4000000"):
         checks.count_steps(config(epochs=2_000_000_000), 1_024 * 2)

@@ -435,7 +435,7 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
 def test_bad_input_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"no pixel labels 'corine'.*'land_cover'"):
         fit(tmp_path, field="corine")
-    with pytest.raises(InputError, match="batch of 6 does not divide over 4 devices"):
+    with pytest.raises(InputError, match="batch_size=6 does not divide over 4 devices"):
         fit(tmp_path, batch_size=6)
     nothing = pairs(unlabelled=1.0)
     with pytest.raises(InputError, match="None of the 8 training pairs has a labelled"):

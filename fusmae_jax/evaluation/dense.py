@@ -233,14 +233,14 @@ def _count_steps(recipe: Recipe, task: Task, source) -> int:
     batch, devices = recipe.batch_size, task.mesh.size
     if batch % devices:
         raise InputError(
-            f"A batch of {batch} does not divide over {devices} devices; change "
-            "dense.batch_size."
+            f"batch_size={batch} does not divide over {devices} devices; choose a "
+            "multiple of their number."
         )
     steps = recipe.epochs * len(source) // batch
     if steps < 1:
         raise InputError(
             f"{recipe.epochs} epochs of {len(source)} pairs are less than one batch of "
-            f"{batch}; lower dense.batch_size or raise dense.epochs."
+            f"{batch}; lower batch_size or raise epochs."
         )
     # The first labelled pixel ends the search, in most data that of the first pair.
     maps = (source[i][task.field] for i in range(len(source)))

@@ -108,7 +108,7 @@ class Task:
                 f"{description.name} has no pixel labels {field!r}; it has "
                 f"{list(description.maps)}."
             )
-        check_blocks("dense.blocks", blocks, backbone.blocks)
+        check_blocks("blocks", blocks, backbone.blocks)
         self.backbone, self.params, self.mesh = backbone, params, mesh
         self.field, self.names = field, description.maps[field]
         contract = backbone.objective.contract

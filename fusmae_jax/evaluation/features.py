@@ -58,10 +58,6 @@ class Recipe:
     def __post_init__(self):
         check_attributes(self)
 
-    def check(self, blocks: int) -> None:
-        """Refuses more blocks than an encoder has, see `backbone.check_blocks`."""
-        check_blocks("features.blocks", self.blocks, blocks)
-
     @property
     def copies(self) -> int:
         """Length of a feature in widths of the encoder."""
@@ -130,7 +126,7 @@ class Extractor:
             InputError: a sensor set is unknown, or the encoder has too few blocks.
         """
         check_sensor_sets(sensor_sets)
-        recipe.check(backbone.blocks)
+        check_blocks("blocks", recipe.blocks, backbone.blocks)
         self.sensor_sets = tuple(sensor_sets)
         self._backbone, self.params, self._recipe = backbone, params, recipe
         self.mesh = mesh

@@ -183,9 +183,9 @@ class Finetuner:
         """
         if recipe.batch_size % (mesh.size * recipe.accumulate):
             raise InputError(
-                f"A batch of {recipe.batch_size} does not divide over {mesh.size} "
-                f"devices in accumulate={recipe.accumulate} parts; change "
-                "finetune.batch_size."
+                f"batch_size={recipe.batch_size} does not divide over {mesh.size} "
+                f"devices in accumulate={recipe.accumulate} parts; choose a multiple "
+                f"of {mesh.size * recipe.accumulate}."
             )
         self._backbone, self.recipe, self._mesh = backbone, recipe, mesh
         self._labels_field, self._single = labels_field, single

@@ -15,7 +15,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.untrusted import read_array
 from fusmae_jax import run
 from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
-from fusmae_jax.evaluation.backbone import Pretrained, digest
+from fusmae_jax.evaluation.backbone import Pretrained, check_blocks, digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
 
@@ -60,7 +60,7 @@ class Session:
         self.mesh, self.pretrained, self.data = mesh, pretrained, data
         self.backbone = pretrained.look_at(data.description, config.normalize)
         self.recipe = features.Recipe(**config.features)
-        self.recipe.check(self.backbone.blocks)
+        check_blocks("features.blocks", self.recipe.blocks, self.backbone.blocks)
         seen = pretrained.config.model.get("global_token", "encoder")
         if self.recipe.pool == "global" and seen == "encoder":
             log.warning(
