@@ -1,26 +1,35 @@
 """Entry point: python launch.py --config=configs/pretrain_base.py [--workdir=DIR].
 
 Where the project is installed, `fusmae --config=pretrain_base` is the same.
-Each task imports what it needs when it starts: help and mistakes are told at once.
+With --explain it prints what every field of the config means, and stops. A task is
+imported when a config names it, so that help comes at once.
 """
 
 import gc
+import importlib
 import logging
 import os
 import pathlib
-import re
+import shutil
 import sys
-import traceback
 
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from data_pipeline import files
+from data_pipeline import config_fields, files
 from data_pipeline.errors import InputError
 from fusmae_jax import host, preemption, startup
 
+# The module of each task: `check(config)` refuses what cannot work, without touching a
+# device; `run(config, workdir)` does it; `fields(config)` says what a config may hold.
+TASKS = {
+    "prepare": "data_pipeline.building.prepare",
+    "pretrain": "fusmae_jax.pretrain",
+    "reconstruct": "fusmae_jax.reconstruct",
+    "evaluate": "fusmae_jax.evaluation.evaluate",
+}
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,12 +54,19 @@ class ConfigLoader(flags.ArgumentParser):
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser  # which loads them by their paths
+        self.loaded = None  # even if a field cannot be what is passed
 
     def parse(self, argument: str):
-        return self._parser.parse(find_config(argument))
+        self.loaded = None
+        self.loaded = self._parser.parse(find_config(argument))
+        return self.loaded
 
 
-flags.FLAGS["config"].parser = ConfigLoader(flags.FLAGS["config"].parser)
+_LOADER = ConfigLoader(flags.FLAGS["config"].parser)
+flags.FLAGS["config"].parser = _LOADER
+_EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "Print all fields of the config, with their meanings, and stop."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run writes; runs/<name of the config> by default."
 )
@@ -62,84 +78,20 @@ _HOSTS = flags.DEFINE_integer("hosts", None, "Number of hosts, likewise.")
 _HOST = flags.DEFINE_integer("host", None, "Which of them this is, likewise.")
 
 
-def pretrain(config, workdir):
-    """Trains an encoder."""
-    from fusmae_jax import pretrain
+def task_of(config):
+    """The module of a config's task.
 
-    pretrain.pretrain(config, workdir)
-
-
-def reconstruct(config, workdir):
-    """Reports a run's reconstructions."""
-    from fusmae_jax import reconstruct
-
-    reconstruct.reconstruct(config, workdir)
-
-
-def evaluate(config, workdir):
-    """Evaluates a run's encoder."""
-    from fusmae_jax.evaluation import evaluate
-
-    evaluate.evaluate(config, workdir)
-
-
-def prepare(config, workdir):
-    """Builds a dataset; writes to config.out, not to the run directory."""
-    del workdir
-    from data_pipeline.building import prepare
-
-    prepare.prepare(config)
-
-
-TASKS = {
-    "pretrain": pretrain,
-    "reconstruct": reconstruct,
-    "evaluate": evaluate,
-    "prepare": prepare,
-}
-
-
-def check(config) -> None:
-    """Refuses a config that cannot work; no device is touched for that."""
-    if config.task == "prepare":
-        from data_pipeline.building.options import check_config
-    elif config.task == "evaluate":
-        from fusmae_jax.evaluation.checks import check_config
-    elif config.task == "reconstruct":
-        from fusmae_jax.reconstruct import check_config
-    else:
-        from fusmae_jax.checks import check_config
-    check_config(config)
-
-
-# What a flag must be, by what is said when it is not.
-WANTED = {
-    "invalid literal": "a whole number",
-    "could not convert": "a number",
-    "('Non-boolean": "True or False",
-    "Failed to parse": "left alone, and its fields passed one by one",
-}
-
-
-def explain(error: Exception) -> str:
-    """In a sentence, why a flag cannot be what was passed."""
-    said = " ".join(str(error).split())
-    for sign, wanted in WANTED.items():
-        flag = re.match(rf"flag --config\.([\w.]+)=(.*): {re.escape(sign)}", said)
-        if flag:
-            return f"{flag[1]} is {flag[2]!r}; it must be {wanted}."
-    return said
-
-
-def unknown(error: Exception) -> str:
-    """In a sentence, which field there is not."""
-    said = " ".join(str(error).split())
-    if "get_config" in said:
-        return f"The config file cannot be used ({said}); see configs/quickstart.py."
-    name = re.search(r"(?:no attribute \W)?(\w+)", said)
-    near = re.search(r"Did you mean \W*(\w+)", said)
-    hint = f"did you mean {near[1]}?" if near else "see the config file."
-    return f"The config has no field {name and name[1]}; {hint}"
+    Raises:
+        InputError: there is no such task, or this is no config.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(
+            f"get_config() returns {config!r:.50}; let it return a ConfigDict, as in "
+            "configs/quickstart.py."
+        )
+    if config.get("task") not in tuple(TASKS):
+        raise InputError(f"The config's task must be one of {list(TASKS)}.")
+    return importlib.import_module(TASKS[config.task])
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -147,45 +99,65 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
-        task = getattr(config, "task", None)  # raises where no file could be loaded
-    except (AttributeError, KeyError, TypeError, flags.Error) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if any(frame.name == "get_config" for frame in frames):
-            raise  # the config file itself is wrong: show where
-        known = isinstance(error, TypeError | flags.Error)
-        raise InputError(explain(error) if known else unknown(error)) from error
+        getattr(config, "task", None)  # raises where no file could be loaded
     except OSError as error:
         reason = str(error).splitlines()[-1].strip()  # which has the file's name
         raise InputError(
             "The config file cannot be loaded; pass the path of one, or a name that "
             f"--help lists, such as quickstart. ({reason})"
         ) from error
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
+        if _LOADER.loaded is not None:
+            check_overrides(_LOADER.loaded, argv, str(error))
+        elif "no attribute 'get_config'" in str(error):
+            raise InputError(
+                f"The config file cannot be used ({error}); see configs/quickstart.py."
+            ) from error
+        elif not isinstance(error, flags.Error):
+            raise  # the config file itself is wrong: show where
+        raise InputError(str(error)) from error
     if not flags.FLAGS["config"].present:
         raise InputError("Name a run: --config=configs/quickstart.py, for example.")
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise InputError(
-            f"get_config() returns {config!r:.50}; let it return a ConfigDict, as in "
-            "configs/quickstart.py."
-        )
-    if task not in tuple(TASKS):
-        raise InputError(f"The config's task must be one of {list(TASKS)}.")
-    check(config)
+    task = task_of(config)
+    if not _EXPLAIN.value:
+        task.check(config)
     return rest
 
 
+def check_overrides(config, argv: list[str], message: str) -> None:
+    """Refuses the field of a config that cannot be what the command line says.
+
+    Args:
+        config: as it is in its file.
+        argv: the command line.
+        message: what is wrong with it, in the words of absl.
+
+    Raises:
+        InputError: names the field, what was passed, and what it must be.
+    """
+    known = task_of(config).fields(config)
+    for argument in argv[1:]:
+        flag, _, value = argument.lstrip("-").partition("=")
+        name = flag.removeprefix("config.")
+        if name == flag:
+            continue
+        if f"--{flag}={value}:" in message or not config_fields.find(config, name)[0]:
+            config_fields.check_override(name, value, known)
+
+
 def main(argv: list[str]) -> None:
+    """Runs the task that a config names, or explains the config."""
     if len(argv) > 1:
         raise InputError(f"Unexpected arguments: {' '.join(argv[1:])}.")
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a sign of a table
-    gc.set_threshold(100_000)  # imports and tracing make objects that stay
-    log = logging.getLogger("fusmae_jax")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
-    log.propagate = False
-    # Orbax logs at length, and what fails in its threads with a traceback, though it
-    # raises that, too.
-    absl_logging.set_verbosity(absl_logging.FATAL)
     config = _CONFIG.value
+    task = task_of(config)
+    if _EXPLAIN.value:
+        width = shutil.get_terminal_size().columns
+        print(config_fields.explain(config, task.fields(config), width))
+        return
+    gc.set_threshold(100_000)  # imports and tracing make objects that stay
+    start_logging()
     if config.task != "prepare":  # which never imports jax
         host.prepare()  # before JAX starts threads
     if _MULTIHOST.value:
@@ -197,7 +169,18 @@ def main(argv: list[str]) -> None:
     if config.task != "prepare":
         startup.enable_compile_cache()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    TASKS[config.task](config, _WORKDIR.value or f"runs/{name}")
+    task.run(config, _WORKDIR.value or f"runs/{name}")
+
+
+def start_logging() -> None:
+    """Prints what the project logs, and nothing that libraries log."""
+    log = logging.getLogger("fusmae_jax")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
+    # Orbax logs at length, and what fails in its threads with a traceback, though it
+    # raises that, too.
+    absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 def run() -> None:

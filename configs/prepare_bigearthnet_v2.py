@@ -19,9 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     with c.unlocked():
         c.archive = "bigearthnet_v2"
         c.read = ml_collections.ConfigDict()
-        c.read.metadata = ""  # path of metadata.parquet; "" looks in the source
-        c.read.maps = True  # pixel labels, where there are reference maps
-        # Keep the 69,450 patches with snow, clouds or shadows, most of which only
-        # metadata_for_patches_with_snow_cloud_or_shadow.parquet knows; put it beside.
+        c.read.metadata = ""
+        c.read.maps = True
+        # To keep them put metadata_for_patches_with_snow_cloud_or_shadow.parquet beside
+        # metadata.parquet, which has few of them.
         c.read.snow_and_clouds = False
     return c.lock()

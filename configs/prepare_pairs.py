@@ -27,18 +27,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.unlock()
     c.archive = "geotiff_pairs"
     c.read = read = ml_collections.ConfigDict()
-    read.name = "pairs"  # of the dataset: small letters, digits and underscores
+    read.name = "pairs"
     read.licence = "Not stated."
-    # Names in file order, for files whose bands have no descriptions: ("VV", "VH").
     read.s1_bands = ()
     read.s2_bands = ()
-    read.s1_unit = "dB"  # or "linear", power
-    read.s2_unit = "DN"  # or "reflectance", 1 for a surface that scatters all light
-    read.s2_level = "L2A"  # or "L1C", which has B10 too
-    # Processing baseline 04.00 and later (2022) add 1000 DN. "auto" looks for the
-    # baseline in file names and tags; "1000" takes the offset out, "0" says that there
-    # is none, or none any more.
+    read.s1_unit = "dB"
+    read.s2_unit = "DN"
+    read.s2_level = "L2A"
     read.s2_offset = "auto"
-    read.size = 0  # side of a pair in pixels; 0 is that of the first pair
-    read.classes = ()  # names in order; () is all in the CSV by alphabet
+    read.size = 0
+    read.classes = ()
     return c.lock()

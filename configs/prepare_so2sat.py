@@ -25,6 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
         c.archive = "so2sat"
         c.pairs_per_shard = 16384  # about 400 MB
         c.read = ml_collections.ConfigDict()
-        # Sentinel-1 intensity: "lee" as the archive filtered it, "none" unfiltered.
         c.read.speckle = "lee"
     return c

@@ -20,10 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         c.holdout_share = 0.01  # of the 251,079 locations
         c.pairs_per_shard = 384  # about 400 MB
         c.read = ml_collections.ConfigDict()
-        c.read.level = "L2A"  # of Sentinel-2: "L2A" (s2a/) or "L1C" (s2c/)
-        # Processing baseline 04.00 and later (2022) add 1000 DN. The published archive
-        # predates it: "0". For later downloads "auto" looks for the baseline in each
-        # product's metadata.json, and "1000" takes the offset out.
-        c.read.s2_offset = "0"
-        c.read.void_ids = ""  # void_ids.csv of SSL4EO-S12: locations to leave out
+        c.read.level = "L2A"
+        c.read.s2_offset = "0"  # the published archive is older than baseline 04.00
+        c.read.void_ids = ""
     return c

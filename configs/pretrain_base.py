@@ -5,10 +5,10 @@
 The same command runs on a TPU VM and on a multi-GPU host; on several hosts add
 --multihost. Any field can be overridden, e.g. --config.batch_size=512. On one GPU of
 80 GB it fits as it is, on 40 GB with --config.accumulate=2, on 24 GB and on a TPU v5e-8
-with --config.accumulate=4, by XLA's compilers: docs/usage.md has
-the table.
+with --config.accumulate=4, by XLA's compilers: docs/usage.md has the table.
 
-What the paper leaves open is chosen as docs/model.md explains.
+What the paper leaves open is chosen as docs/model.md explains. With --explain the
+command prints what every field means, and stops.
 """
 
 import ml_collections
@@ -27,55 +27,43 @@ def get_config() -> ml_collections.ConfigDict:
     c.method = "fusmae"  # of fusmae_jax/objectives
     c.seed = 0
     c.epochs = 100
-    c.batch_size = 1024  # pairs, over all devices and hosts
-    c.accumulate = 1  # parts of a batch that go through the network one by one
+    c.batch_size = 1024
+    c.accumulate = 1
 
     c.data = data()
     c.bands = dict(s1=S1_BANDS, s2=S2_BANDS)
     c.view = dict(
-        crop_scale=(0.2, 1.0),  # of the scene's area
+        crop_scale=(0.2, 1.0),
         crop_ratio=(3 / 4, 4 / 3),
-        turn=True,  # flips and quarter turns
-        resampling="linear",  # or "cubic"
+        turn=True,
+        resampling="linear",
     )
-    c.mask = dict(
-        ratio=0.75,
-        mode="independent",  # or "consistent"
-        drop_sensor=0.0,  # chance that a pair lacks a sensor, redrawn from the other
-    )
-
+    c.mask = dict(ratio=0.75, mode="independent", drop_sensor=0.0)
     c.model = dict(
         image_size=112,
         patch_size=8,
         dim=768,
         depth=12,
         num_heads=12,
-        fuse_early=True,  # XAttnEncoder
-        fuse_features=True,  # XAttnDecoder
+        fuse_early=True,
+        fuse_features=True,
         decoder_dim=256,
         decoder_depth=2,
         decoder_heads=8,
-        global_token="encoder",  # or "decoders" see it too, and teach its output
-        dtype="auto",  # of matrix products: bfloat16 where devices are made for it,
-        # else float32, as parameters always are
-        attention="auto",  # or "xla", "cudnn"
-        remat="none",  # or "dots", "full": less memory, more time
+        global_token="encoder",
+        dtype="auto",
+        attention="auto",
+        remat="none",
     )
-    c.loss = dict(normalize="patch", weight_s1=1.0, weight_s2=1.0)  # "none", "group"
+    c.loss = dict(normalize="patch", weight_s1=1.0, weight_s2=1.0)
 
-    c.optim = dict(
-        base_lr=1.5e-4,  # for 256 pairs
-        b1=0.9,
-        b2=0.95,
-        weight_decay=0.05,
-        clip_norm=0.0,  # 0 never clips
-    )
+    c.optim = dict(base_lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=0.0)
     # References: they follow what they are made of on the command line.
     c.optim.peak_lr = c.optim.get_ref("base_lr") * c.get_ref("batch_size") / 256
     c.optim.warmup_epochs = c.get_ref("epochs") // 10
 
-    c.fsdp = 1  # devices that share one copy of the parameters
-    c.fsdp_min_size = 2**18  # kernels with fewer elements stay whole
+    c.fsdp = 1
+    c.fsdp_min_size = 2**18
     keep_books(c)
     return c.lock()
 
@@ -83,40 +71,35 @@ def get_config() -> ml_collections.ConfigDict:
 def data() -> dict:
     """Where pairs come from, and which of them."""
     return dict(
-        source="records",  # or "sample", "synthetic"
-        dir="",  # a dataset that configs/prepare_*.py built, or several: "A,B"
-        weights=(),  # of several; () counts their pairs
+        source="records",
+        dir="",
+        weights=(),
         split="train",
         eval_split="validation",
-        eval_dir="",  # where that is, if not in dir
-        classes=(),  # only pairs with one of these; () takes all
-        fraction=1.0,  # of the training pairs, every class kept,
-        subset_seed=0,  # and which
-        statistics="published",  # that normalise bands, or "computed" at the build
-        allow_overlap=False,  # let training pairs be held-out ones too
-        threads=0,  # that read records; 0 for one a core, at most 8
-        workers=0,  # processes that do, instead
-        stall_seconds=60,  # of waiting for data, until the log says so; 0 for never
-        count=10_000,  # synthetic scenes,
-        size=120,  # their side at 10 m,
-        seed=0,  # and which
+        eval_dir="",
+        classes=(),
+        fraction=1.0,
+        subset_seed=0,
+        statistics="published",
+        allow_overlap=False,
+        threads=0,
+        workers=0,
+        stall_seconds=60,
+        count=10_000,
+        size=120,
+        seed=0,
     )
 
 
 def keep_books(c: ml_collections.ConfigDict) -> None:
     """How often a run logs, evaluates, draws and saves."""
-    c.log_every = 50  # steps
+    c.log_every = 50
     c.eval_every = 1_000
-    c.eval_pairs = 512  # held-out pairs in use
-    c.eval_draws = 4  # masks of each in the final comparison
+    c.eval_pairs = 512
+    c.eval_draws = 4
     c.figure_pairs = 6
-    c.judge = dict(
-        every=0,  # epochs between kNN and probe of the encoder; 0 for never
-        labels="labels",  # which of the data's
-        train_pairs=2_000,
-        eval_pairs=1_000,
-    )
+    c.judge = dict(every=0, labels="labels", train_pairs=2_000, eval_pairs=1_000)
     c.checkpoint_every = 1_000
-    c.keep_checkpoints = 3  # the last ones,
-    c.keep_every = 10_000  # and every 10,000th for good
-    c.bad_steps = 10  # in a row, of loss or gradient not finite, that end the run
+    c.keep_checkpoints = 3
+    c.keep_every = 10_000
+    c.bad_steps = 10

@@ -19,49 +19,45 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "evaluate"
-    c.methods = ("knn", "probe", "retrieval")  # also "finetune", "dense"
-    c.checkpoint = ""  # a run directory
-    c.step = 0  # which of its checkpoints; 0 for the latest
+    c.methods = ("knn", "probe", "retrieval")
+    c.checkpoint = ""
+    c.step = 0
     c.seed = 0
     c.data = dict(
-        source="records",  # or "sample", "synthetic"
-        dir="",  # a dataset that configs/prepare_*.py built
-        eval_dir="",  # where the other splits are, if not in dir
+        source="records",
+        dir="",
+        eval_dir="",
         split="train",
         val_split="validation",
         test_split="test",
-        classes=(),  # only pairs with one of these; () takes all
-        statistics="published",  # of the bands, or "computed" at the build
-        allow_overlap=False,  # test on what was trained on
-        count=10_000,  # synthetic scenes,
-        size=120,  # their side at 10 m,
-        seed=0,  # and which
+        classes=(),
+        statistics="published",
+        allow_overlap=False,
+        count=10_000,
+        size=120,
+        seed=0,
     )
-    c.labels = "labels"  # which of the data's
-    c.single_label = False  # one class a pair
-    c.allow_empty_classes = False  # test classes without training pairs
-    c.normalize = "run"  # bands by the pretraining's statistics, or this "data"'s
+    c.labels = "labels"
+    c.single_label = False
+    c.allow_empty_classes = False
+    c.normalize = "run"
 
     c.sensors = ("s1", "s2", "both")
-    c.baselines = ("random", "statistics")  # also "supervised" from scratch
-    c.fractions = (0.01, 0.1, 1.0)  # of the training labels,
-    c.repeats = (5, 1, 1)  # each drawn so often
-    c.features = dict(
-        pool="mean",  # of tokens; or "global" token, or "sensors" apart
-        blocks=1,  # the last ones
-        view="center",  # "whole" scene resampled, or "tiles"
-    )
-    c.cache = ""  # of features; <run directory>/features by default
-    c.batch_size = 256  # pairs, over all devices and hosts
-    c.bootstrap = 1_000  # resamples behind each interval
-    c.score_per_batch = 0  # also micro mAP of batches of so many, averaged
+    c.baselines = ("random", "statistics")
+    c.fractions = (0.01, 0.1, 1.0)
+    c.repeats = (5, 1, 1)
+    c.features = dict(pool="mean", blocks=1, view="center")
+    c.cache = ""
+    c.batch_size = 256
+    c.bootstrap = 1_000
+    c.score_per_batch = 0
 
     c.knn = dict(k=20, temperature=0.07)
     c.probe = dict(
-        norm="batch",  # without parameters; or "layer", "none"
+        norm="batch",
         epochs=100,
         batch_size=256,
-        learning_rates=(1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),  # for 256 pairs
+        learning_rates=(1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),
         weight_decays=(0.0, 1e-4, 1e-3, 1e-2, 0.1),
     )
     c.retrieval = dict(ks=(1, 5, 10), center=True)
@@ -72,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
 def add_trainings(c: ml_collections.ConfigDict) -> None:
     """How heads and encoders are trained together."""
     c.finetune = dict(
-        base_lr=(5e-4,),  # for 256 pairs; of several, validation chooses
+        base_lr=(5e-4,),
         epochs=100,
         warmup_epochs=5,
         batch_size=128,
@@ -81,13 +77,13 @@ def add_trainings(c: ml_collections.ConfigDict) -> None:
         weight_decay=0.05,
         smoothing=0.0,
         mixup=0.0,
-        crop_scale=(0.8, 1.0),  # of the scene's area: small crops lose labels
+        crop_scale=(0.8, 1.0),
         turn=True,
         clip_norm=0.0,
-        remat="none",  # or "dots", "full": less memory, more time
-        accumulate=1,  # parts of a batch: less memory, the same steps
+        remat="none",
+        accumulate=1,
     )
-    c.scratch = dict(base_lr=(1e-3,), layer_decay=1.0)  # what differs from scratch
+    c.scratch = dict(base_lr=(1e-3,), layer_decay=1.0)
     c.dense = dict(
         field="land_cover",
         heads=("linear", "upsample"),

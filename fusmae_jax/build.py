@@ -3,6 +3,7 @@
 import importlib
 import logging
 import pkgutil
+import types
 from collections.abc import Mapping
 
 import jax
@@ -91,6 +92,11 @@ def inputs(
     )
 
 
+def method(name: str) -> types.ModuleType:
+    """The module of a method: `FIELDS` of a config, and `check` and `build` for it."""
+    return importlib.import_module(f"{objectives.__name__}.{name}")
+
+
 def objective(config, seen: Inputs | None = None, **target) -> Objective:
     """What the config's method trains for.
 
@@ -102,8 +108,7 @@ def objective(config, seen: Inputs | None = None, **target) -> Objective:
     Raises:
         InputError: sizes that do not divide; nothing has been allocated yet.
     """
-    method = importlib.import_module(f"{objectives.__name__}.{config.method}")
-    return method.build(config, seen or inputs(config), target)
+    return method(config.method).build(config, seen or inputs(config), target)
 
 
 def to_judge(config, seen: Inputs, mesh: Mesh) -> Objective:

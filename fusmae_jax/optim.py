@@ -10,8 +10,8 @@ def schedule(peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
     """Rises linearly to `peak` over the warm-up, then falls to 0 as a cosine."""
     if not 0 <= warmup_steps < steps:
         raise InputError(
-            f"A warm-up of {warmup_steps} steps does not fit into {steps} steps; lower "
-            "optim.warmup_epochs, raise epochs, or lower batch_size."
+            f"A warm-up of {warmup_steps} steps does not fit into {steps} steps; make "
+            "it shorter."
         )
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps)
 

@@ -24,7 +24,7 @@ def grid_side(image_size: int, patch_size: int) -> int:
     if image_size <= 0 or patch_size <= 0 or image_size % patch_size:
         raise InputError(
             f"Image size {image_size} is not a whole number of patches of "
-            f"{patch_size} px; change model.image_size or model.patch_size."
+            f"{patch_size} px; change one of them."
         )
     return image_size // patch_size
 

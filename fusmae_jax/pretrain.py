@@ -13,7 +13,6 @@ from data_pipeline.errors import InputError
 from fusmae_jax import (
     build,
     checkpoint,
-    checks,
     cluster,
     figures,
     guard,
@@ -23,14 +22,16 @@ from fusmae_jax import (
     optim,
     preemption,
     reconstruct,
-    run,
     sharding,
     train,
 )
+from fusmae_jax import config as checks
+from fusmae_jax import run as run_directory
 from fusmae_jax.evaluation import inloop
-from fusmae_jax.models import attention, products
 
 log = logging.getLogger("fusmae_jax")
+
+fields, check = checks.fields, checks.check_config
 
 
 def load_batches(config, source, mesh, first: int, stop=lambda: False):
@@ -65,25 +66,6 @@ def describe(config, state, work: float, pairs: int, held_out: int, steps: int) 
         f"out; {steps} steps of {config.batch_size} pairs ({config.epochs} epochs); "
         f"{work / 1e9:.3g} GFLOP an image forward and backward{most}"
     )
-
-
-def warn_of_attention(config, mesh) -> None:
-    """Says so where a GPU would be faster, were heads or numbers others."""
-    arithmetic = products.Arithmetic(
-        config.model.dtype, sharding.platform(mesh), mesh.size, config.model.attention
-    )
-    masked = config.mask.drop_sensor > 0
-    slow = [
-        width
-        for width in checks.heads(config)
-        if attention.choose(arithmetic, width, masked) == "xla"
-    ]
-    if arithmetic.platform == "gpu" and arithmetic.attention == "auto" and slow:
-        log.warning(
-            "XLA computes attention here, as cuDNN takes bfloat16 and heads of 8, 16, "
-            "... %d channels, not %s and %s; other widths would be faster.",
-            *(120 if masked else 128, config.model.dtype, " and ".join(map(str, slow))),
-        )
 
 
 def compile_step(config, objective, mesh, rate):
@@ -266,7 +248,8 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
     shapes = jax.eval_shape(init)
     pairs = len(source), held_out.count
     log.info(describe(config, shapes, objective.flops(), *pairs, steps))
-    warn_of_attention(config, mesh)
+    if advice := objective.advice():
+        log.warning(advice)
     with open_checkpoints(config, workdir) as saves:
         state = saves.restore(init, layout)
         first, start = int(state.step), {}
@@ -293,7 +276,7 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
                 )
 
 
-def pretrain(config, workdir) -> train.PretrainState:
+def run(config, workdir) -> train.PretrainState:
     """Trains `config.epochs` epochs, from the last checkpoint in `workdir` if any.
 
     Args:
@@ -313,21 +296,21 @@ def pretrain(config, workdir) -> train.PretrainState:
     checks.check_data(config)
     workdir = files.absolute(workdir)
     mesh = sharding.make_mesh(config.fsdp)
-    config = run.settle_dtype(config, workdir, sharding.platform(mesh))
+    config = run_directory.settle_dtype(config, workdir, sharding.platform(mesh))
     checks.check_config(config)  # once more: a run that began in float32 has no cuDNN
     checks.check_devices(config, mesh)
     source, objective, held_out, _ = opened = open_run(config, mesh)
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     fixed = () if objective.separable else ("accumulate",)
-    run.open_workdir(
+    run_directory.open_workdir(
         workdir,
         config,
         objective.inputs.contract,
         source.fingerprint(),
-        free=[field for field in run.FREE if field not in fixed],
+        free=[field for field in run_directory.FREE if field not in fixed],
     )
-    run.remember_places(workdir, sources.place_codes(source))
+    run_directory.remember_places(workdir, sources.place_codes(source))
     workdir = pathlib.Path(workdir)
 
     with explain_memory(config), preemption.Notice() as notice:

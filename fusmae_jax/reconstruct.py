@@ -9,11 +9,12 @@ import pathlib
 import jax
 import numpy as np
 
-from data_pipeline import batches, data_fields, fields, files, sources
+from data_pipeline import batches, config_fields, data_fields, files, sources
+from data_pipeline.config_fields import Field, choice, location, whole
 from data_pipeline.dataset_card import SPLITS
-from data_pipeline.fields import choice, location, whole
-from fusmae_jax import baselines, build, checkpoint, checks, figures, run
-from fusmae_jax import sharding
+from fusmae_jax import baselines, build, checkpoint, figures, sharding
+from fusmae_jax import run as run_directory
+from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.heldout import HeldOut
 from fusmae_jax.inputs import SENSORS
@@ -26,14 +27,14 @@ FLOOR = "floor, an estimate"
 
 # What the config may say.
 TABLE = {
-    "task": choice("reconstruct"),
-    "checkpoint": location(),
-    "step": whole(0),
+    "task": choice("reconstruct", meaning="What launch.py does."),
+    "checkpoint": location(meaning="Run directory of a pretraining."),
+    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
     **data_fields.rows(("source", "dir", "count", "size", "seed")),
-    "split": choice(*SPLITS),
-    "pairs": whole(1),
-    "draws": whole(1),
-    "shown": whole(1),
+    "split": choice(*SPLITS, meaning="Split whose pairs are reconstructed."),
+    "pairs": whole(1, meaning="How many pairs are scored, at most."),
+    "draws": whole(1, meaning="Masks of each pair."),
+    "shown": whole(1, meaning="Pairs in the figure, at most."),
 }
 
 
@@ -140,18 +141,24 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     print(table(errors | {FLOOR: floor}, title=title), flush=True)
 
 
-def check_config(config) -> None:
+def fields(config) -> dict[str, Field]:
+    """What each field of the config may hold, and means."""
+    del config  # the same for all
+    return TABLE
+
+
+def check(config) -> None:
     """Refuses what no run and no data could make work.
 
     Raises:
         InputError: names the fields and their values.
     """
-    fields.check(config, TABLE, like="configs/reconstruct.py")
-    checks.check_checkpoint(config.checkpoint)
+    config_fields.check(config, TABLE, like="configs/reconstruct.py")
+    check_checkpoint(config.checkpoint)
     data_fields.check(config.data)
 
 
-def reconstruct(config, workdir) -> None:
+def run(config, workdir) -> None:
     """Reports on a run's checkpoint, from its directory alone.
 
     Args:
@@ -161,15 +168,15 @@ def reconstruct(config, workdir) -> None:
     Raises:
         InputError: there is no such run, checkpoint or data.
     """
-    check_config(config)
+    check(config)
     workdir = files.absolute(workdir)
     trained_in = pathlib.Path(files.absolute(config.checkpoint))
-    trained, contract = run.load(trained_in)
+    trained, contract = run_directory.load(trained_in)
     description = sources.describe(config.data)
     wanted = build.check_data(contract, description)
     source = sources.open_split(config.data, config.split, (*wanted, "id"))
     inputs = build.inputs(trained, contract, description.layout)
-    seen = run.trained_on(trained_in, sources.place_codes(source))
+    seen = run_directory.trained_on(trained_in, sources.place_codes(source))
     if seen:
         log.warning(
             "%d of these %d pairs show ground that was trained on.", seen, len(source)
@@ -184,7 +191,7 @@ def reconstruct(config, workdir) -> None:
     held_out = HeldOut(
         objective, mesh, source, seed=trained.seed, count=config.pairs
     )
-    run.open_workdir(
+    run_directory.open_workdir(
         workdir,
         config,
         inputs.contract,

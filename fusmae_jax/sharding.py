@@ -44,7 +44,7 @@ def make_mesh(fsdp: int = 1, devices=None) -> Mesh:
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(
             f"{len(devices)} devices do not divide into groups of fsdp={fsdp}; choose "
-            "a divisor with --config.fsdp."
+            "a divisor."
         )
     # Auto lets XLA place activations; JAX defaults to Explicit, which asks for an
     # out_sharding at every reshape of a sharded image.

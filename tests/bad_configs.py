@@ -10,6 +10,8 @@ import math
 
 import ml_collections
 
+import launch
+
 GONE = object()
 
 # What has to be passed to a config of each task before it can work.
@@ -37,6 +39,12 @@ def load(name: str, changes: dict):
         else:
             place[key] = value
     return ml_collections.ConfigDict(config, type_safe=False).lock()
+
+
+def check(name: str, changes: dict) -> None:
+    """Refuses it as `launch.py` does."""
+    config = load(name, changes)
+    launch.task_of(config).check(config)
 
 
 @functools.cache
@@ -150,13 +158,13 @@ EVALUATION = [
     ({"retrieval.ks": (1, 0)}, r"retrieval.ks is \(1, 0\); .* at least 1"),
     ({"probe.learning_rates": (0.0,)}, "probe.learning_rates is .* above 0"),
     ({"probe.weight_decays": ()}, "probe.weight_decays is .* at least 1"),
-    ({"finetune.warmup_epochs": 100}, "finetune.warmup_epochs is 100; .* below epochs"),
+    ({"finetune.warmup_epochs": 100}, "finetune says, warmup_epochs is 100;"),
     ({"finetune.crop_scale": (1.0, 0.5)}, r"Crop scale \(1.0, 0.5\)"),
     ({"finetune.drop_path": 1.0}, "finetune.drop_path is 1.0"),
     ({"finetune.remat": "all"}, r"finetune.remat is 'all'; choose one of \['none', 'd"),
     ({"finetune.accumulate": 3}, "batch_size=128 does not divide into accumulate=3"),
-    ({"scratch.accumulate": 5}, "With what scratch says, finetune.batch_size=128"),
-    ({"scratch.epochs": 3}, "With what scratch says, finetune.warmup_epochs is 5"),
+    ({"scratch.accumulate": 5}, "With what scratch says, batch_size=128"),
+    ({"scratch.epochs": 3}, "With what scratch says, warmup_epochs is 5"),
     ({"scratch.rate": 3}, "no use for scratch.rate"),
     ({"dense.heads": ("conv",)}, "dense.heads is .*'linear', 'upsample'"),
     ({"dense.blocks": 0}, "dense.blocks is 0"),
@@ -170,6 +178,7 @@ PREPARATION = [
     ("prepare_bigearthnet", {"archive": "so2sat"}, "no field read.speckle; give it"),
     ("prepare_bigearthnet", {"archive": "so2satt"}, r"did you mean 'so2sat'\?"),
     ("prepare_bigearthnet", {"holdout_share": 1.0}, "holdout_share is 1.0"),
+    ("prepare_bigearthnet", {"holdout_share": -0.1}, "holdout_share is -0.1"),
     ("prepare_bigearthnet", {"holdout_tiles": "33UUP"}, r"such as \('33UUP',\)"),
     ("prepare_bigearthnet", {"compression": "zstd"}, r"did you mean 'zstd:3'\?"),
     ("prepare_bigearthnet", {"pairs_per_shard": 0}, "pairs_per_shard is 0"),
@@ -185,6 +194,9 @@ PREPARATION = [
     ("prepare_ssl4eo", {"read.level": "L2a"}, r"did you mean 'L2A'\?"),
     ("prepare_pairs", {"read.name": "My pairs"}, "read.name is 'My pairs'; .* letter"),
     ("prepare_pairs", {"read.s1_unit": "db"}, r"did you mean 'dB'\?"),
+    ("prepare_pairs", {"read.s2_unit": "dn"}, r"did you mean 'DN'\?"),
+    ("prepare_pairs", {"read.s2_level": "L2"}, "s2_level is 'L2'; choose .*L2A.*L1C"),
+    ("prepare_pairs", {"read.s2_offset": "500"}, "s2_offset is '500'; choose one of"),
     ("prepare_pairs", {"read.size": -1}, "read.size is -1"),
 ]
 

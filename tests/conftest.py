@@ -3,6 +3,7 @@
 import gc
 import logging
 import pathlib
+import sys
 
 import jax
 import pytest
@@ -10,6 +11,8 @@ from absl import flags
 from jax._src import array
 from jax._src.lib import guard_lib
 from orbax.checkpoint import v1 as ocp
+
+import launch
 
 jax.config.update("jax_platforms", "cpu")  # on hosts with an accelerator too
 jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
@@ -82,3 +85,25 @@ def while_loading(monkeypatch):
 
     monkeypatch.setattr(ocp, "load", loading)
     return found
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses a command line as the first of its process."""
+
+    def call(*arguments):
+        forget()
+        argv = ["launch.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for fields
+        return launch.parse(argv)
+
+    def forget():
+        sys.modules.pop("config_config", None)  # the config file that was loaded
+        for name in list(flags.FLAGS):
+            if name.startswith("config."):
+                delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+    yield call
+    forget()
+    flags.FLAGS.mark_as_parsed()

@@ -10,7 +10,7 @@ from fusmae_jax import inputs, patches
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import layers
 from fusmae_jax.models.products import Arithmetic
-from fusmae_jax.objectives import protocol
+from fusmae_jax.objectives import fusmae, protocol
 from fusmae_jax.objectives.protocol import Encoded
 
 WIDTH, MOMENTUM = 16, 0.9
@@ -33,6 +33,13 @@ class Network(nnx.Module):
             for s in SENSORS
         }
         return tokens, sum(x.mean(axis=1) for x in tokens.values()) / len(tokens)
+
+
+FIELDS = fusmae.FIELDS  # which it has no use for, but those of `model`
+
+
+def check(config):
+    """What `config.check_config` asks for."""
 
 
 def build(config, seen, target):

@@ -6,9 +6,10 @@ import re
 import pytest
 
 from configs import pretrain_base
-from data_pipeline import fields
+from data_pipeline import config_fields as fields
 from data_pipeline.errors import InputError
-from fusmae_jax import checks, sharding
+from fusmae_jax import config as checks
+from fusmae_jax import sharding
 
 
 def config(**changes):
@@ -46,6 +47,12 @@ def test_less_than_one_batch_is_refused_with_the_numbers():
         checks.count_steps(config(epochs=1, batch_size=64), 17)
 
 
+def test_a_warm_up_of_all_steps_is_refused_with_the_numbers():
+    c = config(**{"epochs": 12, "batch_size": 10, "optim.warmup_epochs": 11})
+    with pytest.raises(InputError, match="warmup_epochs=11 of 1 pairs are all 1 steps"):
+        checks.count_steps(c, 1)
+
+
 def test_more_steps_than_32_bits_count_are_refused():
     with pytest.raises(InputError, match="epochs=2000000000 of 2048 pairs are 4000000"):
         checks.count_steps(config(epochs=2_000_000_000), 1_024 * 2)
@@ -55,7 +62,7 @@ def test_more_steps_than_32_bits_count_are_refused():
     "row, fit, others",
     [
         (fields.whole(1, 9), (1, 9), (0, 10, 1.0, True, "1", None)),
-        (fields.SEED, (0, 2**32 - 1), (-1, 2**32)),
+        (fields.seed(), (0, 2**32 - 1), (-1, 2**32)),
         (fields.number(), (0, -1e9, 0.5), (math.nan, math.inf, 10**400, True, 1j)),
         (fields.number(above=0, most=1), (1, 0.5), (0, 1.5)),
         (fields.number(least=0, below=1), (0, 0.5), (1, -0.1)),

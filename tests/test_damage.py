@@ -168,7 +168,7 @@ def test_a_run_stops_at_a_damaged_record_in_the_sentence_that_names_its_shard(
     hurt, tmp_path
 ):
     with pytest.raises(InputError, match=ADVICE):
-        pretrain.pretrain(run_on(hurt), tmp_path / "run")
+        pretrain.run(run_on(hurt), tmp_path / "run")
 
 
 def test_a_run_is_judged_on_no_other_pair_than_the_damaged_one(sample, tmp_path):
@@ -181,7 +181,7 @@ def test_a_run_is_judged_on_no_other_pair_than_the_damaged_one(sample, tmp_path)
         seed for seed in range(999) if batches.Order(source, seed).pairs(16, 17) == bad
     )
     with pytest.raises(InputError, match=ADVICE):
-        pretrain.pretrain(config, tmp_path / "run")
+        pretrain.run(config, tmp_path / "run")
     assert any("loss" in row for row in metrics.read_metrics(tmp_path / "run"))
 
 
@@ -189,4 +189,4 @@ def test_no_config_field_has_other_pairs_stand_in_for_damaged_ones(hurt, tmp_pat
     config = run_on(hurt).to_dict()
     config["data"]["damaged"] = "skip"
     with pytest.raises(InputError, match="no use for data.damaged; take it out"):
-        pretrain.pretrain(ml_collections.ConfigDict(config), tmp_path / "run")
+        pretrain.run(ml_collections.ConfigDict(config), tmp_path / "run")

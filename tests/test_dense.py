@@ -379,7 +379,7 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
 def test_bad_input_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match=r"no pixel labels 'corine'.*'land_cover'"):
         fit(tmp_path, field="corine")
-    with pytest.raises(InputError, match="batch of 6 does not divide over 4 devices"):
+    with pytest.raises(InputError, match="batch_size=6 does not divide over 4 devices"):
         fit(tmp_path, batch_size=6)
     nothing = pairs(unlabelled=1.0)
     with pytest.raises(InputError, match="None of the 8 training pairs has a labelled"):
@@ -402,13 +402,13 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"head": "unet"}, r"dense.head is 'unet'; choose one of \['linear'"),
-        ({"epochs": 0}, "dense.epochs is 0"),
-        ({"batch_size": -4}, "dense.batch_size is -4"),
-        ({"blocks": 0}, "dense.blocks is 0"),
-        ({"learning_rates": ()}, r"dense.learning_rates is \(\)"),
-        ({"learning_rates": (0.1, 0.0)}, r"dense.learning_rates is \(0.1, 0.0\)"),
-        ({"weight_decay": -1.0}, "dense.weight_decay is -1.0"),
+        ({"head": "unet"}, r"^head is 'unet'; choose one of \['linear'"),
+        ({"epochs": 0}, "^epochs is 0"),
+        ({"batch_size": -4}, "^batch_size is -4"),
+        ({"blocks": 0}, "^blocks is 0"),
+        ({"learning_rates": ()}, r"^learning_rates is \(\)"),
+        ({"learning_rates": (0.1, 0.0)}, r"^learning_rates is \(0.1, 0.0\)"),
+        ({"weight_decay": -1.0}, "^weight_decay is -1.0"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(changes, message):

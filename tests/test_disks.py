@@ -99,7 +99,7 @@ def test_a_run_meets_a_full_disk_at_every_file_and_goes_on_to_the_same_numbers(
     disk, trip, tmp_path
 ):
     config, workdir = tiny.config(), disk.path / "run"
-    pretrain.pretrain(config, tmp_path / "whole")
+    pretrain.run(config, tmp_path / "whole")
     for owner, method, names in (
         (metrics.MetricWriter, "write_now", r"metrics\.jsonl"),
         # What is written beside each other may fail first.
@@ -107,12 +107,12 @@ def test_a_run_meets_a_full_disk_at_every_file_and_goes_on_to_the_same_numbers(
         (pretrain.reconstruct, "report", r"figures/reconstruction\.png"),
     ):
         undo = trip(owner, method)
-        said = one_sentence(pretrain.pretrain, config, workdir)
+        said = one_sentence(pretrain.run, config, workdir)
         undo()
         assert re.search(f"{workdir}/({names})", said), (method, said)
         assert "No space left" in said
         disk.make_room()
-    state = pretrain.pretrain(config, workdir)
+    state = pretrain.run(config, workdir)
     assert int(state.step) == 6
     want = sorted(numbers(tmp_path / "whole"))
     assert sorted(numbers(workdir)) == want
@@ -155,7 +155,7 @@ def test_a_full_disk_costs_an_evaluation_nothing_it_had(disk):
     )
     assert f"{workdir}/predictions.npz cannot be written" in said
     said = one_sentence(cache._write, disk.path / "features" / "a", b"x" * 9000)
-    assert f"kept in {workdir}/features" in said and "--config.cache=DIR" in said
+    assert f"kept in {workdir}/features" in said and "another folder" in said
     disk.make_room()
     assert content(workdir) == before
     write(["b"])

@@ -37,7 +37,7 @@ def everything(trained, tmp_path_factory):
     count = lambda *a, **k: scored.append(1) or score(*a, **k)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "multi_label", count)
-        rows = evaluate.evaluate(config, workdir)
+        rows = evaluate.run(config, workdir)
     return workdir, rows, len(scored)
 
 
@@ -109,7 +109,7 @@ def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
     workdir, rows, _ = everything
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gallery, "draw", lambda *a, **k: None)
-        evaluate.evaluate(config, workdir)  # once more
+        evaluate.run(config, workdir)  # once more
     out = capsys.readouterr().out
     for text in ("mAP (micro) on 16 pairs of synthetic, test split", *ENCODERS):
         assert text in out
@@ -123,7 +123,7 @@ def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path):
         trained, methods=("knn", "probe"), single_label=True, sensors=("both",)
     )
     config.data.source = "patterns"
-    rows = evaluate.evaluate(config, tmp_path)
+    rows = evaluate.run(config, tmp_path)
     labels = patterns.Patterns(16, size=24, seed=2).index["labels"]
     with np.load(tmp_path / "predictions.npz") as found:
         np.testing.assert_array_equal(found["labels"], labels)
@@ -140,7 +140,7 @@ def test_few_labels_are_all_that_the_few_label_rows_saw(trained, tmp_path, monke
     config = judging.config(
         trained, methods=("knn", "probe"), fractions=(0.2,), sensors=("both",)
     )
-    first = evaluate.evaluate(config, tmp_path / "one")
+    first = evaluate.run(config, tmp_path / "one")
     labels = synthetic.Scenes(160, size=24).index["labels"]
     chosen = subsets.choose(labels, 0.2, 0)
 
@@ -156,7 +156,7 @@ def test_few_labels_are_all_that_the_few_label_rows_saw(trained, tmp_path, monke
 
     monkeypatch.setitem(sources.PROCEDURAL, "synthetic", Spoiled)
     monkeypatch.setattr(subsets, "choose", lambda *a: chosen)
-    second = evaluate.evaluate(config, tmp_path / "two")
+    second = evaluate.run(config, tmp_path / "two")
     for a, b in zip(first, second, strict=True):
         assert a.scores.overall == b.scores.overall
 
@@ -166,7 +166,7 @@ def test_the_real_pairs_that_come_with_the_project_can_be_judged(trained, tmp_pa
     config.checkpoint = str(trained)
     config.cache = str(tmp_path / "cache")
     config.bootstrap, config.probe.epochs = 20, 2
-    rows = evaluate.evaluate(config, tmp_path / "out")
+    rows = evaluate.run(config, tmp_path / "out")
     assert {row.task for row in rows} == {"knn", "probe", "retrieval"}
     assert {(row.test_pairs, row.train_pairs) for row in rows} == {(5, 17), (5, 0)}
     assert (tmp_path / "out" / "figures" / "projection_both.png").exists()
@@ -212,7 +212,7 @@ def on_ground(trained, tmp_path_factory):
         config.dense.learning_rates = (1e-3,)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gallery, "draw", lambda *a, **k: None)
-            found[cells] = folder / "out", evaluate.evaluate(config, folder / "out")
+            found[cells] = folder / "out", evaluate.run(config, folder / "out")
     return found
 
 
@@ -255,7 +255,7 @@ def judged_alone(run_directory, workdir, monkeypatch):
         sensors=("s1", "both"),
         cache=str(workdir / "cache"),
     )
-    evaluate.evaluate(config, workdir / "out")
+    evaluate.run(config, workdir / "out")
     return below
 
 

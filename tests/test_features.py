@@ -306,7 +306,7 @@ def test_bytes_changed_in_a_part_are_noticed(tmp_path, taker):
 def test_a_cache_that_cannot_be_written_is_said_before_work(tmp_path, taker):
     (tmp_path / "file").write_text("x")
     source = Counted()
-    with pytest.raises(InputError, match=r"cannot be kept in .*--config.cache") as e:
+    with pytest.raises(InputError, match=r"cannot be kept in .*another folder") as e:
         extract(taker, source, tmp_path / "file")
     assert "\n" not in str(e.value) and not source.read
     if os.geteuid():  # root may write anywhere
@@ -318,10 +318,10 @@ def test_a_cache_that_cannot_be_written_is_said_before_work(tmp_path, taker):
 @pytest.mark.parametrize(
     "options, match",
     [
-        (dict(pool="max"), r"features.pool is 'max'; choose one of \['mean'"),
-        (dict(view="corner"), "features.view is 'corner'"),
-        (dict(blocks=3), "features.blocks is 3; this encoder has 2"),
-        (dict(blocks=0), "features.blocks is 0"),
+        (dict(pool="max"), r"^pool is 'max'; choose one of \['mean'"),
+        (dict(view="corner"), "^view is 'corner'"),
+        (dict(blocks=3), "^blocks is 3; this encoder has 2"),
+        (dict(blocks=0), "^blocks is 0"),
     ],
 )
 def test_features_that_there_are_not_are_refused(options, match):

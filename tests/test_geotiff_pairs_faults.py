@@ -174,11 +174,6 @@ def test_a_unit_that_is_not_said_shows_in_the_sample(tmp_path):
 @pytest.mark.parametrize(
     "read, message",
     [
-        (dict(s1_unit="amplitude"), r"s1_unit is 'amplitude'; choose one of \['dB"),
-        (dict(s2_unit="dn"), r"read.s2_unit is 'dn'; .*did you mean 'DN'\?"),
-        (dict(s2_level="L2"), "s2_level is 'L2'; choose .*L2A.*L1C"),
-        (dict(s2_offset="500"), "s2_offset is '500'; choose one of"),
-        (dict(name="my pairs"), "name is 'my pairs'"),
         (dict(size=20), "band VV, is 16 x 16 px.* 20 x 20"),
         (dict(s1_bands=("VH", "VV")), "calls its bands .*correct the one"),
         (dict(classes=("a", "b")), "2 classes, but no pair has a label"),

@@ -53,7 +53,7 @@ def losses(directory):
 @pytest.mark.parametrize("golden", OF_TODAY, indirect=True)
 def test_a_run_of_an_earlier_version_goes_on(golden, tmp_path):
     workdir = shutil.copytree(golden, tmp_path / "run")
-    assert int(pretrain.pretrain(config(), workdir).step) == 6
+    assert int(pretrain.run(config(), workdir).step) == 6
     want, got = losses(golden), losses(workdir)
     assert list(got) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
@@ -65,7 +65,7 @@ def test_a_run_of_an_earlier_version_goes_on(golden, tmp_path):
 def test_a_run_that_drew_other_random_numbers_does_not_go_on(golden, tmp_path):
     workdir = shutil.copytree(golden, tmp_path / "run")
     with pytest.raises(InputError, match="earlier version, which drew other random"):
-        pretrain.pretrain(config(), workdir)
+        pretrain.run(config(), workdir)
     kept = {path.name for path in workdir.iterdir()} - {run.LOCK}
     assert kept == {path.name for path in golden.iterdir()}
 
@@ -93,4 +93,4 @@ def test_a_run_of_a_later_format_is_refused(golden, tmp_path):
     with pytest.raises(InputError, match=message):
         run.load(tmp_path)
     with pytest.raises(InputError, match="update fusmae_jax"):
-        pretrain.pretrain(config(), tmp_path)
+        pretrain.run(config(), tmp_path)

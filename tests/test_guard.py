@@ -57,7 +57,7 @@ def checkpoints(workdir):
 def whole(spoiled, tmp_path_factory):
     """A run that is through in spite of two bad steps, and its state."""
     workdir = tmp_path_factory.mktemp("guard") / "run"
-    return workdir, pretrain.pretrain(config(), workdir)
+    return workdir, pretrain.run(config(), workdir)
 
 
 def test_steps_that_are_not_finite_are_counted_and_the_run_goes_on(whole):
@@ -119,7 +119,7 @@ def test_too_many_in_a_row_end_the_run_and_more_patience_lets_it_go_on(whole, tm
     workdir = tmp_path / "run"
     said = r"Steps 3 to 4 were not applied.*bad_batches\.json.*from step 2.*bad_steps=4"
     with pytest.raises(metrics.Diverged, match=said):
-        pretrain.pretrain(config(bad_steps=2, checkpoint_every=2), workdir)
+        pretrain.run(config(bad_steps=2, checkpoint_every=2), workdir)
     assert checkpoints(workdir) == {"2"}
     assert [row["step"] for row in rows(workdir)] == [1, 2, 3, 4]
     ids = json.loads((workdir / guard.BAD_BATCHES).read_text())
@@ -128,7 +128,7 @@ def test_too_many_in_a_row_end_the_run_and_more_patience_lets_it_go_on(whole, tm
     assert set(ids["3"]) & set(ids["4"]) >= {f"synthetic-{BAD:06d}"}
     order = batches.Order(Overflowing(24, size=24), 0)
     assert ids["4"] == [f"synthetic-{i:06d}" for i in order.pairs(24, 32)]
-    state = pretrain.pretrain(config(checkpoint_every=2), workdir)
+    state = pretrain.run(config(checkpoint_every=2), workdir)
     names = ("step", "loss", "skipped_steps", "lr")
     for mine, theirs in zip(rows(workdir), rows(whole[0]), strict=True):
         assert [mine[name] for name in names] == [theirs[name] for name in names]
@@ -139,7 +139,7 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
     c = config(bad_steps=3, log_every=6, checkpoint_every=2)
     c.optim.base_lr = 1e30
     with pytest.raises(InputError, match="Steps 2 to 4 .* from the start.*base_lr"):
-        pretrain.pretrain(c, tmp_path / "run")
+        pretrain.run(c, tmp_path / "run")
     assert not checkpoints(tmp_path / "run")
 
 

@@ -54,7 +54,7 @@ def run(tmp_path_factory):
         patch.setitem(inloop.QUICK, "epochs", 2)
         patch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
         patch.setattr(pretrain.figures, "save", lambda *a: BLANK)
-        return workdir, pretrain.pretrain(config(), workdir)
+        return workdir, pretrain.run(config(), workdir)
 
 
 def test_a_run_is_judged_after_every_epoch(run):
@@ -74,7 +74,7 @@ def test_the_run_directory_holds_the_encoder_that_was_judged(run):
 
 
 def test_judging_changes_nothing_of_the_training(run, tmp_path):
-    state = pretrain.pretrain(config(every=0), tmp_path / "run")
+    state = pretrain.run(config(every=0), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(run[0])
     assert not judged(tmp_path / "run")
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(run[1]), strict=True):
@@ -84,7 +84,7 @@ def test_judging_changes_nothing_of_the_training(run, tmp_path):
 def test_resuming_judges_no_epoch_twice(run, tmp_path):
     workdir = shutil.copytree(run[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "6")  # as if killed at step 5 or 6
-    pretrain.pretrain(config(), workdir)
+    pretrain.run(config(), workdir)
     steps = [row["step"] for row in metrics.read_metrics(workdir) if "knn_s1" in row]
     assert steps == [3, 6]
     for step, row in judged(workdir).items():
@@ -141,11 +141,11 @@ def test_pairs_to_judge_on_are_spread_over_the_split():
 
 def test_labels_that_the_data_lack_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"judge.labels is 'crops', .*\['labels'\]"):
-        pretrain.pretrain(config(labels="crops"), tmp_path / "run")
+        pretrain.run(config(labels="crops"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     c = config(train_pairs=0)
     with pytest.raises(InputError, match="judge.train_pairs is 0"):
-        pretrain.pretrain(c, tmp_path / "run")
+        pretrain.run(c, tmp_path / "run")
 
 
 def test_an_encoder_that_diverged_is_told_in_a_sentence(lines):

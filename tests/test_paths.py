@@ -2,7 +2,6 @@
 
 import pytest
 
-import launch
 from configs import reconstruct as reconstruction
 from data_pipeline import record_format, sources
 from data_pipeline.building import prepare
@@ -66,16 +65,16 @@ def test_the_rows_of_a_csv_may_name_files_at_home(home):
 
 
 def test_a_run_is_written_continued_and_judged_at_home(home):
-    pretrain.pretrain(tiny.config(), "~/run")
+    pretrain.run(tiny.config(), "~/run")
     assert (home / "run" / "checkpoints" / "6").is_dir()
     config = reconstruction.get_config()
     config.checkpoint = "~/run"
     config.data.update(source="synthetic", size=24, count=40)
     config.pairs = config.draws = config.shown = 1
-    reconstruct.reconstruct(config, "~/again")
+    reconstruct.run(config, "~/again")
     assert (home / "again" / "scores.json").exists()
     judged = judging.config("~/run", cache="~/cache", sensors=("both",))
-    evaluate.evaluate(judged, "~/scores")
+    evaluate.run(judged, "~/scores")
     assert (home / "scores" / "scores.csv").exists() and any(home.glob("cache/*"))
 
 
@@ -94,17 +93,17 @@ def test_a_run_is_written_continued_and_judged_at_home(home):
 )
 def test_an_object_store_is_refused_in_a_sentence(name, field):
     with pytest.raises(InputError, match=f"^{field} is 'gs://b/x'; .*mount"):
-        launch.check(bad_configs.load(name, {field: "gs://b/x"}))
+        bad_configs.check(name, {field: "gs://b/x"})
 
 
 @pytest.mark.parametrize("other", ["out", "scratch"])
 def test_folders_that_must_differ_are_compared_as_paths(home, other):
     changes = {"source": "~/a", "out": "~/b", other: str(home / "b" / ".." / "a")}
     with pytest.raises(InputError, match="must be different"):
-        launch.check(bad_configs.load("prepare_bigearthnet", changes))
+        bad_configs.check("prepare_bigearthnet", changes)
 
 
 def test_a_dataset_that_is_named_twice_in_two_ways_is_refused(home):
     named = f"~/a,{home}/a"
     with pytest.raises(InputError, match="name each dataset once"):
-        launch.check(bad_configs.load("pretrain_base", {"data.dir": named}))
+        bad_configs.check("pretrain_base", {"data.dir": named})

@@ -100,7 +100,7 @@ def test_held_out_pairs_that_are_stored_otherwise_are_refused(tmp_path, other, r
         ),
     )
     with pytest.raises(InputError, match=f"{reason}.*; name .* prepared alike"):
-        pretrain.pretrain(config, tmp_path / "run")
+        pretrain.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -140,7 +140,7 @@ def test_devices_are_read_only_where_a_step_is_logged(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "load_batches", counting)
     monkeypatch.setattr(array.ArrayImpl, "_value", property(read))
-    pretrain.pretrain(config, tmp_path / "run")
+    pretrain.run(config, tmp_path / "run")
     # What is asked for beside a step may come with the next one, but not later.
     assert {3, 6} <= reads <= {0, 3, 4, 6}
 
@@ -154,7 +154,7 @@ def test_what_is_sent_unasked_stops_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "load_batches", late)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
-        pretrain.pretrain(tiny.config(), tmp_path / "run")
+        pretrain.run(tiny.config(), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_the_description_says_what_the_devices_could_do_at_most(ahead, monkeypat
 def test_the_first_row_says_what_the_start_took(tmp_path, lines):
     config = tiny.config()
     config.log_every = 2
-    pretrain.pretrain(config, tmp_path / "run")
+    pretrain.run(config, tmp_path / "run")
     rows = [r for r in metrics.read_metrics(tmp_path / "run") if "loss" in r]
     assert [row["step"] for row in rows] == [2, 4, 6]
     names = {"compile_seconds", "start_seconds", "step_memory_bytes"}

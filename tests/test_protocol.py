@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from data_pipeline.fields import choice
-from fusmae_jax import build, checks, metrics, pretrain
+from data_pipeline.config_fields import choice
+from fusmae_jax import build, metrics, pretrain
+from fusmae_jax import config as checks
 from fusmae_jax.evaluation import encoder, evaluate
 from tests import judging, teacher, tiny
 
@@ -20,7 +21,8 @@ def method():
     """Makes `teacher` a module of `objectives`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "fusmae_jax.objectives.teacher", teacher)
-        patch.setitem(checks.TABLE, "method", choice("fusmae", "teacher"))
+        both = choice("fusmae", "teacher", meaning="What is trained.")
+        patch.setitem(checks.TABLE, "method", both)
         yield
 
 
@@ -40,7 +42,7 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, pretrain.pretrain(config(), workdir)
+    return workdir, pretrain.run(config(), workdir)
 
 
 def test_it_trains_scores_and_judges_a_method_that_predicts_no_images(whole):
@@ -66,7 +68,7 @@ def test_what_gradients_do_not_train_follows_the_parameters(whole):
 def test_it_resumes_exactly_on_any_layout(whole, tmp_path, fsdp):
     shutil.copytree(whole[0], tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")  # as if killed at step 5
-    resumed = pretrain.pretrain(config(fsdp=fsdp), tmp_path / "cut")
+    resumed = pretrain.run(config(fsdp=fsdp), tmp_path / "cut")
     want, got = losses(whole[0]), losses(tmp_path / "cut")
     np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-5)
     for x, y in zip(*map(jax.tree.leaves, (resumed.extra, whole[1].extra))):
@@ -77,19 +79,19 @@ def test_a_step_left_out_leaves_the_teacher_too(tmp_path):
     c = config(bad_steps=1)
     c.optim.base_lr = 1e38  # the first step spoils the second
     with pytest.raises(metrics.Diverged):
-        pretrain.pretrain(c, tmp_path / "run")
+        pretrain.run(c, tmp_path / "run")
 
 
 def test_parts_of_a_batch_may_not_change_where_the_loss_is_no_mean(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     with pytest.raises(InputError, match=r"differs in accumulate \(1 there, 2 now\)"):
-        pretrain.pretrain(config(accumulate=2), tmp_path / "run")
+        pretrain.run(config(accumulate=2), tmp_path / "run")
 
 
 def test_its_encoder_is_judged_by_what_judges_all(whole, tmp_path):
     c = judging.config(whole[0])
     c.methods = ("knn", "probe", "retrieval")
-    rows = evaluate.evaluate(c, tmp_path / "scores")
+    rows = evaluate.run(c, tmp_path / "scores")
     assert {row.task for row in rows} == {"knn", "probe", "retrieval"}
     restored = encoder.restore(str(whole[0]), pretrain.sharding.make_mesh(1))
     assert restored.objective.encoder().name == "student"
@@ -100,7 +102,7 @@ def test_its_encoder_is_judged_by_what_judges_all(whole, tmp_path):
 def test_an_unknown_method_is_refused_with_those_there_are(tmp_path):
     c = config(method="teecher")
     with pytest.raises(InputError, match="method is 'teecher'.*did you mean 'teacher'"):
-        pretrain.pretrain(c, tmp_path / "run")
+        pretrain.run(c, tmp_path / "run")
 
 
 def test_a_run_from_before_there_were_methods_is_fus_mae(whole, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, checks, dtypes, metrics, preemption, pretrain
+from fusmae_jax import build, dtypes, metrics, preemption, pretrain
+from fusmae_jax import config as checks
 from fusmae_jax import reconstruct, run
 from tests import tiny
 
@@ -23,7 +24,7 @@ def losses(workdir):
 def whole(tmp_path_factory):
     """A run of 6 steps with checkpoints at 3 and 6, and its state."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, pretrain.pretrain(tiny.config(), workdir)
+    return workdir, pretrain.run(tiny.config(), workdir)
 
 
 def test_a_run_leaves_its_contract_behind(whole):
@@ -57,7 +58,7 @@ def test_resuming_on_another_layout_repeats_the_uninterrupted_run(
     shutil.rmtree(workdir / "checkpoints" / "6")  # as if killed at step 5
     config = tiny.config()
     config.fsdp, config.accumulate = fsdp, accumulate
-    resumed = pretrain.pretrain(config, workdir)
+    resumed = pretrain.run(config, workdir)
     want, got = losses(whole[0]), losses(workdir)
     assert list(got) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4)
@@ -68,7 +69,7 @@ def test_resuming_on_another_layout_repeats_the_uninterrupted_run(
 
 def test_a_finished_run_launched_again_only_reports(whole):
     before = losses(whole[0])
-    state = pretrain.pretrain(tiny.config(), whole[0])
+    state = pretrain.run(tiny.config(), whole[0])
     assert int(state.step) == 6 and losses(whole[0]) == before
 
 
@@ -85,7 +86,7 @@ def test_a_resume_holds_one_state_at_a_time(whole, tmp_path, while_loading, dama
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     if damaged:
         spoil(workdir / "checkpoints" / "6")
-    state = pretrain.pretrain(tiny.config(), workdir)
+    state = pretrain.run(tiny.config(), workdir)
     shards = (s for x in jax.tree.leaves(state) for s in x.addressable_shards)
     one = sum(shard.data.nbytes for shard in shards)
     assert len(while_loading) == 1 + damaged
@@ -96,7 +97,7 @@ def test_a_new_run_records_what_auto_stood_for(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(dtypes, "cpu", lambda: ("a CPU without AMX", ("avx512_bf16",)))
     config = tiny.config()
     config.model.dtype = "auto"
-    pretrain.pretrain(config, tmp_path / "run")
+    pretrain.run(config, tmp_path / "run")
     said = [(d / "config.json").read_text() for d in (tmp_path / "run", whole[0])]
     assert said[0] == said[1] and '"float32"' in said[0]
     assert losses(tmp_path / "run") == losses(whole[0])
@@ -116,7 +117,7 @@ def test_a_run_goes_on_in_the_type_in_which_it_began(
 ):
     workdir = shutil.copytree(whole[0], tmp_path / "cut")
     shutil.rmtree(workdir / "checkpoints" / "6")
-    pretrain.pretrain(elsewhere, workdir)
+    pretrain.run(elsewhere, workdir)
     assert "Computing in float32, as this run began." in lines
     assert losses(workdir) == losses(whole[0])
     assert (workdir / "config.json").read_bytes() == (
@@ -128,7 +129,7 @@ def test_a_type_in_which_a_run_did_not_begin_is_refused(whole, elsewhere):
     before = losses(whole[0])
     elsewhere.model.dtype = "bfloat16"
     with pytest.raises(InputError, match=r"model.dtype \('float32' there, 'bfloat16' "):
-        pretrain.pretrain(elsewhere, whole[0])
+        pretrain.run(elsewhere, whole[0])
     assert losses(whole[0]) == before
 
 
@@ -138,7 +139,7 @@ def test_a_run_that_began_in_float32_has_no_use_for_cudnn(
     monkeypatch.setattr(checks, "check_devices", lambda config: None)  # as with a GPU
     elsewhere.model.attention = "cudnn"
     with pytest.raises(InputError, match="needs model.dtype=bfloat16, and that is flo"):
-        pretrain.pretrain(elsewhere, whole[0])
+        pretrain.run(elsewhere, whole[0])
 
 
 def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
@@ -149,7 +150,7 @@ def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
     (checkpoints / "6.orbax-checkpoint-tmp" / "commit_success.txt").unlink(
         missing_ok=True
     )
-    assert int(pretrain.pretrain(tiny.config(), workdir).step) == 6
+    assert int(pretrain.run(tiny.config(), workdir).step) == 6
     assert losses(workdir).keys() == losses(whole[0]).keys()
 
 
@@ -158,7 +159,7 @@ def test_another_run_in_the_directory_is_refused_and_left_alone(whole):
     config.seed, config.model.dim = 7, 64
     before = (whole[0] / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"model\.dim \(32 there, 64 now\), seed"):
-        pretrain.pretrain(config, whole[0])
+        pretrain.run(config, whole[0])
     assert (whole[0] / "config.json").read_bytes() == before
 
 
@@ -169,7 +170,7 @@ def test_a_checkpoint_is_reported_on_from_its_directory_alone(whole, tmp_path, c
     config.checkpoint = str(whole[0])
     config.data.update(source="synthetic", count=24, size=24)
     config.draws, config.shown = 2, 2
-    reconstruct.reconstruct(config, tmp_path / "report")
+    reconstruct.run(config, tmp_path / "report")
     assert "inverse distance" in capsys.readouterr().out
     described = json.loads((tmp_path / "report" / "config.json").read_text())
     assert described["dtype"] == "float32"
@@ -188,13 +189,13 @@ def test_a_directory_without_checkpoints_is_refused(tmp_path):
     config = reconstruct_config.get_config()
     config.checkpoint = str(tmp_path)
     with pytest.raises(InputError, match="holds no run"):
-        reconstruct.reconstruct(config, tmp_path / "out")
+        reconstruct.run(config, tmp_path / "out")
     tiny_config = tiny.config()
     contract = build.contract(tiny_config)
     run.open_workdir(tmp_path / "run", tiny_config, contract, {})
     config.checkpoint = str(tmp_path / "run")
     with pytest.raises(InputError, match="does not exist"):
-        reconstruct.reconstruct(config, tmp_path / "out")
+        reconstruct.run(config, tmp_path / "out")
 
 
 def test_a_report_does_not_overwrite_the_run_it_reports_on(whole):
@@ -205,7 +206,7 @@ def test_a_report_does_not_overwrite_the_run_it_reports_on(whole):
     config.data.update(source="synthetic", count=24, size=24)
     before = (whole[0] / "scores.json").read_bytes()
     with pytest.raises(InputError, match="holds another run"):
-        reconstruct.reconstruct(config, whole[0])
+        reconstruct.run(config, whole[0])
     assert (whole[0] / "scores.json").read_bytes() == before
 
 
@@ -226,7 +227,7 @@ def test_missing_radar_and_constant_sea_train_with_a_warning(
     tmp_path, monkeypatch, lines
 ):
     monkeypatch.setitem(sources.PROCEDURAL, "synthetic", SpoiledScenes)
-    pretrain.pretrain(tiny.config(), tmp_path / "run")
+    pretrain.run(tiny.config(), tmp_path / "run")
     assert np.isfinite(list(losses(tmp_path / "run").values())).all()
     said = [line for line in lines if "are not finite" in line]
     assert len(said) == 2 and "held-out" in said[0] and "Step 1" in said[1]
@@ -245,7 +246,7 @@ def test_a_run_asked_to_stop_while_no_batch_comes_saves_what_it_has(
 
     monkeypatch.setattr(pretrain, "load_batches", two)
     with pytest.raises(preemption.Stopped, match="after step 2 of 6, which is saved"):
-        pretrain.pretrain(tiny.config(), tmp_path / "run")
+        pretrain.run(tiny.config(), tmp_path / "run")
     monkeypatch.undo()
-    pretrain.pretrain(tiny.config(), tmp_path / "run")
+    pretrain.run(tiny.config(), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(whole[0])

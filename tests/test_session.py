@@ -39,7 +39,7 @@ def whole(trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("session") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gallery, "draw", lambda *a, **k: None)
-        evaluate.evaluate(config(trained), workdir)
+        evaluate.run(config(trained), workdir)
     return workdir
 
 
@@ -68,12 +68,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_scores(
     with monkeypatch.context() as patch:
         patch.setattr(knn, "predict", killed)
         with pytest.raises(KeyboardInterrupt):
-            evaluate.evaluate(config(trained), tmp_path / "cut")
+            evaluate.run(config(trained), tmp_path / "cut")
     assert len(report.read(tmp_path / "cut")) == 3
     lines.clear()
     counted = lambda *a, **k: calls.append(1) or predict(*a, **k)
     monkeypatch.setattr(knn, "predict", counted)
-    evaluate.evaluate(config(trained), tmp_path / "cut")
+    evaluate.run(config(trained), tmp_path / "cut")
     assert "3 settings were judged before." in lines
     assert len(calls) == 4 + 12 - 3
     for name in ("scores.json", "scores.csv"):
@@ -91,17 +91,17 @@ def test_a_finished_evaluation_is_not_repeated(trained, whole, monkeypatch):
     before = (whole / "scores.json").read_text()
     monkeypatch.setattr(tasks.knn, "predict", None)
     monkeypatch.setattr(tasks.probe, "fit", None)
-    evaluate.evaluate(config(trained), whole)
+    evaluate.run(config(trained), whole)
     assert (whole / "scores.json").read_text() == before
 
 
 def test_what_is_done_may_grow(trained, tmp_path, monkeypatch):
     few = dict(fractions=(1.0,), repeats=(1,), sensors=("s1",))
     small = config(trained, methods=("knn",), **few)
-    evaluate.evaluate(small, tmp_path)
+    evaluate.run(small, tmp_path)
     first = report.read(tmp_path)
     more = config(trained, methods=("knn", "retrieval"), batch_size=8)
-    evaluate.evaluate(more, tmp_path)
+    evaluate.run(more, tmp_path)
     rows = report.read(tmp_path)
     assert [repr(r) for r in rows[:2]] == [repr(r) for r in first]
     assert len(set(settings(rows))) == len(rows) == 12 + 2 + 2
@@ -121,32 +121,32 @@ def test_another_evaluation_is_refused_with_both_values(
 ):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match=match):
-        evaluate.evaluate(config(trained, **changes), whole)
+        evaluate.run(config(trained, **changes), whole)
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
 
 
 def test_a_global_token_that_nothing_has_taught_is_told(trained, whole, lines):
     with pytest.raises(InputError):
-        evaluate.evaluate(config(trained, features__pool="global"), whole)
+        evaluate.run(config(trained, features__pool="global"), whole)
     assert "Nothing has taught this encoder's global token" in " ".join(lines)
 
 
 def test_another_encoder_in_the_same_directory_is_refused(trained, whole):
     with pytest.raises(InputError, match=r"dataset.parameters \('\w+' there"):
-        evaluate.evaluate(config(trained, step=judging.STEPS[0]), whole)
+        evaluate.run(config(trained, step=judging.STEPS[0]), whole)
 
 
 def test_a_copied_run_is_the_same_encoder(trained, whole, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     workdir = shutil.copytree(whole, tmp_path / "out")
-    evaluate.evaluate(config(copy), workdir)
+    evaluate.run(config(copy), workdir)
     assert len(report.read(workdir)) == len(report.read(whole))
 
 
 def test_a_directory_of_a_pretraining_is_refused(trained):
     before = (trained / "config.json").read_bytes()
     with pytest.raises(InputError, match="holds another run"):
-        evaluate.evaluate(config(trained), trained)
+        evaluate.run(config(trained), trained)
     assert (trained / "config.json").read_bytes() == before
 
 
@@ -188,7 +188,7 @@ def test_an_evaluation_computes_as_its_run_did_and_says_so(trained, whole, tmp_p
     described = json.loads((rough / "config.json").read_text())
     described["config"]["model"]["dtype"] = "bfloat16"
     (rough / "config.json").write_text(json.dumps(described))
-    evaluate.evaluate(config(rough, methods=("knn",)), tmp_path / "out")
+    evaluate.run(config(rough, methods=("knn",)), tmp_path / "out")
     for workdir, dtype in ((whole, "float32"), (tmp_path / "out", "bfloat16")):
         meta = json.loads((workdir / "scores.json").read_text())["meta"]
         assert meta["dtype"] == dtype
@@ -234,6 +234,6 @@ def test_what_cannot_work_is_said_before_anything_is_written(
 ):
     cache = sorted(trained.rglob("*"))
     with pytest.raises(InputError, match=match) as caught:
-        evaluate.evaluate(config(trained, **changes), tmp_path / "out")
+        evaluate.run(config(trained, **changes), tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() and cache == sorted(trained.rglob("*"))

@@ -160,11 +160,6 @@ def test_dataset_of_another_file_format_is_an_error_that_says_how(tmp_path):
         opened(tmp_path).find_pairs()
 
 
-def test_unknown_treatment_of_speckle_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"read.speckle is 'boxcar'; choose"):
-        opened(tmp_path, speckle="boxcar")
-
-
 def test_damaged_record_is_an_error(tmp_path):
     write(tmp_path, {"train": [example(0)]})
     archive = opened(tmp_path)

@@ -175,11 +175,6 @@ def test_missing_folder_is_an_error_that_names_it(tmp_path, missing, level):
         opened(tmp_path, level=level).find_pairs()
 
 
-def test_unknown_level_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"read.level is 'L3'; .*\['L2A', 'L1C'\]"):
-        opened(tmp_path, level="L3")
-
-
 def read(root, **options) -> dict:
     archive = opened(root, **options)
     (pair,), _ = archive.find_pairs()
@@ -238,8 +233,6 @@ def test_offset_must_be_said_where_the_metadata_do_not_tell_it(tmp_path):
     (tmp_path / "s2a" / "0000200" / S2[0] / "metadata.json").write_text("{}")
     with pytest.raises(InputError, match="metadata.json does not say .*s2_offset=1000"):
         read(tmp_path, s2_offset="auto")
-    with pytest.raises(InputError, match="read.s2_offset is '500'"):
-        opened(tmp_path, s2_offset="500")
 
 
 def test_location_that_cannot_be_listed_stops_the_build(tmp_path):

@@ -59,7 +59,7 @@ def test_an_encoder_of_one_block_has_one_output_in_every_task(tmp_path):
         c.data.count = 40
         c.dense.update(heads=("linear",), epochs=1, batch_size=8)
         c.dense.learning_rates = (1e-3,)
-        return evaluate.evaluate(c, workdir)
+        return evaluate.run(c, workdir)
 
     found = judge(tmp_path / "out")
     assert [row.task for row in found] == ["knn", "dense"]
@@ -89,7 +89,7 @@ def judged(tmp_path_factory):
         dense__heads=("linear",),
         dense__learning_rates=(1e-3, 1e-2),
     )
-    evaluate.evaluate(c, workdir)
+    evaluate.run(c, workdir)
     return c, workdir
 
 
@@ -121,7 +121,7 @@ def test_an_evaluation_that_is_done_does_nothing_again(judged, monkeypatch):
     before = (workdir / "scores.json").read_bytes()
     monkeypatch.setattr(trainings, "tune", None)
     monkeypatch.setattr(trainings.dense, "fit", None)
-    evaluate.evaluate(c, workdir)
+    evaluate.run(c, workdir)
     assert (workdir / "scores.json").read_bytes() == before
 
 
@@ -129,4 +129,4 @@ def test_a_single_rate_that_diverges_stops_with_a_sentence(judged, tmp_path):
     c = judged[0].copy_and_resolve_references()
     c.finetune.base_lr, c.methods, c.baselines = (1e30,), ("finetune",), ()
     with pytest.raises(metrics.Diverged, match="lower learning rates"):
-        evaluate.evaluate(c, tmp_path / "w")
+        evaluate.run(c, tmp_path / "w")

@@ -17,11 +17,18 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data_pipeline import safe_io, sensors
+from data_pipeline.config_fields import choice
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
 MOST_BYTES = 1 << 29  # of a file, decompressed too; a patch's take some MB
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# The field of `SETTINGS` that says what was added to Sentinel-2.
+S2_OFFSET = choice(
+    *sensors.OFFSETS,
+    meaning="What was added to each DN and is taken out, as processing baselines from "
+    "04.00 (2022) on add 1000; auto looks for the baseline in names and metadata.",
+)
 
 # BigEarthNet v1 lacks the leading zero of the hour in part of its names.
 _TIME = re.compile(r"_(\d{4})(\d\d)(\d\d)T(\d{1,2})(\d\d)(\d\d)_")

@@ -23,7 +23,7 @@ from data_pipeline.archives import base, lmdb_reader, rasters, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
-from data_pipeline.fields import flag, location
+from data_pipeline.config_fields import flag, location
 
 LICENCE = """\
 The data in this folder is licensed under the Community Data License Agreement -
@@ -102,7 +102,15 @@ MAP_SUFFIX = "_reference_map"
 _NEEDS = "Reading {} needs {}; install it with `pip install -e '.[archives]'`."
 
 # What `config.read` may say.
-SETTINGS = {"metadata": location(), "maps": flag(), "snow_and_clouds": flag()}
+SETTINGS = {
+    "metadata": location(
+        meaning="Path of metadata.parquet; empty looks for it in the source."
+    ),
+    "maps": flag(meaning="Whether to keep pixel labels, where there are any."),
+    "snow_and_clouds": flag(
+        meaning="Whether to keep the 69,450 patches with snow, clouds or shadows."
+    ),
+}
 
 
 def open_archive(config) -> "BigEarthNet":

@@ -19,7 +19,7 @@ from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
-from data_pipeline.fields import Field, check_each, choice, several, text, whole
+from data_pipeline.config_fields import Field, choice, several, text, whole
 from data_pipeline.sensors import NAMED
 
 LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
@@ -39,16 +39,41 @@ def _is_name(value) -> bool:
 
 # What `config.read` may say. Bands that files call otherwise are left out.
 SETTINGS = {
-    "name": Field("letters, digits and underscores, a small letter first", _is_name),
-    "licence": text(filled=True, lines=True),
-    "s1_bands": several(text(filled=True), twice=True),
-    "s2_bands": several(text(filled=True), twice=True),
-    "s1_unit": choice(*(unit.name for unit in sensors.S1.units)),
-    "s2_unit": choice(*(unit.name for unit in sensors.S2.units)),
-    "s2_level": choice(*LEVELS),
-    "s2_offset": choice(*sensors.OFFSETS),
-    "size": whole(0),
-    "classes": several(text(filled=True)),
+    "name": Field(
+        "letters, digits and underscores, a small letter first",
+        _is_name,
+        meaning="Name of the dataset.",
+    ),
+    "licence": text(filled=True, lines=True, meaning="Licence of the images."),
+    "s1_bands": several(
+        text(filled=True),
+        twice=True,
+        meaning="Bands of the Sentinel-1 files, in their order; () reads the files' "
+        "band descriptions.",
+    ),
+    "s2_bands": several(
+        text(filled=True),
+        twice=True,
+        meaning="Bands of the Sentinel-2 files, likewise.",
+    ),
+    "s1_unit": choice(
+        *(unit.name for unit in sensors.S1.units),
+        meaning="Unit of the Sentinel-1 pixels; linear is power."
+    ),
+    "s2_unit": choice(
+        *(unit.name for unit in sensors.S2.units),
+        meaning="Unit of the Sentinel-2 pixels; a reflectance of 1 is a surface that "
+        "scatters all light.",
+    ),
+    "s2_level": choice(
+        *LEVELS, meaning="Processing level of the Sentinel-2 images; L1C has B10 too."
+    ),
+    "s2_offset": base.S2_OFFSET,
+    "size": whole(0, meaning="Side of a pair in pixels; 0 for that of the first."),
+    "classes": several(
+        text(filled=True),
+        meaning="Names of the classes, in order; () is all in the CSV by alphabet.",
+    ),
 }
 
 
@@ -201,7 +226,6 @@ class GeotiffPairs(base.Archive):
 
 
 def _settings(read) -> Settings:
-    check_each("read", read, SETTINGS)
     names = sensors.SENSORS
     return Settings(
         bands={n: tuple(map(sensors.canonical, read[f"{n}_bands"])) for n in names},

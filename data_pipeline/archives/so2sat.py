@@ -18,7 +18,7 @@ from data_pipeline.archives import base
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, choice
+from data_pipeline.config_fields import choice
 
 DATASET = "so2sat/all"
 SIZE = 32
@@ -28,7 +28,14 @@ S2_BANDS = "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12".split()  # in the order sto
 # a refined Lee filter, which removes speckle. The rest is the covariance of VH and VV.
 UNFILTERED = {"VH": (0, 1), "VV": (2, 3)}
 LEE_FILTERED = {"VH": 4, "VV": 5}
-SETTINGS = {"speckle": choice("lee", "none")}  # what `config.read` may say
+# What `config.read` may say.
+SETTINGS = {
+    "speckle": choice(
+        "lee",
+        "none",
+        meaning="Sentinel-1 intensity: filtered by the archive, or unfiltered.",
+    )
+}
 
 LICENCE = """\
 The data in this folder is licensed under Creative Commons Attribution 4.0
@@ -71,12 +78,7 @@ DESCRIPTION = Description(
 
 
 def open_archive(config) -> "So2Sat":
-    """The archive that a `prepare` config describes.
-
-    Raises:
-        InputError: there is no such treatment of speckle.
-    """
-    check_each("read", config.read, SETTINGS)
+    """The archive that a `prepare` config describes."""
     return So2Sat(config.source, config.read.speckle)
 
 

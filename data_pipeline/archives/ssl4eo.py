@@ -21,7 +21,7 @@ from data_pipeline.archives import base, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, choice, location
+from data_pipeline.config_fields import choice, location
 
 SIZE = 264
 SEASONS = 4
@@ -34,9 +34,14 @@ FOLDERS = {"L2A": "s2a", "L1C": "s2c"}
 DTYPES = {"s1": "float32", "s2": "uint16"}
 # What `config.read` may say.
 SETTINGS = {
-    "level": choice(*FOLDERS),
-    "s2_offset": choice(*sensors.OFFSETS),
-    "void_ids": location(),
+    "level": choice(
+        *FOLDERS, meaning="Processing level of Sentinel-2: that of s2a/, or of s2c/."
+    ),
+    "s2_offset": base.S2_OFFSET,
+    "void_ids": location(
+        meaning="File void_ids.csv of SSL4EO-S12, of locations to leave out; empty for "
+        "none."
+    ),
 }
 
 LICENCE = """\
@@ -105,11 +110,9 @@ def open_archive(config) -> "Ssl4eo":
     """The archive that a `prepare` config describes.
 
     Raises:
-        InputError: there is no such level or offset, or the list of void ids cannot be
-            read.
+        InputError: the list of void ids cannot be read.
     """
     read = config.read
-    check_each("read", read, SETTINGS)
     void = _void_ids(read.void_ids)
     return Ssl4eo(config.source, read.level, void, read.s2_offset)
 

@@ -3,10 +3,10 @@
 import importlib
 import types
 
-from data_pipeline import fields, files, record_format as shards, rules
+from data_pipeline import config_fields, files, record_format as shards
 from data_pipeline.building import splits
-from data_pipeline.fields import Field, choice, flag, group, location, several
-from data_pipeline.fields import text, whole
+from data_pipeline.config_fields import Field, check_rules, choice, flag, group
+from data_pipeline.config_fields import location, number, several, text, whole
 
 ARCHIVES = (
     *("bigearthnet_v1", "bigearthnet_v2", "sen12ms", "ssl4eo", "so2sat"),
@@ -14,23 +14,52 @@ ARCHIVES = (
 )
 
 TABLE = {
-    "task": choice("prepare"),
-    "archive": choice(*ARCHIVES),
-    "source": location(),
-    "out": location(),
-    "splits": location(),
-    "holdout_tiles": several(text(filled=True)),
-    "holdout_share": splits.SHARE,
-    "exclude": several(location(filled=True)),
-    "pairs_per_shard": whole(1),
-    "workers": whole(0, 4096),
-    "strict": flag(),
-    "check_values": flag(),
-    "compression": choice(*shards.COMPRESSION),
-    "scratch": location(),
-    "runner": text(),
-    "runner_options": several(text(filled=True)),
-    "read": group(),  # SETTINGS of the archive's module
+    "task": choice("prepare", meaning="What launch.py does."),
+    "archive": choice(*ARCHIVES, meaning="What the source is."),
+    "source": location(meaning="Where the archive is."),
+    "out": location(
+        meaning="Folder to build in: empty, or with a build that was stopped."
+    ),
+    "splits": location(
+        meaning="Lists of the splits: a folder with train.csv, val.csv and test.csv, "
+        "or one .csv or .parquet with a column split; empty for the archive's own "
+        "splits, or all for training where it has none."
+    ),
+    "holdout_tiles": several(
+        text(filled=True),
+        meaning="MGRS tiles whose training pairs become validation pairs.",
+    ),
+    "holdout_share": number(
+        least=0.0,
+        below=1.0,
+        meaning="Share of the tiles, drawn by their names, that become validation.",
+    ),
+    "exclude": several(
+        location(filled=True),
+        meaning="Files of names to leave out. FILE:test leaves out the names that its "
+        "column split puts there, and all that show the ground of these.",
+    ),
+    "pairs_per_shard": whole(1, meaning="Pairs in a file of records."),
+    "workers": whole(0, 4096, meaning="Processes that build; 0 builds in this one."),
+    "strict": flag(meaning="Whether the first bad pair ends the build, not listed."),
+    "check_values": flag(meaning="Whether data that cannot be dB or DN are refused."),
+    "compression": choice(
+        *shards.COMPRESSION,
+        meaning="Compression of the records; without it they are larger by a fifth and "
+        "faster to read.",
+    ),
+    "scratch": location(
+        meaning="Folder for what was found in tars, removed at the end; empty for "
+        "<out>-scratch."
+    ),
+    "runner": text(
+        meaning="A Beam runner, such as FlinkRunner; empty for processes of this "
+        "machine."
+    ),
+    "runner_options": several(
+        text(filled=True), meaning="Passed to Beam, such as --flink_master=HOST:8081."
+    ),
+    "read": group(meaning="What only this archive needs."),
 }
 
 # What must hold between fields, and what is said where it does not.
@@ -74,10 +103,16 @@ def reader(archive: str) -> types.ModuleType:
     return importlib.import_module(f"data_pipeline.archives.{archive}")
 
 
-def table(archive: str) -> dict[str, Field]:
-    """What each field may hold in a config that reads an archive."""
+def fields(config) -> dict[str, Field]:
+    """What each field of the config may hold, and means; SETTINGS of its archive too.
+
+    Raises:
+        InputError: there is no such archive.
+    """
+    archive = config.get("archive")
+    config_fields.check_value("archive", archive, TABLE["archive"])
     settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
-    return TABLE | fields.within("read", settings)
+    return TABLE | config_fields.within("read", settings)
 
 
 def check_config(config) -> None:
@@ -86,9 +121,8 @@ def check_config(config) -> None:
     Raises:
         InputError: names the fields and their values.
     """
-    archive = config.get("archive")
-    fields.check_value("archive", archive, TABLE["archive"])
-    like = f"the config of configs/ that reads {archive}"
-    fields.check(config, table(archive), like=like)
-    rules.check(config, RULES)
+    known = fields(config)
+    like = f"the config of configs/ that reads {config.archive}"
+    config_fields.check(config, known, like=like)
+    check_rules(config, RULES)
     splits.check_ways(config)

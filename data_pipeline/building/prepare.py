@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import fields, files
+from data_pipeline import config_fields, files
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.building import (
     engines,
@@ -19,6 +19,8 @@ from data_pipeline.building import (
 from data_pipeline.building.finish import Found
 from data_pipeline.errors import InputError
 
+fields, check = options.fields, options.check_config
+
 SAMPLED = 32  # pairs whose values are looked at before anything is written
 
 
@@ -31,6 +33,12 @@ def open_archive(config) -> Archive:
     return options.reader(config.archive).open_archive(config)
 
 
+def run(config, workdir) -> None:
+    """What `launch.py` calls; builds in `config.out`, and not in a run directory."""
+    del workdir
+    prepare(config)
+
+
 def prepare(config) -> None:
     """Builds the dataset that a `prepare` config describes.
 
@@ -38,8 +46,8 @@ def prepare(config) -> None:
         InputError: the options contradict each other or the source, `out` holds
             something else, or a pair is bad and `config.strict` is set.
     """
-    options.check_config(config)
-    config = fields.resolve(config, options.table(config.archive))
+    check(config)
+    config = config_fields.resolve(config, fields(config))
     begun, out = plan.options(config), pathlib.Path(config.out)
     splits.check(config)  # all this before an archive is searched, which takes minutes
     plan.check_out(out, begun)

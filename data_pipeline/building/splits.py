@@ -4,14 +4,12 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline import fields, ground, name_lists, sensors
+from data_pipeline import ground, name_lists, sensors
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")
-
-SHARE = fields.number(least=0.0, below=1.0)
 
 
 def assign(
@@ -101,7 +99,7 @@ def check(config) -> None:
 
 
 def check_ways(config) -> None:
-    """Refuses several ways to split at once, and shares that there are not.
+    """Refuses several ways to split at once.
 
     Raises:
         InputError: names the options.
@@ -116,7 +114,6 @@ def check_ways(config) -> None:
         raise InputError(
             f"{' and '.join(chosen)} are {len(chosen)} ways to split; set one of them."
         )
-    fields.check_value("holdout_share", config.holdout_share, SHARE)
 
 
 def _rows(config, pairs, unmatched) -> Mapping[str, name_lists.Listed]:

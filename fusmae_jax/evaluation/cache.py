@@ -96,5 +96,5 @@ def _write(path: pathlib.Path, content: bytes) -> None:
     except OSError as error:
         raise InputError(
             f"Features cannot be kept in {path.parent} ({error.strerror}); name "
-            "another folder with --config.cache=DIR."
+            "another folder as their cache."
         ) from error

@@ -1,12 +1,13 @@
-"""What the config of an evaluation may say; see `fusmae_jax.checks`."""
+"""What the config of an evaluation may say; see `fusmae_jax.config`."""
 
 import jax
 
-from data_pipeline import data_fields, fields, rules, sources
+from data_pipeline import config_fields, data_fields, sources
+from data_pipeline.config_fields import Field, check_rules, choice, flag, group
+from data_pipeline.config_fields import location, number, rows_of, seed, several, text
+from data_pipeline.config_fields import whole, within
 from data_pipeline.errors import InputError
-from data_pipeline.fields import SEED, choice, flag, group, number, location, several
-from data_pipeline.fields import text, whole
-from fusmae_jax import checks
+from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation import (
     dense,
     features,
@@ -20,51 +21,105 @@ from fusmae_jax.evaluation import (
 from fusmae_jax.evaluation.encoder import SENSOR_SETS
 
 BASELINES = ("random", "statistics", "supervised")
-RATES = several(finetune.FIELDS["base_lr"], least=1)
-DENSE = {k: row for k, row in dense.FIELDS.items() if k != "head"}
-# The pool and the view are those of features.
-FINETUNE = {k: row for k, row in finetune.FIELDS.items() if k not in ("b1", "b2")}
-MOMENTS = {k: row for k, row in finetune.FIELDS.items() if k in ("b1", "b2")}
+
+# Where a config may say several values, of which each makes a recipe.
+FINETUNE = rows_of(finetune.Recipe)
+FINETUNE["base_lr"] = several(
+    FINETUNE["base_lr"],
+    least=1,
+    meaning="Peak learning rates of AdamW for batches of 256 pairs; of several, "
+    "validation chooses.",
+)
+FINETUNE |= config_fields.optional({name: FINETUNE[name] for name in ("b1", "b2")})
+DENSE = rows_of(dense.Recipe)
+HEAD = DENSE.pop("head")
 
 TABLE = {
-    "task": choice("evaluate"),
-    "methods": several(choice(*rows.TASKS), least=1),
-    "checkpoint": location(),
-    "step": whole(0),
-    "seed": SEED,
+    "task": choice("evaluate", meaning="What launch.py does."),
+    "methods": several(
+        choice(*rows.TASKS), least=1, meaning="How the encoder is evaluated."
+    ),
+    "checkpoint": location(meaning="Run directory of a pretraining."),
+    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+    "seed": seed("Seed of subsets, probes, heads and resamples."),
     **data_fields.rows(
         ("source", "dir", "eval_dir", "split", "val_split", "test_split", "classes")
     ),
     **data_fields.rows(("statistics", "allow_overlap", "count", "size", "seed")),
-    "labels": text(filled=True),
-    "single_label": flag(),
-    "allow_empty_classes": flag(),
-    "normalize": choice("run", "data"),
-    "sensors": several(choice(*SENSOR_SETS), least=1),
-    "baselines": several(choice(*BASELINES)),
-    "fractions": several(number(above=0.0, most=1.0), least=1),
-    "repeats": several(whole(1), least=1, twice=True),
-    **fields.within("features", features.FIELDS),
-    "cache": location(),
-    "batch_size": whole(1),
-    "bootstrap": whole(0),
-    "score_per_batch": whole(0),
-    "knn.k": whole(1),
-    "knn.temperature": number(above=0.0),
-    "probe.norm": choice(*linear.NORMS),
-    "probe.epochs": whole(1),
-    "probe.batch_size": whole(1),
-    "probe.learning_rates": probe.RATES,
-    "probe.weight_decays": probe.DECAYS,
-    "retrieval.ks": several(whole(1), least=1),
-    "retrieval.center": flag(),
-    **fields.within("finetune", FINETUNE | {"base_lr": RATES}),
-    **fields.within("finetune", fields.optional(MOMENTS)),
-    "scratch": group(),  # whatever of "finetune" differs
-    **fields.within("scratch", fields.optional(finetune.FIELDS | {"base_lr": RATES})),
-    "dense.field": text(filled=True),
-    "dense.heads": several(dense.FIELDS["head"], least=1),
-    **fields.within("dense", DENSE),
+    "labels": text(filled=True, meaning="Which of the data's labels are predicted."),
+    "single_label": flag(meaning="Whether every pair has exactly one class."),
+    "allow_empty_classes": flag(
+        meaning="Whether tested classes may lack training pairs."
+    ),
+    "normalize": choice(
+        "run",
+        "data",
+        meaning="Whose statistics normalise bands: the pretraining's, or those of the "
+        "data that are evaluated on.",
+    ),
+    "sensors": several(
+        choice(*SENSOR_SETS), least=1, meaning="Which sensors are shown, in turn."
+    ),
+    "baselines": several(
+        choice(*BASELINES),
+        meaning="What the encoder is compared with: a random encoder, statistics of "
+        "the images, or one that is fine-tuned from scratch.",
+    ),
+    "fractions": several(
+        number(above=0.0, most=1.0),
+        least=1,
+        meaning="Shares of the training labels that are learnt from, in turn.",
+    ),
+    "repeats": several(
+        whole(1),
+        least=1,
+        twice=True,
+        meaning="How often each of the fractions is drawn.",
+    ),
+    **within("features", rows_of(features.Recipe)),
+    "cache": location(
+        meaning="Folder of features for further evaluations; empty for "
+        "<checkpoint>/features."
+    ),
+    "batch_size": whole(
+        1, meaning="Pairs that are encoded at once, over all devices and hosts."
+    ),
+    "bootstrap": whole(0, meaning="Resamples behind each interval; 0 for none."),
+    "score_per_batch": whole(
+        0,
+        meaning="Pairs of the batches of which micro mAP is averaged too, as older "
+        "papers do; 0 for none.",
+    ),
+    "knn.k": whole(1, meaning="Neighbours that vote, at most."),
+    "knn.temperature": number(
+        above=0.0,
+        meaning="Temperature of their weights, exp(similarity / temperature): the "
+        "lower, the more the nearest neighbours count.",
+    ),
+    "probe.norm": choice(
+        *linear.NORMS,
+        meaning="How features are normalised: each over the training pairs, or each "
+        "pair's over its features; without parameters.",
+    ),
+    "probe.epochs": whole(1, meaning="Passes over the training pairs."),
+    "probe.batch_size": whole(1, meaning="Pairs of a step, at most."),
+    **within("probe", rows_of(probe.Grid)),
+    "retrieval.ks": several(
+        whole(1), least=1, meaning="How many pairs are retrieved, in turn."
+    ),
+    "retrieval.center": flag(
+        meaning="Whether the mean feature of each side is subtracted first."
+    ),
+    **within("finetune", FINETUNE),
+    "scratch": group(
+        meaning="What differs from finetune where an encoder is trained from scratch."
+    ),
+    **within("scratch", config_fields.optional(FINETUNE)),
+    "dense.field": text(
+        filled=True, meaning="Which of the data's pixel labels are predicted."
+    ),
+    "dense.heads": several(HEAD, least=1),
+    **within("dense", DENSE),
 }
 
 # What must hold between fields, and what is said where it does not.
@@ -98,20 +153,26 @@ RULES = (
 )
 
 
+def fields(config) -> dict[str, Field]:
+    """What each field of the config may hold, and means."""
+    del config  # the same for all
+    return TABLE
+
+
 def check_config(config) -> None:
     """Refuses what no run, no data and no devices could make work.
 
     Raises:
         InputError: names the fields and their values.
     """
-    fields.check(config, TABLE, like="configs/probe_bigearthnet.py")
-    checks.check_checkpoint(config.checkpoint)
-    rules.check(config, RULES)
-    trainings.finetune_recipes(config, {})
-    try:
-        trainings.finetune_recipes(config, config.scratch)
-    except InputError as error:
-        raise InputError(f"With what scratch says, {error}") from error
+    config_fields.check(config, TABLE, like="configs/probe_bigearthnet.py")
+    check_checkpoint(config.checkpoint)
+    check_rules(config, RULES)
+    for name, changes in (("finetune", {}), ("scratch", config.scratch)):
+        try:
+            trainings.finetune_recipes(config, changes)
+        except InputError as error:
+            raise InputError(f"With what {name} says, {error}") from error
     data = config.data
     splits.check_names(
         data.split, data.val_split, data.test_split, allow=data.allow_overlap

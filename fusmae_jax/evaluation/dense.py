@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from data_pipeline import sources
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, choice, number, whole
+from data_pipeline.config_fields import attribute, check_attributes, choice, number
+from data_pipeline.config_fields import several, whole
 from fusmae_jax import optim, streams
 from fusmae_jax.evaluation import dense_heads, loop, probe, scores
 from fusmae_jax.evaluation.dense_task import Task
@@ -22,38 +23,41 @@ from fusmae_jax.objectives.protocol import Encoder
 
 WARMUP = 0.1  # share of the steps
 
-FIELDS = {
-    "head": choice(*dense_heads.HEADS),
-    "epochs": whole(1),
-    "batch_size": whole(1),
-    "learning_rates": probe.RATES,
-    "weight_decay": number(least=0.0),
-    "blocks": whole(1),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a head is trained.
+    """How a head is trained."""
 
-    Attributes:
-        head: "linear", one layer for all tokens, or the small "upsample".
-        epochs: over the training pairs, of each of which one window is seen.
-        batch_size: pairs of a global batch.
-        learning_rates: of AdamW, that are tried.
-        weight_decay: of its matrices.
-        blocks: outputs of how many of the encoder's last blocks make a token.
-    """
-
-    head: str = "linear"
-    epochs: int = 20
-    batch_size: int = 64
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-    weight_decay: float = 0.01
-    blocks: int = 1
+    head: str = attribute(
+        choice(
+            *dense_heads.HEADS,
+            meaning="One linear layer for all tokens, or a small upsampling network.",
+        ),
+        "linear",
+    )
+    epochs: int = attribute(
+        whole(1, meaning="Passes over the training pairs, one window of each."), 20
+    )
+    batch_size: int = attribute(
+        whole(1, meaning="Pairs of a step, over all devices and hosts."), 64
+    )
+    learning_rates: tuple[float, ...] = attribute(
+        several(
+            number(above=0.0),
+            least=1,
+            meaning="Learning rates of AdamW, of which validation chooses.",
+        ),
+        (3e-4, 1e-3, 3e-3, 1e-2),
+    )
+    weight_decay: float = attribute(
+        number(least=0.0, meaning="Weight decay of the matrices."), 0.01
+    )
+    blocks: int = attribute(
+        whole(1, meaning="Outputs of how many of the last blocks make a token."), 1
+    )
 
     def __post_init__(self):
-        check_each("dense", vars(self), FIELDS)
+        check_attributes(self)
 
     @property
     def grid(self) -> probe.Grid:
@@ -232,14 +236,14 @@ def _count_steps(recipe: Recipe, task: Task, source) -> int:
     batch, devices = recipe.batch_size, task.mesh.size
     if batch % devices:
         raise InputError(
-            f"A batch of {batch} does not divide over {devices} devices; change "
-            "dense.batch_size."
+            f"batch_size={batch} does not divide over {devices} devices; choose a "
+            "multiple of their number."
         )
     steps = recipe.epochs * len(source) // batch
     if steps < 1:
         raise InputError(
             f"{recipe.epochs} epochs of {len(source)} pairs are less than one batch of "
-            f"{batch}; lower dense.batch_size or raise dense.epochs."
+            f"{batch}; lower batch_size or raise epochs."
         )
     # The first labelled pixel ends the search, in most data that of the first pair.
     maps = (source[i][task.field] for i in range(len(source)))

@@ -118,7 +118,7 @@ class Task:
                 f"{list(description.maps)}."
             )
         if encoder.trained:
-            check_blocks("dense.blocks", blocks, encoder.depth)
+            check_blocks("blocks", blocks, encoder.depth)
         self.encoder, self.params, self.mesh = encoder, params, mesh
         self.field, self.names = field, description.maps[field]
         self.inputs = encoder.inputs

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from data_pipeline import sensors
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import build, checkpoint, checks, patches, run, sharding, streams
+from fusmae_jax import build, checkpoint, patches, run, sharding, streams
+from fusmae_jax.config import check_checkpoint
 from fusmae_jax.inputs import SENSORS, Inputs, Present
 from fusmae_jax.objectives.protocol import Encoded, Encoder, Objective
 
@@ -169,7 +170,7 @@ def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
         InputError: there is no run, no checkpoint, or it is damaged or of another
             model.
     """
-    checks.check_checkpoint(directory)
+    check_checkpoint(directory)
     config, contract = run.load(directory)
     directory = pathlib.Path(directory)
     try:

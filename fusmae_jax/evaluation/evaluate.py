@@ -12,8 +12,10 @@ from fusmae_jax.evaluation.splits import open_labelled
 
 log = logging.getLogger("fusmae_jax")
 
+fields, check = checks.fields, checks.check_config
 
-def evaluate(config, workdir) -> list[rows.Row]:
+
+def run(config, workdir) -> list[rows.Row]:
     """Runs every task that `config.methods` names, and reports.
 
     Args:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import batches
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, choice, whole
+from data_pipeline.config_fields import attribute, check_attributes, choice, whole
 from fusmae_jax import inputs, run, sharding
 from fusmae_jax.evaluation import loop, progress
 from fusmae_jax.evaluation.encoder import SENSOR_SETS, check_blocks, digest, present
@@ -23,31 +23,38 @@ POOLS = ("mean", "global", "sensors")
 VERSION = 1  # of the code that takes them: raise it when the same input gives others
 AHEAD = 2  # batches dispatched before the first is waited for
 
-FIELDS = {"pool": choice(*POOLS), "blocks": whole(1), "view": choice(*VIEWS)}
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Which features are taken of a pair.
+    """Which features are taken of a pair."""
 
-    Attributes:
-        pool: "mean" of the tokens of all sensors that are present, the "global" token,
-            or the means of both "sensors" one behind the other, zeros for an absent
-            one.
-        blocks: outputs of how many of the last blocks, one behind the other.
-        view: which part of the scene is shown, see `Inputs.boxes`.
-    """
-
-    pool: str = "mean"
-    blocks: int = 1
-    view: str = "center"
+    pool: str = attribute(
+        choice(
+            *POOLS,
+            meaning="What of the tokens is kept: the mean of all that are present, the "
+            "global token, or the means of both sensors one behind the other, zeros "
+            "for an absent one.",
+        ),
+        "mean",
+    )
+    blocks: int = attribute(
+        whole(
+            1,
+            meaning="Outputs of how many of the last blocks, one behind the other.",
+        ),
+        1,
+    )
+    view: str = attribute(
+        choice(
+            *VIEWS,
+            meaning="What is shown of a scene: its center, all of it resampled, or "
+            "tiles whose features are averaged.",
+        ),
+        "center",
+    )
 
     def __post_init__(self):
-        check_each("features", vars(self), FIELDS)
-
-    def check(self, blocks: int) -> None:
-        """Refuses more blocks than an encoder has, see `encoder.check_blocks`."""
-        check_blocks("features.blocks", self.blocks, blocks)
+        check_attributes(self)
 
     @property
     def copies(self) -> int:
@@ -103,7 +110,7 @@ class Extractor:
         """
         check_sensor_sets(sensor_sets)
         if encoder.trained:
-            recipe.check(encoder.depth)
+            check_blocks("blocks", recipe.blocks, encoder.depth)
         self.sensor_sets = tuple(sensor_sets)
         self._encoder, self.params, self._recipe = encoder, params, recipe
         self.mesh = mesh

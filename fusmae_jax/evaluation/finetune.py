@@ -20,7 +20,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
-from data_pipeline.fields import check_each, choice, flag, number, several, whole
+from data_pipeline.config_fields import attribute, check_attributes, choice, flag
+from data_pipeline.config_fields import number, several, whole
 from fusmae_jax import checkpoint, inputs, optim, sharding, streams
 from fusmae_jax.evaluation import classifier, features, loop
 from fusmae_jax.evaluation.classifier import Classifier
@@ -30,85 +31,114 @@ from fusmae_jax.models.fusmae import REMAT
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.train import TrainState, gradients
 
-FIELDS = {
-    "epochs": whole(1),
-    "batch_size": whole(1),
-    "base_lr": number(above=0.0),
-    "warmup_epochs": whole(0),
-    "layer_decay": number(above=0.0, most=1.0),
-    "drop_path": number(least=0.0, below=1.0),
-    "weight_decay": number(least=0.0),
-    "b1": number(least=0.0, below=1.0),
-    "b2": number(least=0.0, below=1.0),
-    "clip_norm": number(least=0.0),
-    "smoothing": number(least=0.0, below=1.0),
-    "mixup": number(least=0.0),
-    "crop_scale": several(number(), length=2, twice=True),
-    "turn": flag(),
-    "remat": choice(*REMAT),
-    "accumulate": whole(1),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How an encoder is fine-tuned.
+    """How an encoder is fine-tuned; see `features.Recipe` for the last two."""
 
-    Attributes:
-        epochs: over the pairs.
-        batch_size: pairs of a global batch.
-        base_lr: peak of the learning rate for batches of 256; it grows with them.
-        warmup_epochs: in which the rate rises, before it falls to 0 as a cosine.
-        layer_decay: what the rate is multiplied by from one layer to the next deeper,
-            see `Encoder.layer_of`; 1 treats all alike.
-        drop_path: chance that a sample skips a branch of the last block.
-        weight_decay: of the matrices.
-        b1, b2: decay of AdamW's moments.
-        clip_norm: gradients longer than this are scaled down to it; 0 never clips.
-        smoothing: share of each target that is spread evenly over what is possible.
-        mixup: both parameters of the Beta distribution of the shares in which two
-            samples and their targets are mixed; 0 mixes none.
-        crop_scale: least and greatest area of a training crop, as a fraction of the
-            scene's. Labels are those of scenes, and small crops lose some.
-        turn: whether to draw flips and quarter turns.
-        remat: what of a block is computed again for the gradient, see `FusMAE`.
-        accumulate: parts of a batch whose gradients are summed up one after the other,
-            which takes less memory and changes nothing else.
-        pool: what the head sees, see `features.Recipe`.
-        view: which part of a scene is shown in predictions, see `Inputs.boxes`; it
-            should show about as much ground as training crops do.
-    """
-
-    epochs: int
-    batch_size: int
-    base_lr: float
-    warmup_epochs: int = 5
-    layer_decay: float = 0.65
-    drop_path: float = 0.1
-    weight_decay: float = 0.05
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float = 0.0
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    crop_scale: tuple[float, float] = (0.8, 1.0)
-    turn: bool = True
-    remat: str = "none"
-    accumulate: int = 1
+    epochs: int = attribute(whole(1, meaning="Passes over the training pairs."))
+    batch_size: int = attribute(
+        whole(1, meaning="Pairs of a step, over all devices and hosts.")
+    )
+    base_lr: float = attribute(
+        number(above=0.0, meaning="Peak learning rate of AdamW for batches of 256.")
+    )
+    warmup_epochs: int = attribute(
+        whole(0, meaning="Epochs in which the rate rises; then it falls as a cosine."),
+        5,
+    )
+    layer_decay: float = attribute(
+        number(
+            above=0.0,
+            most=1.0,
+            meaning="What the rate is multiplied by from a layer to the next deeper.",
+        ),
+        0.65,
+    )
+    drop_path: float = attribute(
+        number(
+            least=0.0,
+            below=1.0,
+            meaning="Chance that a sample skips a branch of the last block.",
+        ),
+        0.1,
+    )
+    weight_decay: float = attribute(
+        number(least=0.0, meaning="Weight decay of the matrices."), 0.05
+    )
+    b1: float = attribute(
+        number(least=0.0, below=1.0, meaning="Decay of AdamW's mean gradient."), 0.9
+    )
+    b2: float = attribute(
+        number(least=0.0, below=1.0, meaning="Decay of AdamW's mean squared gradient."),
+        0.999,
+    )
+    clip_norm: float = attribute(
+        number(
+            least=0.0,
+            meaning="Longer gradients are scaled to this norm; 0 never clips.",
+        ),
+        0.0,
+    )
+    smoothing: float = attribute(
+        number(
+            least=0.0,
+            below=1.0,
+            meaning="Share of each target that is spread over what is possible.",
+        ),
+        0.0,
+    )
+    mixup: float = attribute(
+        number(
+            least=0.0,
+            meaning="Both parameters of the Beta distribution of the shares in which "
+            "two samples are mixed; 0 mixes none.",
+        ),
+        0.0,
+    )
+    crop_scale: tuple[float, float] = attribute(
+        several(
+            number(),
+            length=2,
+            twice=True,
+            meaning="Least and greatest area of a training crop, as shares of the "
+            "scene's; small crops lose labels.",
+        ),
+        (0.8, 1.0),
+    )
+    turn: bool = attribute(
+        flag(meaning="Whether crops are flipped and turned by quarters."), True
+    )
+    remat: str = attribute(
+        choice(
+            *REMAT,
+            meaning="What of a block is computed again for the gradient, for less "
+            "memory and more time: nothing, all but the linear layers, or everything.",
+        ),
+        "none",
+    )
+    accumulate: int = attribute(
+        whole(
+            1,
+            meaning="Parts of a batch that go through the network one by one: less "
+            "memory, the same steps.",
+        ),
+        1,
+    )
     pool: str = "mean"
-    view: str = "center"
+    view: str = "center"  # about as much ground as training crops show
 
     def __post_init__(self):
-        check_each("finetune", vars(self), FIELDS)
+        check_attributes(self)
         if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"finetune.warmup_epochs is {self.warmup_epochs}; it must be below "
-                f"epochs, {self.epochs}."
+                f"warmup_epochs is {self.warmup_epochs}; it must be below epochs, "
+                f"{self.epochs}."
             )
         if self.batch_size % self.accumulate:
             raise InputError(
-                f"finetune.batch_size={self.batch_size} does not divide into "
-                f"accumulate={self.accumulate} parts; choose a multiple of that."
+                f"batch_size={self.batch_size} does not divide into accumulate="
+                f"{self.accumulate} parts; choose a multiple of that."
             )
         features.Recipe(pool=self.pool, view=self.view)
         inputs.check_crops(self.crop_scale)
@@ -155,9 +185,9 @@ class Finetuner:
         """
         if recipe.batch_size % (mesh.size * recipe.accumulate):
             raise InputError(
-                f"A batch of {recipe.batch_size} does not divide over {mesh.size} "
-                f"devices in accumulate={recipe.accumulate} parts; change "
-                "finetune.batch_size."
+                f"batch_size={recipe.batch_size} does not divide over {mesh.size} "
+                f"devices in accumulate={recipe.accumulate} parts; choose a multiple "
+                f"of {mesh.size * recipe.accumulate}."
             )
         self._encoder, self.recipe, self._mesh = encoder, recipe, mesh
         self._labels_field, self._single = labels_field, single

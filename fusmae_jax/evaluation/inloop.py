@@ -7,7 +7,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline import sources, subsets
-from fusmae_jax import checks, metrics
+from fusmae_jax import metrics
+from fusmae_jax.config import check_judged
 from fusmae_jax.evaluation import collapse, features, knn, linear, scores
 from fusmae_jax.evaluation.encoder import SENSOR_SETS
 from fusmae_jax.objectives.protocol import Objective
@@ -40,7 +41,7 @@ class Judge:
         if not self._every:
             return
         field = config.judge.labels
-        checks.check_judged(field, train.description)
+        check_judged(field, train.description)
         sources.check_alike(train, held, (*train.fields, field))
         self._train = subsets.spread(train, config.judge.train_pairs)
         self._held = subsets.spread(held, config.judge.eval_pairs)

@@ -13,11 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
-from data_pipeline.fields import number, several
+from data_pipeline.config_fields import attribute, check_attributes, number, several
 from fusmae_jax.evaluation import linear, scores
-
-RATES = several(number(above=0.0), least=1)
-DECAYS = several(number(least=0.0), least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +24,26 @@ class Grid:
     Rates are those of a batch of 256. The defaults suit features of unit variance.
     """
 
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
-    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2, 0.1)
+    learning_rates: tuple[float, ...] = attribute(
+        several(
+            number(above=0.0),
+            least=1,
+            meaning="Learning rates of SGD for batches of 256 pairs, of which "
+            "validation chooses.",
+        ),
+        (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),
+    )
+    weight_decays: tuple[float, ...] = attribute(
+        several(
+            number(least=0.0),
+            least=1,
+            meaning="Weight decays, each tried with every learning rate.",
+        ),
+        (0.0, 1e-4, 1e-3, 1e-2, 0.1),
+    )
 
     def __post_init__(self):
-        rates, decays = self.learning_rates, self.weight_decays
-        if not RATES.fits(tuple(rates)):
-            raise InputError(
-                f"The probe's learning rates are {list(rates)}; give at least one, "
-                "all above 0 and none twice."
-            )
-        if not DECAYS.fits(tuple(decays)):
-            raise InputError(
-                f"The probe's weight decays are {list(decays)}; give at least one, "
-                "none below 0 and none twice."
-            )
+        check_attributes(self)
 
     def settings(self) -> list[tuple[float, float]]:
         """The G pairs of learning rate and weight decay."""

@@ -121,7 +121,7 @@ def check_enough(groups: np.ndarray, ks: Sequence[int]) -> None:
         raise InputError(
             f"Retrieving {most} takes as many pairs that show other ground than the "
             f"query, and of {len(groups)} there may be no more than {others}; test on "
-            "more pairs, or lower retrieval.ks."
+            "more pairs, or lower ks."
         )
 
 

@@ -16,7 +16,8 @@ from data_pipeline.errors import InputError
 from data_pipeline.safe_io import read_array
 from fusmae_jax import run
 from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
-from fusmae_jax.evaluation.encoder import Pretrained, Statistics, digest
+from fusmae_jax.evaluation.encoder import Pretrained, Statistics, check_blocks
+from fusmae_jax.evaluation.encoder import digest
 from fusmae_jax.evaluation.rows import Row
 from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
 from fusmae_jax.objectives.protocol import Encoder
@@ -62,7 +63,7 @@ class Session:
         self.encoder = pretrained.look_at(data.description, config.normalize)
         self.statistics = Statistics(self.encoder.inputs, self.encoder.patch_size)
         self.recipe = features.Recipe(**config.features)
-        self.recipe.check(self.encoder.depth)
+        check_blocks("features.blocks", self.recipe.blocks, self.encoder.depth)
         if self.recipe.pool == "global" and not self.encoder.summarizes:
             log.warning(
                 "Nothing has taught this encoder's global token what to say, as its "

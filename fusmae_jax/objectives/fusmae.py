@@ -11,12 +11,128 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from data_pipeline.config_fields import ask, check_rules, choice, flag, number, whole
 from data_pipeline.errors import InputError
-from fusmae_jax import inputs, patches, streams
+from fusmae_jax import dtypes, inputs, patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs
-from fusmae_jax.models import fusmae
+from fusmae_jax.models import attention, fusmae, layers
+from fusmae_jax.models.products import Arithmetic
 from fusmae_jax.objectives import protocol
 from fusmae_jax.objectives.protocol import Encoded
+
+
+# What a config may say of Fus-MAE.
+FIELDS = {
+    "mask.ratio": number(above=0.0, below=1.0, meaning="Share of patches hidden."),
+    "mask.mode": choice(
+        *patches.MASK_MODES,
+        meaning="Whether each sensor has a mask of its own, or both the same.",
+    ),
+    "mask.drop_sensor": number(
+        least=0.0,
+        most=1.0,
+        meaning="Chance that a pair lacks a sensor, redrawn from the other.",
+    ),
+    "model.image_size": whole(1, meaning="Side of the images in pixels."),
+    "model.patch_size": whole(1, meaning="Side of a patch in pixels."),
+    "model.dim": whole(1, meaning="Width of the encoder in channels."),
+    "model.depth": whole(
+        1, meaning="Blocks of the encoder, its XAttnEncoder included."
+    ),
+    "model.num_heads": whole(1, meaning="Attention heads of the encoder."),
+    "model.fuse_early": flag(
+        meaning="Whether the first block is an XAttnEncoder, which fuses the sensors."
+    ),
+    "model.fuse_features": flag(
+        meaning="Whether an XAttnDecoder fuses the sensors before the decoders."
+    ),
+    "model.decoder_dim": whole(1, meaning="Width of the decoders in channels."),
+    "model.decoder_depth": whole(0, meaning="Blocks of each sensor's decoder."),
+    "model.decoder_heads": whole(1, meaning="Attention heads of the decoders."),
+    "model.global_token": choice(
+        *fusmae.GLOBAL_TOKENS,
+        meaning="Who sees the global token: the encoder alone, or the decoders too, "
+        "which teaches its output.",
+    ),
+    "model.dtype": choice(
+        dtypes.AUTO,
+        *dtypes.DTYPES,
+        meaning="Type of matrix products: auto is bfloat16 where devices are made for "
+        "it, else float32, as parameters always are.",
+    ),
+    "model.attention": choice(
+        *attention.IMPLEMENTATIONS, meaning="Who computes attention."
+    ),
+    "model.remat": choice(
+        *fusmae.REMAT,
+        meaning="What of a block is computed again for the gradient, for less memory "
+        "and more time: nothing, all but the linear layers, or everything.",
+    ),
+    "loss.normalize": choice(
+        *patches.NORMALIZATIONS,
+        meaning="How targets are normalised: each patch, or each patch and family of "
+        "bands.",
+    ),
+    "loss.weight_s1": number(least=0.0, meaning="Weight of Sentinel-1 in the loss."),
+    "loss.weight_s2": number(least=0.0, meaning="Weight of Sentinel-2 in the loss."),
+}
+
+# What must hold between fields, and what is said where it does not.
+RULES = (
+    (
+        lambda c: c.loss.weight_s1 + c.loss.weight_s2 > 0.0,
+        "loss.weight_s1 and loss.weight_s2 are both {c.loss.weight_s1}, so that "
+        "nothing would be learnt; set one of them above 0.",
+    ),
+    (
+        # On a GPU "auto" is bfloat16, but for runs that say otherwise.
+        lambda c: c.model.attention != "cudnn" or c.model.dtype != "float32",
+        "model.attention=cudnn needs model.dtype=bfloat16, and that is "
+        "{c.model.dtype}; set one of them.",
+    ),
+    (
+        lambda c: c.model.attention != "cudnn" or all(map(attention.takes, heads(c.model))),
+        "model.attention=cudnn takes heads of 8, 16, ... 128 channels, which "
+        "model.dim={c.model.dim} over model.num_heads={c.model.num_heads} or "
+        "model.decoder_dim={c.model.decoder_dim} over model.decoder_heads="
+        "{c.model.decoder_heads} are not; set model.attention=auto.",
+    ),
+)
+
+
+def check(config) -> None:
+    """Refuses what Fus-MAE cannot work with, where each field alone fits.
+
+    Raises:
+        InputError: names the fields and their values.
+    """
+    ask(
+        config,
+        (patches.grid_side, "model.image_size", "model.patch_size"),
+        (visible, "model.image_size", "model.patch_size", "mask.ratio"),
+        (patches.check_width, "model.dim"),
+        (patches.check_width, "model.decoder_dim"),
+        (layers.head_width, "model.dim", "model.num_heads"),
+    )
+    if config.model.decoder_depth:
+        ask(config, (layers.head_width, "model.decoder_dim", "model.decoder_heads"))
+    check_rules(config, RULES)
+
+
+def heads(model: Mapping[str, Any]) -> list[int]:
+    """Channels of an attention head, of the encoder and of the decoders if they attend.
+
+    Raises:
+        InputError: a width does not divide.
+    """
+    widths = [("dim", "num_heads")]
+    widths += [("decoder_dim", "decoder_heads")] if model["decoder_depth"] else []
+    return [layers.head_width(model[dim], model[count]) for dim, count in widths]
+
+
+def visible(image_size: int, patch_size: int, ratio: float) -> int:
+    """How many patches of an image a mask leaves visible, see `patches.num_visible`."""
+    return patches.num_visible(patches.grid_side(image_size, patch_size) ** 2, ratio)
 
 
 class Draw(NamedTuple):
@@ -277,6 +393,24 @@ class Objective(protocol.Objective):
     def encoder_params(self, params: nnx.State) -> nnx.State:
         """Those of `FusMAE.encoder`."""
         return params["encoder"]
+
+    def advice(self) -> str:
+        """Says so where a GPU would be faster, were heads or numbers others."""
+        names = ("dtype", "platform", "devices", "attention")
+        arithmetic = Arithmetic(*(self.model[name] for name in names))
+        masked = self.drop_sensor > 0.0
+        slow = [
+            str(width)
+            for width in heads(self.model)
+            if attention.choose(arithmetic, width, masked) == "xla"
+        ]
+        if arithmetic.platform != "gpu" or arithmetic.attention != "auto" or not slow:
+            return ""
+        return (
+            "XLA computes attention here, as cuDNN takes bfloat16 and heads of 8, 16, "
+            f"... {120 if masked else 128} channels, not {arithmetic.dtype} and "
+            f"{' and '.join(slow)}; other widths would be faster."
+        )
 
     def flops(self) -> int:
         """See `train_step_flops`."""

@@ -136,6 +136,10 @@ class Objective:
         """The encoder's own of the model's parameters."""
         raise NotImplementedError
 
+    def advice(self) -> str:
+        """What would make it faster on what it is compiled for; "" for nothing."""
+        return ""
+
     def flops(self) -> float:
         """Matrix-product FLOPs of an image's forward and backward pass."""
         raise NotImplementedError
