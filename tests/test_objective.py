@@ -184,3 +184,20 @@ def test_a_scene_smaller_than_the_image_is_seen_whole(key):
 def test_what_cannot_work_is_refused_at_once_by_name(message):
     with pytest.raises(InputError, match=message):
         objective(**CHANGES[message])
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"dtype": "bfloat16"}, ""),
+        ({"dtype": "bfloat16", "dim": 36}, "not bfloat16 and 18;"),
+        ({"dtype": "float32"}, "not float32 and 16 and 8;"),
+        ({"dtype": "float32", "attention": "xla"}, ""),
+    ],
+)
+def test_a_gpu_that_cannot_use_cudnn_is_no_secret(changes, said):
+    config = tiny.config()
+    config.model.update(changes)
+    assert not build.objective(config, platform="cpu").advice()  # nothing to choose
+    advice = build.objective(config, platform="gpu").advice()
+    assert (said in advice) if said else not advice

@@ -236,25 +236,6 @@ def test_the_number_of_parts_that_would_fit_is_proposed(ahead):
     assert "--config.accumulate=2, pass" in pretrain.memory_advice(config)
 
 
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"dtype": "bfloat16"}, ""),
-        ({"dtype": "bfloat16", "dim": 36}, "not bfloat16 and 18;"),
-        ({"dtype": "float32"}, "not float32 and 16 and 8;"),
-        ({"dtype": "float32", "attention": "xla"}, ""),
-    ],
-)
-def test_a_gpu_that_cannot_use_cudnn_is_no_secret(changes, said, monkeypatch, lines):
-    config = tiny.config()
-    config.model.update(changes)
-    pretrain.warn_of_attention(config, sharding.make_mesh())
-    assert not lines  # nothing else to choose on a CPU
-    monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
-    pretrain.warn_of_attention(config, sharding.make_mesh())
-    assert (said in lines[0]) if said else not lines
-
-
 def test_memory_that_runs_out_is_said_in_a_sentence():
     config, said = tiny.config(), "batch_size=8 and accumulate=1 .*model.remat"
     with pytest.raises(InputError, match=said):

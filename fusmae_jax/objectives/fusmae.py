@@ -91,7 +91,8 @@ RULES = (
         "{c.model.dtype}; set one of them.",
     ),
     (
-        lambda c: c.model.attention != "cudnn" or all(map(attention.takes, heads(c.model))),
+        lambda c: c.model.attention != "cudnn"
+        or all(map(attention.takes, heads(c.model))),
         "model.attention=cudnn takes heads of 8, 16, ... 128 channels, which "
         "model.dim={c.model.dim} over model.num_heads={c.model.num_heads} or "
         "model.decoder_dim={c.model.decoder_dim} over model.decoder_heads="
