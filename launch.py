@@ -20,13 +20,13 @@ from ml_collections import config_flags
 
 from data_pipeline import config_fields, files
 from data_pipeline.errors import InputError
-from fusmae_jax import host, preemption, startup
+from fusmae_jax.training import preemption, runtime
 
 # The module of each task: `check(config)` refuses what cannot work, without touching a
 # device; `run(config, workdir)` does it; `fields(config)` says what a config may hold.
 TASKS = {
     "prepare": "data_pipeline.building.prepare",
-    "pretrain": "fusmae_jax.pretrain",
+    "pretrain": "fusmae_jax.training.pretrain",
     "reconstruct": "fusmae_jax.reconstruct",
     "evaluate": "fusmae_jax.evaluation.evaluate",
 }
@@ -159,7 +159,7 @@ def main(argv: list[str]) -> None:
     gc.set_threshold(100_000)  # imports and tracing make objects that stay
     start_logging()
     if config.task != "prepare":  # which never imports jax
-        host.prepare()  # before JAX starts threads
+        runtime.keep_host_memory()  # before JAX starts threads
     if _MULTIHOST.value:
         import jax
 
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
         if config.task != "pretrain":  # which asks JAX's own listener
             preemption.listen()
     if config.task != "prepare":
-        startup.enable_compile_cache()
+        runtime.enable_compile_cache()
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     task.run(config, _WORKDIR.value or f"runs/{name}")
 

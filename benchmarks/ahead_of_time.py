@@ -48,7 +48,8 @@ from jax._src.cudnn import fused_attention_stablehlo  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from benchmarks import collectives, hlo, lowered, programs, roofline  # noqa: E402
-from fusmae_jax import flops, pretrain, sharding  # noqa: E402
+from fusmae_jax import flops  # noqa: E402
+from fusmae_jax.training import pretrain, sharding  # noqa: E402
 
 PLATFORMS = ("tpu", "gpu")
 PREDICTED = pathlib.Path(__file__).with_name("predicted.json")

@@ -20,7 +20,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from fusmae_jax import host  # noqa: E402
+from fusmae_jax.training import runtime  # noqa: E402
 from fusmae_jax.models import attention  # noqa: E402
 from fusmae_jax.models.products import Arithmetic  # noqa: E402
 
@@ -60,7 +60,7 @@ def seconds(implementation: str, n: int, heads: int, width: int) -> float:
 
 def main(argv):
     del argv
-    host.prepare()
+    runtime.keep_host_memory()
     kind = jax.devices()[0].device_kind
     print(f"{kind}, jax {jax.__version__}, batch {_BATCH.value}, {_DTYPE.value}")
     print(f"{'':<17}{'tokens':>8}{'xla':>10}{'cudnn':>10}")

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks import pairs
-from fusmae_jax import build, optim, patches, pretrain, sharding
+from fusmae_jax import build, patches
+from fusmae_jax.training import optim, pretrain, sharding
 from fusmae_jax.models import attention, fusmae, layers, products
 
 

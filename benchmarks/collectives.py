@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from benchmarks import hlo
-from fusmae_jax import train
+from fusmae_jax.training import train
 
 KINDS = (
     "all-reduce",

@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 
 DIGITS = re.compile(r"\d+")
 ARRAY = re.compile(r"\b(pred|bf16|f8\w+|[fsu]\d+)\[([\d,]*)\]")

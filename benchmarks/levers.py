@@ -20,7 +20,8 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks.choices import CPU_ONLY, LEVERS, Variant  # noqa: E402
-from fusmae_jax import dtypes, host  # noqa: E402
+from fusmae_jax import dtypes  # noqa: E402
+from fusmae_jax.training import runtime  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
@@ -46,7 +47,7 @@ def race(name: str, ours: Variant, other: Variant, **options) -> None:
 
 def main(argv):
     del argv
-    host.prepare()
+    runtime.keep_host_memory()
     config = _CONFIG.value
     config.batch_size = _BATCH.value
     platform = jax.devices()[0].platform

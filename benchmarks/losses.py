@@ -21,7 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from fusmae_jax import dtypes, host  # noqa: E402
+from fusmae_jax import dtypes  # noqa: E402
+from fusmae_jax.training import runtime  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _STEPS = flags.DEFINE_integer("steps", 1, "Steps.", lower_bound=1)
@@ -63,7 +64,7 @@ def compare(ours: list[float], reference: list[float]) -> float:
 
 def main(argv):
     del argv
-    host.prepare()
+    runtime.keep_host_memory()
     import jax
 
     reference = start_reference() if _AGAINST.value else None

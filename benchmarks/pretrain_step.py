@@ -33,16 +33,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import pairs  # noqa: E402
 from data_pipeline.errors import InputError  # noqa: E402
-from fusmae_jax import (  # noqa: E402
-    build,
-    dtypes,
-    host,
-    loop,
-    optim,
-    patches,
-    pretrain,
-    sharding,
-)
+from fusmae_jax import build, dtypes, patches  # noqa: E402
+from fusmae_jax.training import loop, optim, pretrain, runtime, sharding  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A pretraining config.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a timed group.", lower_bound=1)
@@ -227,7 +219,7 @@ def measure(config) -> tuple[str, bool, dict[str, float]]:
 
 def main(argv):
     del argv
-    host.prepare()
+    runtime.keep_host_memory()
     logging.set_verbosity(logging.WARNING)
     kind = jax.devices()[0].device_kind
     print(f"{jax.device_count()} x {kind}, jax {jax.__version__}")

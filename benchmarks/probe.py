@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from fusmae_jax import sharding  # noqa: E402
+from fusmae_jax.training import sharding  # noqa: E402
 from fusmae_jax.evaluation import linear, probe  # noqa: E402
 
 _PAIRS = flags.DEFINE_integer("pairs", 27_000, "Pairs trained on.")

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from data_pipeline import layout as layouts
 from data_pipeline import synthetic
-from fusmae_jax import build, checkpoint, dtypes, optim, sharding, train
+from fusmae_jax import build, dtypes
+from fusmae_jax.training import checkpoint, optim, sharding, train
 from fusmae_jax.evaluation import dense_heads, dense_task, features, finetune
 from fusmae_jax.evaluation import knn, linear
 

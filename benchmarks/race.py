@@ -132,12 +132,13 @@ class Runner:
 
 def start_jax(config):
     """Our side: what there is to know of it, and the function that takes steps."""
-    from fusmae_jax import host
+    from fusmae_jax.training import runtime
 
-    host.prepare()  # first of all, as launch.py does
+    runtime.keep_host_memory()  # first of all, as launch.py does
     import jax
 
-    from fusmae_jax import build, optim, pretrain, sharding
+    from fusmae_jax import build
+    from fusmae_jax.training import optim, pretrain, sharding
 
     device = jax.devices()[0]
     gpu = device.platform == "gpu"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax  # noqa: E402
 
 from benchmarks import collectives, programs  # noqa: E402
-from fusmae_jax import sharding  # noqa: E402
+from fusmae_jax.training import sharding  # noqa: E402
 
 # Compiling the deeper ones takes long.
 DEVICES = {"pretrain_base": "1,2,4,8,16,32,64"}

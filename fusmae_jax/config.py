@@ -11,7 +11,8 @@ from data_pipeline.config_fields import Field, ask, check_rules, choice, flag, n
 from data_pipeline.config_fields import seed, several, text, whole
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import build, inputs, sharding
+from fusmae_jax import build, inputs
+from fusmae_jax.training import sharding
 
 # Fields of a pretraining by whatever method.
 TABLE = {
@@ -138,6 +139,7 @@ RULES = (
         "another split, or pass --config.data.allow_overlap=True.",
     ),
 )
+
 
 def fields(config) -> dict[str, Field]:
     """What each field may hold, and means; those of the config's method too.

@@ -46,7 +46,10 @@ def reconstruction_figure(samples, contract, *, note: str):
                 ax.set(xticks=[], yticks=[])
             height, width = scene.shape[:2]
             top, left, tall, wide = np.array(sample["box"]) * (
-                height, width, height, width
+                height,
+                width,
+                height,
+                width,
             )
             row[start].add_patch(
                 patches.Rectangle(

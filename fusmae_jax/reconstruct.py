@@ -12,11 +12,12 @@ import numpy as np
 from data_pipeline import batches, config_fields, data_fields, files, sources
 from data_pipeline.config_fields import Field, choice, location, whole
 from data_pipeline.dataset_card import SPLITS
-from fusmae_jax import baselines, build, checkpoint, figures, sharding
-from fusmae_jax import run as run_directory
+from fusmae_jax import baselines, build, figures
+from fusmae_jax.training import checkpoint, sharding
+from fusmae_jax.training import run_directory
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
-from fusmae_jax.heldout import HeldOut
+from fusmae_jax.training.heldout import HeldOut
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.fusmae import Objective, Outcome
 
@@ -188,9 +189,7 @@ def run(config, workdir) -> None:
         build.abstract_params(objective, mesh),
         config.step or None,
     )
-    held_out = HeldOut(
-        objective, mesh, source, seed=trained.seed, count=config.pairs
-    )
+    held_out = HeldOut(objective, mesh, source, seed=trained.seed, count=config.pairs)
     run_directory.open_workdir(
         workdir,
         config,
@@ -198,6 +197,4 @@ def run(config, workdir) -> None:
         source.fingerprint(),
         dtype=trained.model.dtype,
     )
-    report(
-        held_out, params, workdir, step=step, draws=config.draws, shown=config.shown
-    )
+    report(held_out, params, workdir, step=step, draws=config.draws, shown=config.shown)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from configs import probe_bigearthnet
-from fusmae_jax import build, checkpoint, optim, pretrain, run, sharding
+from fusmae_jax import build
+from fusmae_jax.training import checkpoint, optim, pretrain, run_directory, sharding
 from tests import tiny
 
 STEPS = (2, 6)  # of which there are checkpoints
@@ -28,8 +29,8 @@ def write_run(workdir: pathlib.Path, config) -> pathlib.Path:
 
     Parameters are random, those of absent sensors too: a trained model's say something.
     """
-    run.open_workdir(workdir, config, build.contract(config), {})
-    run.remember_places(workdir, np.empty((0, 2), np.uint64))
+    run_directory.open_workdir(workdir, config, build.contract(config), {})
+    run_directory.remember_places(workdir, np.empty((0, 2), np.uint64))
     mesh, rate = sharding.make_mesh(), optim.schedule(1e-3, 0, 10)
     objective = build.objective(config, **build.target(mesh))
     init, layout, _ = pretrain.compile_step(config, objective, mesh, rate)

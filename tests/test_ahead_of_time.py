@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import ahead_of_time, choices, gpu_numbers, hlo, lowered, programs
 from benchmarks import roofline
-from fusmae_jax import flops, sharding
+from fusmae_jax import flops
+from fusmae_jax.training import sharding
 from fusmae_jax.models import attention
 from tests import tiny
 

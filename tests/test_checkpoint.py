@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline import files
 from data_pipeline.errors import InputError
-from fusmae_jax import checkpoint, sharding
+from fusmae_jax.training import checkpoint, sharding
 
 
 def state(value: int, fsdp: int = 1, **more):

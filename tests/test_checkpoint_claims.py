@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 
 from data_pipeline.errors import InputError
-from fusmae_jax import checkpoint, sharding
+from fusmae_jax.training import checkpoint, sharding
 
 LARGE = [4_000_000, 6_000_000]  # 96 TB, and a multiple of what is there
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from fusmae_jax import checkpoint, sharding
+from fusmae_jax.training import checkpoint, sharding
 
 pytestmark = pytest.mark.journey
 

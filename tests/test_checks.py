@@ -9,7 +9,7 @@ from configs import pretrain_base
 from data_pipeline import config_fields as fields
 from data_pipeline.errors import InputError
 from fusmae_jax import config as checks
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 
 
 def config(**changes):

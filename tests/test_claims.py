@@ -14,7 +14,7 @@ from data_pipeline import dataset_card, name_lists, record_format, safe_io, sens
 from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
 from data_pipeline.archives import geotiff_pairs, rasters, tiff
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics, run
+from fusmae_jax.training import metrics, run_directory
 from tests import datasets, geotiffs
 from tests.fakes import DESCRIPTION
 from tests.faults import mutations
@@ -297,15 +297,15 @@ def test_list_of_pairs_that_is_no_csv_is_an_error(tmp_path, content):
 def test_places_of_a_run_that_are_no_codes_are_an_error(tmp_path):
     codes = np.arange(4, dtype=np.uint64)
     for stored in (codes.astype(float), codes.reshape(1, 4)):
-        np.save(tmp_path / run.PLACES, stored)
+        np.save(tmp_path / run_directory.PLACES, stored)
         with pytest.raises(InputError, match="places.npy cannot be read"):
-            run.trained_on(tmp_path, codes.reshape(2, 2))
+            run_directory.trained_on(tmp_path, codes.reshape(2, 2))
 
 
 def test_config_that_is_nested_too_deeply_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text('{"config":' * 100_000)
     with pytest.raises(InputError, match="config.json cannot be read .*too deeply"):
-        run.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 @pytest.mark.parametrize(

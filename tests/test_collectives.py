@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import collectives, programs
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("optimized")

@@ -9,7 +9,8 @@ from flax import nnx
 import launch
 from configs import pretrain_base
 from data_pipeline.errors import InputError
-from fusmae_jax import build, dtypes, run
+from fusmae_jax import build, dtypes
+from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation import session
 
 FOLDER = pathlib.Path(pretrain_base.__file__).parent
@@ -66,9 +67,9 @@ def test_the_warm_up_is_a_tenth_of_the_epochs():
 
 
 def test_fields_that_a_resumed_run_may_change_exist():
-    flat = run.flatten(pretrain_base.get_config().to_dict())
-    assert set(run.FREE) <= flat.keys()
-    flat = run.flatten(load("probe_bigearthnet").get_config().to_dict())
+    flat = run_directory.flatten(pretrain_base.get_config().to_dict())
+    assert set(run_directory.FREE) <= flat.keys()
+    flat = run_directory.flatten(load("probe_bigearthnet").get_config().to_dict())
     # A config may state any field of fine-tuning once more, for training from scratch.
     assert {x.replace("scratch.", "finetune.") for x in session.FREE} <= flat.keys()
 

@@ -12,7 +12,7 @@ from array_record.python import array_record_data_source
 
 from data_pipeline import batches, record_format, sources
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics, pretrain
+from fusmae_jax.training import metrics, pretrain
 from tests import datasets, tiny
 
 WAYS = [dict(threads=1), dict(threads=3), dict(workers=1), dict(workers=2)]

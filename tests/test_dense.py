@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 from data_pipeline import synthetic
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.errors import InputError
-from fusmae_jax import optim, sharding
+from fusmae_jax.training import optim, sharding
 from fusmae_jax.evaluation import dense, dense_heads, dense_task, loop, scores
 from fusmae_jax.evaluation.encoder import Statistics, present
 from fusmae_jax.inputs import Windows

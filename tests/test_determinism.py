@@ -6,7 +6,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from data_pipeline import sources
-from fusmae_jax import build, optim, pretrain, sharding
+from fusmae_jax import build
+from fusmae_jax.training import optim, pretrain, sharding
 from tests import tiny
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("optimized")]

@@ -13,7 +13,8 @@ import pytest
 
 from data_pipeline import files
 from data_pipeline.errors import InputError
-from fusmae_jax import board, build, checkpoint, figures, metrics, pretrain, run
+from fusmae_jax import build, figures
+from fusmae_jax.training import checkpoint, metrics, pretrain, run_directory
 from fusmae_jax.evaluation import cache, report
 from tests import disks, tiny
 
@@ -26,8 +27,8 @@ def disk(tmp_path):
 
 def claim(workdir, config=None):
     config = config or tiny.config()
-    run.open_workdir(workdir, config, build.contract(config), {})
-    run.remember_places(workdir, np.arange(10, dtype=np.uint64).reshape(5, 2))
+    run_directory.open_workdir(workdir, config, build.contract(config), {})
+    run_directory.remember_places(workdir, np.arange(10, dtype=np.uint64).reshape(5, 2))
 
 
 def content(folder):
@@ -53,7 +54,8 @@ def test_a_directory_for_which_there_is_no_room_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pages, name", [(0, run.LOCK), (1, "config.json"), (3, run.PLACES)]
+    "pages, name",
+    [(0, run_directory.LOCK), (1, "config.json"), (3, run_directory.PLACES)],
 )
 def test_a_disk_that_is_full_at_the_start_is_said_and_room_lets_it_start(
     disk, pages, name
@@ -65,9 +67,15 @@ def test_a_disk_that_is_full_at_the_start_is_said_and_room_lets_it_start(
     assert not list(workdir.glob("*.part"))
     disk.make_room()
     claim(workdir)
-    assert {p.name for p in workdir.iterdir()} == {"config.json", run.PLACES, run.LOCK}
-    assert run.load(workdir)[0].seed == 0
-    assert run.trained_on(workdir, np.array([[3, 12], [0, 13]], np.uint64)) == 1
+    assert {p.name for p in workdir.iterdir()} == {
+        "config.json",
+        run_directory.PLACES,
+        run_directory.LOCK,
+    }
+    assert run_directory.load(workdir)[0].seed == 0
+    assert (
+        run_directory.trained_on(workdir, np.array([[3, 12], [0, 13]], np.uint64)) == 1
+    )
 
 
 @pytest.fixture
@@ -118,18 +126,18 @@ def test_a_run_meets_a_full_disk_at_every_file_and_goes_on_to_the_same_numbers(
     assert sorted(numbers(workdir)) == want
     steps = [step for step, name, _ in numbers(workdir) if name == "loss"]
     assert steps == [1, 2, 3, 4, 5, 6]
-    for name in ("config.json", "scores.json", run.PLACES):
+    for name in ("config.json", "scores.json", run_directory.PLACES):
         assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_tensorboard_and_figures_are_named_when_the_disk_is_full(disk):
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    board.Board(disk.path / "a").add_scalars(1, {"loss": 0.5})
+    metrics.TensorBoard(disk.path / "a").add_scalars(1, {"loss": 0.5})
     disk.fill()
-    opened = one_sentence(board.Board, disk.path / "b")
+    opened = one_sentence(metrics.TensorBoard, disk.path / "b")
     assert f"{disk.path}/b/events.out.tfevents" in opened
     disk.make_room()
-    begun = board.Board(disk.path / "c")
+    begun = metrics.TensorBoard(disk.path / "c")
     disk.fill()
     assert "c/events.out" in one_sentence(begun.add_image, 2, "scene", image)
     drawn = figures.loss_figure([{"step": 1, "loss_s1": 0.5}])
@@ -164,7 +172,7 @@ def test_a_full_disk_costs_an_evaluation_nothing_it_had(disk):
 
 def test_a_read_only_disk_is_said_of_a_new_run_and_of_an_old_one(disk):
     claim(disk.path / "old")
-    files.unlock(disk.path / "old" / run.LOCK)  # as if its process had ended
+    files.unlock(disk.path / "old" / run_directory.LOCK)  # as if its process had ended
     disk.close_for_writing()
     before = content(disk.path)
     for name in ("old", "new"):
@@ -180,14 +188,17 @@ def test_a_directory_of_somebody_else_is_said():
         place = pathlib.Path(folder)
         place.chmod(0o755)
         claim(place / "old")
-        files.unlock(place / "old" / run.LOCK)
+        files.unlock(place / "old" / run_directory.LOCK)
         before = content(place)
         os.seteuid(65534)
         try:
             old, new = (one_sentence(claim, place / name) for name in ("old", "new"))
         finally:
             os.seteuid(0)
-        assert f"{place}/old/{run.LOCK} cannot be written (Permission denied)" in old
+        assert (
+            f"{place}/old/{run_directory.LOCK} cannot be written (Permission denied)"
+            in old
+        )
         assert f"{place}/new cannot be written (Permission denied)" in new
         assert "see to its permissions" in old and "see to its permissions" in new
         assert content(place) == before

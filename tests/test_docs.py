@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from fusmae_jax import run
+from fusmae_jax.training import run_directory
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -31,7 +31,7 @@ def anchors(text):
 
 def fields_of(config):
     module = importlib.import_module(f"configs.{config}")
-    flat = run.flatten(module.get_config().to_dict())
+    flat = run_directory.flatten(module.get_config().to_dict())
     return {".".join(name.split(".")[:n]) for name in flat for n in (1, 2, 3)}
 
 

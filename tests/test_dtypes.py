@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax import cluster, dtypes, run
+from fusmae_jax import dtypes
+from fusmae_jax.training import cluster, run_directory
 from tests import tiny
 
 AVX = ("avx2", "avx512f", "avx512_bf16")
@@ -95,9 +96,9 @@ def test_a_new_run_says_what_it_computes_in_and_why(
 ):
     has(*known)
     config = auto()
-    settled = run.settle_dtype(config, tmp_path / "run", platform)
+    settled = run_directory.settle_dtype(config, tmp_path / "run", platform)
     assert settled.model.dtype == dtype and settled.is_locked
-    assert run.differences(config.to_dict(), settled.to_dict()) == [
+    assert run_directory.differences(config.to_dict(), settled.to_dict()) == [
         f"model.dtype ('auto' there, '{dtype}' now)"
     ]
     assert lines == [f"Computing in {dtype}, {why}; --config.model.dtype overrules."]
@@ -106,7 +107,7 @@ def test_a_new_run_says_what_it_computes_in_and_why(
 def test_what_was_asked_for_is_left_alone(tmp_path, has, lines):
     has(*AMX)
     config = tiny.config()
-    assert run.settle_dtype(config, tmp_path, "cpu") is config
+    assert run_directory.settle_dtype(config, tmp_path, "cpu") is config
     assert config.model.dtype == "float32" and not lines
 
 
@@ -126,7 +127,7 @@ def test_hosts_of_several_kinds_compute_in_one_type(
     has(*AMX)
     monkeypatch.setattr(cluster, "gather", lambda value: np.array(heard))
     monkeypatch.setattr(cluster, "failures", lambda failed: np.array([failed] * 2))
-    assert run.settle_dtype(auto(), tmp_path, "cpu").model.dtype == dtype
+    assert run_directory.settle_dtype(auto(), tmp_path, "cpu").model.dtype == dtype
     assert lines[0].startswith(f"Computing in {dtype}, {why}")
 
 
@@ -134,11 +135,11 @@ def test_hosts_of_several_kinds_compute_in_one_type(
 def test_a_damaged_description_settles_nothing(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match="config.json .*copy it again"):
-        run.settle_dtype(auto(), tmp_path, "cpu")
+        run_directory.settle_dtype(auto(), tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("model", [None, 3, {}, {"dtype": "auto"}, {"dtype": ["x"]}])
 def test_a_directory_of_something_else_records_no_type(tmp_path, model):
     other = '{"config": {"model": %s}, "contract": {}, "data": {}}'
     (tmp_path / "config.json").write_text(other % json.dumps(model))
-    assert run.recorded_dtype(tmp_path) is None
+    assert run_directory.recorded_dtype(tmp_path) is None

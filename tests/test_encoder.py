@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline import layout, sensors, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding, train
+from fusmae_jax.training import sharding, train
 from fusmae_jax.evaluation import encoder
 from tests import judging
 

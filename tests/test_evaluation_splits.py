@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline import layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import run
+from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation import splits
 from tests import datasets, judging
 
@@ -156,19 +156,19 @@ def test_pairs_to_choose_settings_on_that_were_learnt_from_are_refused(
 def test_test_pairs_that_were_pretrained_on_are_refused(config, pretrained, lines):
     test = splits.open_labelled(config, pretrained).test.source
     codes = sources.place_codes(test)
-    run.remember_places(pretrained.directory, codes[:3])
+    run_directory.remember_places(pretrained.directory, codes[:3])
     refused(config, pretrained, "3 of the 7 pairs .* ground that .*run was")
     config.data.allow_overlap = True
     splits.open_labelled(config, pretrained)
     said = "3 of 7 tested pairs show ground that was pretrained on"
     assert any(said in line for line in lines)
-    (pretrained.directory / run.PLACES).write_bytes(b"")
+    (pretrained.directory / run_directory.PLACES).write_bytes(b"")
     refused(config, pretrained, "places.npy cannot be read")
 
 
 def test_pretraining_on_the_pairs_to_learn_from_is_no_leak(config, pretrained):
     train = splits.open_labelled(config, pretrained).train.source
-    run.remember_places(pretrained.directory, sources.place_codes(train))
+    run_directory.remember_places(pretrained.directory, sources.place_codes(train))
     splits.open_labelled(config, pretrained)
 
 

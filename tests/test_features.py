@@ -11,7 +11,8 @@ from jax.sharding import AxisType, Mesh
 
 from data_pipeline import sensors, subsets, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import inputs, sharding
+from fusmae_jax import inputs
+from fusmae_jax.training import sharding
 from fusmae_jax.evaluation import cache, features
 from fusmae_jax.evaluation.encoder import SENSOR_SETS, Statistics
 from fusmae_jax.evaluation.features import Extractor, Recipe

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from data_pipeline import batches, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 from fusmae_jax.models import attention
 from fusmae_jax.evaluation import classifier, features, finetune, loop
 from fusmae_jax.evaluation import scores

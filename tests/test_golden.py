@@ -11,7 +11,7 @@ import pytest
 
 from configs import pretrain_base
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics, pretrain, run, sharding
+from fusmae_jax.training import metrics, pretrain, run_directory, sharding
 from fusmae_jax.evaluation import encoder
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -66,7 +66,7 @@ def test_a_run_that_drew_other_random_numbers_does_not_go_on(golden, tmp_path):
     workdir = shutil.copytree(golden, tmp_path / "run")
     with pytest.raises(InputError, match="earlier version, which drew other random"):
         pretrain.run(config(), workdir)
-    kept = {path.name for path in workdir.iterdir()} - {run.LOCK}
+    kept = {path.name for path in workdir.iterdir()} - {run_directory.LOCK}
     assert kept == {path.name for path in golden.iterdir()}
 
 
@@ -78,9 +78,9 @@ def test_an_encoder_of_an_earlier_version_can_be_judged(golden):
 
 
 def test_what_an_earlier_version_wrote_of_itself_is_understood(golden):
-    described, contract = run.load(golden)
+    described, contract = run_directory.load(golden)
     assert described.model.dim == 8 and contract["s1"].unit == "dB"
-    assert run.trained_on(golden, np.zeros((1, 2), np.uint64)) == 0
+    assert run_directory.trained_on(golden, np.zeros((1, 2), np.uint64)) == 0
     scores = json.loads((golden / "scores.json").read_text())
     assert scores["pairs"] == 2
 
@@ -88,9 +88,9 @@ def test_what_an_earlier_version_wrote_of_itself_is_understood(golden):
 def test_a_run_of_a_later_format_is_refused(golden, tmp_path):
     described = json.loads((golden / "config.json").read_text())
     later = tmp_path / "config.json"
-    later.write_text(json.dumps(described | {"format": run.FORMAT + 1}))
+    later.write_text(json.dumps(described | {"format": run_directory.FORMAT + 1}))
     message = r"has format 3 and this version reads \[1, 2\]"
     with pytest.raises(InputError, match=message):
-        run.load(tmp_path)
+        run_directory.load(tmp_path)
     with pytest.raises(InputError, match="update fusmae_jax"):
         pretrain.run(config(), tmp_path)

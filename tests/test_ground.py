@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline import ground, sensors, sources
 from data_pipeline.errors import InputError
-from fusmae_jax import run
+from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation import splits
 from tests import datasets, judging
 
@@ -61,8 +61,8 @@ def test_ground_that_is_trained_on_is_found_at_another_date(tmp_path, train, oth
     with pytest.raises(InputError, match="4 of 4 in the held-out pairs show"):
         sources.check_overlap(train, other)
     codes = sources.place_codes(train)
-    run.remember_places(tmp_path, codes)
-    assert run.trained_on(tmp_path, sources.place_codes(other)) == 4
+    run_directory.remember_places(tmp_path, codes)
+    assert run_directory.trained_on(tmp_path, sources.place_codes(other)) == 4
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_ground_that_is_trained_on_is_found_at_another_date(tmp_path, train, oth
 def test_other_ground_is_none_that_was_trained_on(tmp_path, other):
     train, other = opened(tmp_path / "a", names(V1)), opened(tmp_path / "b", other)
     assert sources.check_overlap(train, other) == 0
-    run.remember_places(tmp_path, sources.place_codes(train))
-    assert run.trained_on(tmp_path, sources.place_codes(other)) == 0
+    run_directory.remember_places(tmp_path, sources.place_codes(train))
+    assert run_directory.trained_on(tmp_path, sources.place_codes(other)) == 0
 
 
 def test_names_without_tile_are_said_to_tell_no_ground(tmp_path, lines):
@@ -124,7 +124,7 @@ def test_ground_that_was_pretrained_on_is_not_tested_on(config, pretrained, tmp_
     seen = [(V1.format(column=i), f"S2A_MSIL2A_20170613T101031_33UUP_{i}_7")
             for i in (21, 22)]
     codes = sources.place_codes(opened(tmp_path / "seen", seen))
-    run.remember_places(pretrained.directory, codes)
+    run_directory.remember_places(pretrained.directory, codes)
     with pytest.raises(InputError, match="2 of the 4 pairs .* show ground"):
         splits.open_labelled(config, pretrained)
 
@@ -136,13 +136,13 @@ def test_a_run_of_before_tells_acquisitions_and_that_it_tells_no_more(
     acquired = sources.place_codes(test)[:, 1]
     told = lambda: sum("is not known" in line for line in lines)
     before = told()
-    np.save(pretrained.directory / run.PLACES, np.sort(acquired[:3]))
+    np.save(pretrained.directory / run_directory.PLACES, np.sort(acquired[:3]))
     with pytest.raises(InputError, match="3 of the 4 pairs .* show ground"):
         splits.open_labelled(config, pretrained)
     assert told() == before + 1
     # What this version keeps says it all.
     run_of_now = sources.place_codes(test)[:0] + np.uint64(1)
-    (pretrained.directory / run.PLACES).unlink()
-    run.remember_places(pretrained.directory, run_of_now)
+    (pretrained.directory / run_directory.PLACES).unlink()
+    run_directory.remember_places(pretrained.directory, run_of_now)
     splits.open_labelled(config, pretrained)
     assert told() == before + 1

@@ -11,7 +11,8 @@ import pytest
 
 from data_pipeline import batches, sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, guard, metrics, optim, pretrain, sharding
+from fusmae_jax import build
+from fusmae_jax.training import guard, metrics, optim, pretrain, sharding
 from tests import tiny
 
 BAD = 21  # a pair that is in the batches of steps 3 and 4, and of no other

@@ -10,8 +10,9 @@ import pytest
 from scipy import ndimage
 
 from data_pipeline import sources, synthetic
-from fusmae_jax import build, heldout, inputs, metrics, patches, reconstruct
-from fusmae_jax import sharding
+from fusmae_jax import build, inputs, patches, reconstruct
+from fusmae_jax.training import heldout, metrics
+from fusmae_jax.training import sharding
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from data_pipeline import subsets, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics, pretrain, sharding
+from fusmae_jax.training import metrics, pretrain, sharding
 from fusmae_jax.evaluation import encoder, inloop
 from tests import tiny
 

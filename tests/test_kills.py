@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fusmae_jax import run
+from fusmae_jax.training import run_directory
 from tests import disks
 from tests.conftest import CACHE
 from tests.faults import killed_run, kills, launches
@@ -93,7 +93,7 @@ def test_of_two_launches_one_runs_until_the_disk_is_full_and_goes_on_with_room(
         assert kills.compare(rows, wanted) == 0.0
         assert kills.compare_ends(workdir, folder / "whole", exact=True) == 0.0
         assert json.loads((workdir / "config.json").read_text())["devices"] == 1
-        assert run.LOCK in {path.name for path in workdir.iterdir()}
+        assert run_directory.LOCK in {path.name for path in workdir.iterdir()}
 
 
 def test_what_differs_is_seen():

@@ -112,7 +112,7 @@ LATER = {"matplotlib", "tensorboardX", "torch", "scipy.spatial"} | NEVER
     [
         ("launch", {"numpy", "tensorflow_datasets"} | HEAVY | NEVER),
         ("data_pipeline.building.prepare", HEAVY | NEVER),
-        ("fusmae_jax.pretrain", LATER),
+        ("fusmae_jax.training.pretrain", LATER),
         ("fusmae_jax.reconstruct", LATER),
         ("fusmae_jax.evaluation.evaluate", LATER),
     ],
@@ -142,7 +142,7 @@ print(*Recorder.asked)
 
 def test_plain_pytest_finds_what_it_tests():
     # The script's own start: without the current folder among those of modules.
-    arguments = ("pytest", "-q", "--collect-only", "tests/test_run.py")
+    arguments = ("pytest", "-q", "--collect-only", "tests/test_run_directory.py")
     result = subprocess.run(
         [sys.executable, "-P", "-m", *arguments],
         capture_output=True,
@@ -164,7 +164,7 @@ def test_windows_is_told_in_a_sentence_that_this_is_not_for_it():
 
 def test_a_terminal_that_knows_ascii_alone_gets_tables_too():
     script = (
-        "import launch\nfrom absl import app\nfrom fusmae_jax import pretrain\n"
+        "import launch\nfrom absl import app\nfrom fusmae_jax.training import pretrain\n"
         "pretrain.run = lambda config, workdir: print('57.5 \\xb1 4.4')\n"
         "app.run(launch.main, flags_parser=launch.parse)\n"
     )

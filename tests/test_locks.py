@@ -16,14 +16,16 @@ from data_pipeline import files
 from data_pipeline.archives import tars
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
-from fusmae_jax import build, cluster, run
+from fusmae_jax import build
+from fusmae_jax.training import cluster, run_directory
 from tests import builds, packing, tiny
 
 # Processes that open one directory at the same moment, again and again.
 RACE = """
 import multiprocessing, os, pathlib, sys
 from data_pipeline.errors import InputError
-from fusmae_jax import build, run
+from fusmae_jax import build
+from fusmae_jax.training import run_directory
 from tests import tiny
 
 def rival(root, rounds, gate, results):
@@ -32,7 +34,7 @@ def rival(root, rounds, gate, results):
     for i in range(rounds):
         gate.wait(60)
         try:
-            run.open_workdir(root / str(i) / "run", config, contract, {})
+            run_directory.open_workdir(root / str(i) / "run", config, contract, {})
             results.put((i, os.getpid(), ""))
         except InputError as error:
             results.put((i, os.getpid(), str(error)))
@@ -82,8 +84,15 @@ def test_of_runs_that_start_at_once_exactly_one_has_the_directory(tmp_path):
         assert len(refused) == rivals - 1
         assert all(f"{workdir} is in use by " in said for said in refused), refused
         assert json.loads((workdir / "config.json").read_text())["devices"]
-        assert (workdir / run.LOCK).read_text().startswith(f"process {winner} of ")
-        assert {p.name for p in workdir.iterdir()} == {"config.json", run.LOCK}
+        assert (
+            (workdir / run_directory.LOCK)
+            .read_text()
+            .startswith(f"process {winner} of ")
+        )
+        assert {p.name for p in workdir.iterdir()} == {
+            "config.json",
+            run_directory.LOCK,
+        }
 
 
 @pytest.fixture
@@ -92,7 +101,7 @@ def live(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(workdir / run.LOCK)],
+        [sys.executable, "-c", HOLDER, str(workdir / run_directory.LOCK)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -104,27 +113,29 @@ def live(tmp_path):
 
 def claim(workdir):
     config = tiny.config()
-    run.open_workdir(workdir, config, build.contract(config), {})
+    run_directory.open_workdir(workdir, config, build.contract(config), {})
 
 
 def test_a_run_says_who_has_its_directory_and_a_kill_lets_go_of_it(live):
     workdir, holder = live
-    before = (workdir / run.LOCK).read_bytes()
+    before = (workdir / run_directory.LOCK).read_bytes()
     who = f"process {holder.pid} of {os.uname().nodename}, since 20"
     with pytest.raises(InputError, match=f"{workdir} is in use by {who}.*--workdir"):
         claim(workdir)
-    assert [p.name for p in workdir.iterdir()] == [run.LOCK]
-    assert (workdir / run.LOCK).read_bytes() == before
+    assert [p.name for p in workdir.iterdir()] == [run_directory.LOCK]
+    assert (workdir / run_directory.LOCK).read_bytes() == before
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     claim(workdir)
-    assert files.holds(workdir / run.LOCK) and (workdir / "config.json").exists()
+    assert (
+        files.holds(workdir / run_directory.LOCK) and (workdir / "config.json").exists()
+    )
 
 
 def test_other_hosts_of_the_job_are_not_refused(live, monkeypatch):
-    monkeypatch.setattr(run.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(run_directory.jax, "process_index", lambda: 1)
     claim(live[0])
-    assert [p.name for p in live[0].iterdir()] == [run.LOCK]
+    assert [p.name for p in live[0].iterdir()] == [run_directory.LOCK]
 
 
 def test_a_process_may_open_its_own_run_again_and_one_that_was_made_anew(tmp_path):
@@ -132,9 +143,9 @@ def test_a_process_may_open_its_own_run_again_and_one_that_was_made_anew(tmp_pat
     claim(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "old")
     claim(tmp_path / "run")
-    assert files.holds(tmp_path / "run" / run.LOCK)
+    assert files.holds(tmp_path / "run" / run_directory.LOCK)
     with pytest.raises(files.Locked, match=f"process {os.getpid()} of"):
-        files.lock(tmp_path / "run" / run.LOCK)
+        files.lock(tmp_path / "run" / run_directory.LOCK)
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, lines):

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics
+from fusmae_jax.training import metrics
 
 
 @pytest.fixture

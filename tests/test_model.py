@@ -11,7 +11,7 @@ from flax import nnx
 from data_pipeline.errors import InputError
 from fusmae_jax import patches
 from fusmae_jax.models.fusmae import Encoder
-from fusmae_jax.sharding import leaf_path
+from fusmae_jax.training.sharding import leaf_path
 from fusmae_jax.models.products import Arithmetic
 from tests import tiny
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from configs import pretrain_base
 from data_pipeline.errors import InputError
-from fusmae_jax import optim
-from fusmae_jax.sharding import leaf_path
+from fusmae_jax.training import optim
+from fusmae_jax.training.sharding import leaf_path
 from tests import tiny
 
 

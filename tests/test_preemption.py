@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from fusmae_jax import preemption
+from fusmae_jax.training import preemption
 from tests import judging, processes
 from tests.processes import ROOT
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline import dataset_card
 from data_pipeline.building import plan
-from fusmae_jax import preemption
+from fusmae_jax.training import preemption
 from tests import processes, shared_data
 
 pytestmark = pytest.mark.journey

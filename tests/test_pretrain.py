@@ -13,7 +13,8 @@ from jax._src import array  # whose reads nothing else tells
 from configs import quickstart
 from data_pipeline import dataset_card, layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, metrics, optim, pretrain, run, sharding
+from fusmae_jax import build
+from fusmae_jax.training import metrics, optim, pretrain, run_directory, sharding
 from tests import datasets, tiny
 
 
@@ -52,10 +53,12 @@ def test_pairs_of_any_split_that_is_not_for_training_count_as_held_out(config):
 
 def test_a_run_remembers_what_it_was_trained_on(config, tmp_path):
     train, held = (sources.open_split(config.data, s) for s in ("train", "validation"))
-    run.remember_places(tmp_path, sources.place_codes(train))
-    assert run.trained_on(tmp_path, sources.place_codes(train)) == 17
-    assert run.trained_on(tmp_path, sources.place_codes(held)) == 1
-    assert run.trained_on(tmp_path / "elsewhere", sources.place_codes(held)) == 0
+    run_directory.remember_places(tmp_path, sources.place_codes(train))
+    assert run_directory.trained_on(tmp_path, sources.place_codes(train)) == 17
+    assert run_directory.trained_on(tmp_path, sources.place_codes(held)) == 1
+    assert (
+        run_directory.trained_on(tmp_path / "elsewhere", sources.place_codes(held)) == 0
+    )
 
 
 S2_STORED = sensors.S2.select(("B02", "B03", "B04"))

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 from fusmae_jax.evaluation import linear, probe, scores
 
 N, D, C = 300, 12, 5

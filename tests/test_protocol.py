@@ -10,7 +10,8 @@ import pytest
 
 from data_pipeline.errors import InputError
 from data_pipeline.config_fields import choice
-from fusmae_jax import build, metrics, pretrain
+from fusmae_jax import build
+from fusmae_jax.training import metrics, pretrain
 from fusmae_jax import config as checks
 from fusmae_jax.evaluation import encoder, evaluate
 from tests import judging, teacher, tiny

@@ -9,9 +9,11 @@ import pytest
 
 from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, dtypes, metrics, preemption, pretrain
+from fusmae_jax import build, dtypes
+from fusmae_jax.training import metrics, preemption, pretrain
 from fusmae_jax import config as checks
-from fusmae_jax import reconstruct, run
+from fusmae_jax import reconstruct
+from fusmae_jax.training import run_directory
 from tests import tiny
 
 
@@ -192,7 +194,7 @@ def test_a_directory_without_checkpoints_is_refused(tmp_path):
         reconstruct.run(config, tmp_path / "out")
     tiny_config = tiny.config()
     contract = build.contract(tiny_config)
-    run.open_workdir(tmp_path / "run", tiny_config, contract, {})
+    run_directory.open_workdir(tmp_path / "run", tiny_config, contract, {})
     config.checkpoint = str(tmp_path / "run")
     with pytest.raises(InputError, match="does not exist"):
         reconstruct.run(config, tmp_path / "out")

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding, train
+from fusmae_jax.training import sharding, train
 from tests import tiny
 
 

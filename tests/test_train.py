@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from data_pipeline import batches, sources, synthetic
-from fusmae_jax import build, sharding, train
+from fusmae_jax import build
+from fusmae_jax.training import sharding, train
 from tests import tiny
 
 

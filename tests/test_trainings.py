@@ -4,7 +4,7 @@ import pytest
 
 from configs import probe_bigearthnet
 from data_pipeline.errors import InputError
-from fusmae_jax import metrics
+from fusmae_jax.training import metrics
 from fusmae_jax.evaluation import checks, evaluate, report, trainings
 from tests import judging, tiny
 

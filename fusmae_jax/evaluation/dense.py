@@ -16,7 +16,8 @@ from data_pipeline import sources
 from data_pipeline.errors import InputError
 from data_pipeline.config_fields import attribute, check_attributes, choice, number
 from data_pipeline.config_fields import several, whole
-from fusmae_jax import optim, streams
+from fusmae_jax import streams
+from fusmae_jax.training import optim
 from fusmae_jax.evaluation import dense_heads, loop, probe, scores
 from fusmae_jax.evaluation.dense_task import Task
 from fusmae_jax.objectives.protocol import Encoder

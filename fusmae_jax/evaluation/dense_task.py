@@ -19,12 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline import batches
 from data_pipeline.errors import InputError
-from fusmae_jax import checkpoint, sharding, streams
+from fusmae_jax import streams
+from fusmae_jax.training import checkpoint, sharding
 from fusmae_jax.evaluation import dense_heads, loop
 from fusmae_jax.evaluation.encoder import check_blocks, present, shown
 from fusmae_jax.inputs import SENSORS, Present, Windows
 from fusmae_jax.objectives.protocol import Encoder
-from fusmae_jax.train import TrainState
+from fusmae_jax.training.train import TrainState
 
 log = logging.getLogger("fusmae_jax")
 

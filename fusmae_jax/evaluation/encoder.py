@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from data_pipeline import sensors
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import build, checkpoint, patches, run, sharding, streams
+from fusmae_jax import build, patches, streams
+from fusmae_jax.training import checkpoint, run_directory, sharding
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.inputs import SENSORS, Inputs, Present
 from fusmae_jax.objectives.protocol import Encoded, Encoder, Objective
@@ -171,7 +172,7 @@ def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
             model.
     """
     check_checkpoint(directory)
-    config, contract = run.load(directory)
+    config, contract = run_directory.load(directory)
     directory = pathlib.Path(directory)
     try:
         objective = build.to_judge(config, build.inputs(config, contract), mesh)

@@ -5,7 +5,7 @@ import logging
 import jax
 
 from data_pipeline import files
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 from fusmae_jax.evaluation import checks, encoder, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session
 from fusmae_jax.evaluation.splits import open_labelled

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from data_pipeline import batches
 from data_pipeline.errors import InputError
 from data_pipeline.config_fields import attribute, check_attributes, choice, whole
-from fusmae_jax import inputs, run, sharding
+from fusmae_jax import inputs
+from fusmae_jax.training import run_directory, sharding
 from fusmae_jax.evaluation import loop, progress
 from fusmae_jax.evaluation.encoder import SENSOR_SETS, check_blocks, digest, present
 from fusmae_jax.evaluation.encoder import shown
@@ -157,7 +158,7 @@ class Extractor:
             "encoder": self._encoder.name,
             "model": dict(self._encoder.settings),
             "data": source.fingerprint(),
-            "contract": run.describe(seen.contract),
+            "contract": run_directory.describe(seen.contract),
             "image_size": seen.size,
             "resampling": seen.resampling,
             "recipe": dataclasses.asdict(self._recipe),

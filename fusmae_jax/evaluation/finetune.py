@@ -22,14 +22,15 @@ from jax.sharding import Mesh
 from data_pipeline.errors import InputError
 from data_pipeline.config_fields import attribute, check_attributes, choice, flag
 from data_pipeline.config_fields import number, several, whole
-from fusmae_jax import checkpoint, inputs, optim, sharding, streams
+from fusmae_jax import inputs, streams
+from fusmae_jax.training import checkpoint, optim, sharding
 from fusmae_jax.evaluation import classifier, features, loop
 from fusmae_jax.evaluation.classifier import Classifier
 from fusmae_jax.evaluation.encoder import present
 from fusmae_jax.models import layers
 from fusmae_jax.models.fusmae import REMAT
 from fusmae_jax.objectives.protocol import Encoder
-from fusmae_jax.train import TrainState, gradients
+from fusmae_jax.training.train import TrainState, gradients
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline import sources, subsets
-from fusmae_jax import metrics
+from fusmae_jax.training import metrics
 from fusmae_jax.config import check_judged
 from fusmae_jax.evaluation import collapse, features, knn, linear, scores
 from fusmae_jax.evaluation.encoder import SENSOR_SETS

@@ -10,7 +10,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding
+from fusmae_jax.training import sharding
 
 BLOCK = 2**26  # similarities held at once by one device, 256 MiB; sorting takes as much
 CHUNKS_WORTH_A_BAR = 8

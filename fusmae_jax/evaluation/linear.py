@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
-from fusmae_jax import sharding, streams
+from fusmae_jax import streams
+from fusmae_jax.training import sharding
 from fusmae_jax.evaluation import progress
 
 NORMS = ("batch", "layer", "none")

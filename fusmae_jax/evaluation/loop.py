@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from data_pipeline import batches
-from fusmae_jax import checkpoint, metrics, sharding
+from fusmae_jax.training import checkpoint, metrics, sharding
 from fusmae_jax.evaluation import progress
 
 AHEAD = 2  # steps and batches dispatched before the first is waited for

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from data_pipeline import files, ground
 from data_pipeline.errors import InputError
 from data_pipeline.safe_io import read_array
-from fusmae_jax import run
+from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
 from fusmae_jax.evaluation.encoder import Pretrained, Statistics, check_blocks
 from fusmae_jax.evaluation.encoder import digest
@@ -73,7 +73,7 @@ class Session:
         if "retrieval" in config.methods:
             retrieval.check_enough(self.groups, config.retrieval.ks)
         splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
-        run.open_workdir(
+        run_directory.open_workdir(
             workdir,
             config,
             self.encoder.inputs.contract,

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline import sources, subsets
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from fusmae_jax import run
+from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation.encoder import Pretrained
 
 log = logging.getLogger("fusmae_jax")
@@ -183,14 +183,14 @@ def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
                 )
     codes = sources.place_codes(data.test.source)
     told = bool(codes[:, 0].all())
-    if not told or not run.keeps_places(pretrained.directory):
+    if not told or not run_directory.keeps_places(pretrained.directory):
         log.warning(
             "Whether ground to be tested on was pretrained on is not known: %s.",
-            f"{pretrained.directory} keeps none in a {run.PLACES}"
+            f"{pretrained.directory} keeps none in a {run_directory.PLACES}"
             if told
             else "not all pairs say theirs",
         )
-    seen = run.trained_on(pretrained.directory, codes)
+    seen = run_directory.trained_on(pretrained.directory, codes)
     if seen and not allow:
         raise InputError(
             f"{seen} of the {len(data.test)} pairs to be tested on show ground that "

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from data_pipeline import subsets
-from fusmae_jax import metrics
+from fusmae_jax.training import metrics
 from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
 from fusmae_jax.evaluation.encoder import check_blocks
 from fusmae_jax.evaluation.session import Session

@@ -91,8 +91,9 @@ RULES = (
         "{c.model.dtype}; set one of them.",
     ),
     (
-        lambda c: c.model.attention != "cudnn"
-        or all(map(attention.takes, heads(c.model))),
+        lambda c: (
+            c.model.attention != "cudnn" or all(map(attention.takes, heads(c.model)))
+        ),
         "model.attention=cudnn takes heads of 8, 16, ... 128 channels, which "
         "model.dim={c.model.dim} over model.num_heads={c.model.num_heads} or "
         "model.decoder_dim={c.model.decoder_dim} over model.decoder_heads="
@@ -312,8 +313,15 @@ class Objective(protocol.Objective):
         if not whole:
             return loss, metrics, None
         shuffled = *redrawn, hidden
-        return loss, metrics, Outcome(
-            *({s: patches.put_back(x[s], masks[s]) for s in SENSORS} for x in shuffled)
+        return (
+            loss,
+            metrics,
+            Outcome(
+                *(
+                    {s: patches.put_back(x[s], masks[s]) for s in SENSORS}
+                    for x in shuffled
+                )
+            ),
         )
 
     def _hidden(self, redrawn: jax.Array, keep: int, draw: Draw, s: str):
@@ -377,9 +385,7 @@ class Objective(protocol.Objective):
             count = sum_around(jnp.ones_like(images))
             # A mean has a share of each of its pixels' noise, which is lost with it.
             rest = (images - sum_around(images) / count) / jnp.sqrt(1 - 1 / count)
-            seen, rest = (
-                patches.patchify(x, self.patch_size) for x in (images, rest)
-            )
+            seen, rest = (patches.patchify(x, self.patch_size) for x in (images, rest))
             _, _, std = self.target(s, seen)
             rest = patches.restore_patches(rest, 0.0 * std, 1.0 / std)
             count = jnp.broadcast_to(weight[:, None], rest.shape[:2])

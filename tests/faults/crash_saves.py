@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from fusmae_jax import checkpoint, sharding  # noqa: E402
+from fusmae_jax.training import checkpoint, sharding  # noqa: E402
 
 
 def state(step: int):
@@ -62,7 +62,7 @@ def crash(directory: pathlib.Path, kills: int, seed: int) -> dict[str, int]:
         AssertionError: a checkpoint held what was not saved, or went back too far.
     """
     draw, context = random.Random(seed), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fusmae_jax.checkpoint"])
+    context.set_forkserver_preload(["fusmae_jax.training.checkpoint"])
     told = within = 0
     for kill in range(kills + 1):
         here, there = context.Pipe(duplex=False)

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from data_pipeline import dataset_card, sources
-from fusmae_jax import metrics, run
+from fusmae_jax.training import metrics, run_directory
 from fusmae_jax.evaluation import report
 from tests.faults import mutations
 from tests.faults.fuzz_target import Target, by_path
@@ -21,7 +21,7 @@ def config(folder: pathlib.Path) -> Target:
         "contract": {name: s.describe() for name, s in described.sensors.items()},
         "data": {"name": "x"},
     }
-    read = by_path(folder / "config.json", lambda path: run.load(folder))
+    read = by_path(folder / "config.json", lambda path: run_directory.load(folder))
     ways = (mutations.plain_json, mutations.blind)
     return Target([json.dumps(content).encode()], read, ways, weight=0.5)
 
@@ -31,7 +31,10 @@ def places(folder: pathlib.Path) -> Target:
     codes = np.arange(10, dtype=np.uint64).reshape(5, 2)
     written = io.BytesIO()
     np.save(written, codes)
-    read = by_path(folder / run.PLACES, lambda path: run.trained_on(folder, codes))
+    read = by_path(
+        folder / run_directory.PLACES,
+        lambda path: run_directory.trained_on(folder, codes),
+    )
     return Target([written.getvalue()], read, (mutations.npy, mutations.blind))
 
 

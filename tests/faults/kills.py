@@ -74,9 +74,10 @@ def read_end(workdir: pathlib.Path) -> tuple[dict, dict]:
     """The final parameters by name, and the final scores."""
     import jax
 
-    from fusmae_jax import build, checkpoint, run, sharding
+    from fusmae_jax import build
+    from fusmae_jax.training import checkpoint, run_directory, sharding
 
-    config, _ = run.load(workdir)
+    config, _ = run_directory.load(workdir)
     _, wanted = build.abstract_params(config, sharding.make_mesh())
     step, params = checkpoint.restore_params(workdir / "checkpoints", wanted)
     if step != STEPS:

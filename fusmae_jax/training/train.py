@@ -11,7 +11,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from fusmae_jax import inputs, sharding, streams
+from fusmae_jax import inputs, streams
+from fusmae_jax.training import sharding
 from fusmae_jax.objectives.protocol import Objective
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from data_pipeline import files, safe_io, sensors
 from data_pipeline.errors import InputError
-from fusmae_jax import cluster, dtypes
+from fusmae_jax import dtypes
+from fusmae_jax.training import cluster
 
 log = logging.getLogger("fusmae_jax")
 

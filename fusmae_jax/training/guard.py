@@ -14,7 +14,7 @@ import statistics
 import jax
 
 from data_pipeline import batches, files
-from fusmae_jax.metrics import Diverged
+from fusmae_jax.training.metrics import Diverged
 
 log = logging.getLogger("fusmae_jax")
 

@@ -8,14 +8,15 @@ import pytest
 
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
-from fusmae_jax import build, run
+from fusmae_jax import build
+from fusmae_jax.training import run_directory
 from tests import tiny
 
 DATA = dict(name="synthetic", count=24, size=24, seed=0)
 
 
 def claim(workdir, config, data):
-    run.open_workdir(workdir, config, build.contract(config), data)
+    run_directory.open_workdir(workdir, config, build.contract(config), data)
 
 
 def content(folder):
@@ -57,11 +58,11 @@ def test_the_same_run_may_go_on(tmp_path):
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("field", run.FREE)
+@pytest.mark.parametrize("field", run_directory.FREE)
 def test_how_a_run_is_carried_out_may_change(tmp_path, field):
     claim(tmp_path, tiny.config(), DATA)
     config = tiny.config()
-    old = run.flatten(config.to_dict())[field]
+    old = run_directory.flatten(config.to_dict())[field]
     new = {str: "x", bool: True, int: 7}[type(old)]
     config.update_from_flattened_dict({field: new})
     claim(tmp_path, config, DATA)
@@ -112,7 +113,7 @@ def test_a_field_that_no_longer_exists_is_no_difference(tmp_path):
 
 
 def test_a_field_that_only_one_of_the_runs_has_is_a_difference():
-    assert run.differences({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == [
+    assert run_directory.differences({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == [
         "a.c (None there, 2 now)"
     ]
 
@@ -144,10 +145,10 @@ def test_a_file_is_no_directory(tmp_path):
 
 def test_a_start_that_was_killed_while_writing_can_be_repeated(tmp_path):
     (tmp_path / "config.json.0123.part").write_text('{"config": {"se')
-    (tmp_path / run.LOCK).write_text("process 1")
+    (tmp_path / run_directory.LOCK).write_text("process 1")
     claim(tmp_path, tiny.config(), DATA)
-    assert run.load(tmp_path)[0].seed == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", run.LOCK}
+    assert run_directory.load(tmp_path)[0].seed == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", run_directory.LOCK}
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
@@ -158,12 +159,12 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     (tmp_path / "figures" / "loss.png").write_text("whole")
     claim(tmp_path, tiny.config(), DATA)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {"config.json", run.LOCK, "figures/loss.png"}
+    assert left == {"config.json", run_directory.LOCK, "figures/loss.png"}
 
 
 def test_another_host_may_look_while_host_0_writes(tmp_path, monkeypatch):
     (tmp_path / "config.json.0123.part").write_text('{"config": {"se')
-    (tmp_path / run.LOCK).write_text("process 1")
+    (tmp_path / run_directory.LOCK).write_text("process 1")
     before = content(tmp_path)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     claim(tmp_path, tiny.config(), DATA)
@@ -173,9 +174,9 @@ def test_another_host_may_look_while_host_0_writes(tmp_path, monkeypatch):
 def test_a_saved_config_comes_back_as_it_was(tmp_path):
     config = changed(**{"bands.s2": ("B8A", "B04"), "optim.base_lr": 1.7e-5})
     claim(tmp_path, config, DATA)
-    loaded, contract = run.load(tmp_path)
+    loaded, contract = run_directory.load(tmp_path)
     assert contract == build.contract(config)
-    assert run.differences(loaded.to_dict(), config.to_dict()) == []
+    assert run_directory.differences(loaded.to_dict(), config.to_dict()) == []
     assert loaded.optim.peak_lr == config.optim.peak_lr
     assert tuple(loaded.bands.s2) == ("B8A", "B04")
     claim(tmp_path, loaded, DATA)
@@ -183,7 +184,7 @@ def test_a_saved_config_comes_back_as_it_was(tmp_path):
 
 def test_a_directory_without_a_run_has_no_config(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
-        run.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 def test_bands_that_meant_something_else_are_refused(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fusmae_jax import sharding
-from fusmae_jax.checksums import _sum_parts, checksums
+from fusmae_jax.training import sharding
+from fusmae_jax.training.integrity import _sum_parts, checksums
 
 
 def laid_out(x, spec=P(), fsdp=4):

@@ -9,8 +9,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from data_pipeline.errors import InputError
-from fusmae_jax import faults, sharding
-from fusmae_jax.checksums import checksums
+from fusmae_jax.training import integrity, sharding
+from fusmae_jax.training.integrity import checksums
 
 log = logging.getLogger("fusmae_jax")
 
@@ -84,14 +84,14 @@ class Checkpoints:
         sums = checksums(_named(state))
         # Orbax reads from the devices in ways of its own.
         allowed = jax.transfer_guard("allow")
-        with allowed, faults.explain_unsaved(self._directory / str(step)):
+        with allowed, integrity.explain_unsaved(self._directory / str(step)):
             self._checkpointer.save_async(
                 step, state, force=True, custom_metadata={"checksums": sums}
             )
         self._saving = step
 
     def _explaining(self):
-        return faults.explain_unsaved(self._directory / str(self._saving))
+        return integrity.explain_unsaved(self._directory / str(self._saving))
 
     def restore(self, init: Callable, layout):
         """The last saved state that is whole, or a fresh one before the first.
@@ -113,15 +113,17 @@ class Checkpoints:
         steps, damaged = saved_steps(self._directory), {}
         for step in reversed(steps):
             try:
-                found = _read(self._directory / str(step), wanted, faults.check_state)
+                found = _read(
+                    self._directory / str(step), wanted, integrity.check_state
+                )
                 break
-            except faults.Damaged as error:
+            except integrity.Damaged as error:
                 damaged[step] = str(error)
         else:
-            raise faults.none_is_whole(self._directory, damaged.get(steps[-1]))
+            raise integrity.none_is_whole(self._directory, damaged.get(steps[-1]))
         for spoilt, why in damaged.items():
             why = f"{why}; going on from step {step}"
-            faults.move_aside(self._directory, spoilt, why)
+            integrity.move_aside(self._directory, spoilt, why)
         if damaged:
             self._checkpointer.reload()
         fresh = sorted(wanted.keys() - found.keys())
@@ -182,12 +184,12 @@ def restore_params(directory, abstract_params, step: int | None = None):
         )
     path, tree = directory / str(wanted), {"params": abstract_params}
     try:
-        found = _read(path, _named(tree), faults.check_params)
-    except faults.OtherModel as error:
+        found = _read(path, _named(tree), integrity.check_params)
+    except integrity.OtherModel as error:
         raise InputError(
             f"The checkpoint {path} {error}; put the config.json of that run back."
         ) from error
-    except faults.Damaged as error:
+    except integrity.Damaged as error:
         # Another step would be judged than was asked for: that is not ours to choose.
         raise InputError(
             f"The checkpoint {path} {error}; copy it again, or choose another step "
@@ -224,7 +226,7 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
         check: takes the path, what is stored and what is wanted, and may refuse.
 
     Raises:
-        faults.Damaged: some are not what was saved, or some host cannot read its part.
+        integrity.Damaged: some are not what was saved, or some host cannot read its part.
         InputError: by `check`.
     """
 
@@ -242,9 +244,9 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
         return jax.ShapeDtypeStruct(there.shape, there.dtype, sharding=want.sharding)
 
     with _alone():
-        about = faults.everywhere(describe)
+        about = integrity.everywhere(describe)
         asked = jax.tree_util.tree_map_with_path(ask, about.metadata)
-        tree = faults.everywhere(lambda: ocp.load(path, asked))
+        tree = integrity.everywhere(lambda: ocp.load(path, asked))
     found = {name: x for name, x in _named(tree).items() if name in wanted}
     sums = about.custom_metadata.get("checksums")
     if sums is None:
@@ -252,7 +254,7 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
     else:
         changed = [k for k, s in checksums(found).items() if sums.get(k) != s]
         if changed:
-            raise faults.Damaged(
+            raise integrity.Damaged(
                 f"does not hold what was saved: {len(changed)} arrays differ, such as "
                 f"{changed[0]}"
             )
@@ -300,9 +302,9 @@ def _open(directory: pathlib.Path, **options) -> ocp.training.Checkpointer:
         if not damaged:
             raise
         if damaged == steps:
-            raise faults.none_is_whole(directory, UNREADABLE) from error
+            raise integrity.none_is_whole(directory, UNREADABLE) from error
         for step in damaged:
-            faults.move_aside(directory, step, UNREADABLE)
+            integrity.move_aside(directory, step, UNREADABLE)
         return ocp.training.Checkpointer(directory, **options)
 
 
@@ -310,5 +312,5 @@ def _describe(path: pathlib.Path) -> ocp.CheckpointMetadata:
     """Shapes, dtypes and checksums of a checkpoint."""
     about = ocp.metadata(path, STATE)
     if about.commit_timestamp_nsecs is None or not about.metadata:
-        raise faults.Damaged(UNREADABLE)
+        raise integrity.Damaged(UNREADABLE)
     return about

@@ -8,19 +8,19 @@ import time
 
 import pytest
 
-from fusmae_jax import startup
+from fusmae_jax.training import runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 RUN = """
 import logging, sys
 import jax, jax.numpy as jnp
-from fusmae_jax import startup
+from fusmae_jax.training import runtime
 
 logging.basicConfig()
 events = []
 jax.monitoring.register_event_listener(lambda name, **kw: events.append(name))
-startup.enable_compile_cache()
+runtime.enable_compile_cache()
 x = jax.jit(lambda x: jnp.sin(x @ x.T).sum(0))(jnp.eye(16) + 0.1)
 hits = sum(name.endswith("compilation_cache/cache_hits") for name in events)
 print(hits, jax.config.jax_compilation_cache_dir, bytes(x.tobytes()).hex())
@@ -84,7 +84,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
         (tmp_path / name).write_bytes(bytes(10))
         used = time.time() - 1000 * age
         os.utime(tmp_path / name, (used, used - 10_000))  # read after it was written
-    startup.prune(tmp_path, 25)
+    runtime.prune(tmp_path, 25)
     assert {p.name for p in tmp_path.rglob("*")} == {"new", "below", "middle"}
 
 
@@ -93,8 +93,8 @@ def test_the_clock_starts_with_the_process(tmp_path):
     (seconds, imported), _ = run(
         tmp_path,
         "import sys, time; time.sleep(0.3)\n"
-        "from fusmae_jax import startup\n"
-        "print(startup.seconds_since_launch(), 'jax' in sys.modules)",
+        "from fusmae_jax.training import runtime\n"
+        "print(runtime.seconds_since_launch(), 'jax' in sys.modules)",
     )
     # Linux counts in hundredths of a second.
     assert 0.3 <= float(seconds) < time.monotonic() - begun + 0.02
@@ -106,5 +106,5 @@ def test_elsewhere_the_clock_starts_with_the_import(monkeypatch):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(pathlib.Path, "read_text", missing)
-    monkeypatch.setattr(startup, "_IMPORTED", time.monotonic() - 100)
-    assert 100 <= startup.seconds_since_launch() < 110
+    monkeypatch.setattr(runtime, "_IMPORTED", time.monotonic() - 100)
+    assert 100 <= runtime.seconds_since_launch() < 110

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-from fusmae_jax import checkpoint, flops, guard, heldout, metrics, preemption, startup
+from fusmae_jax import flops
+from fusmae_jax.training import checkpoint, guard, heldout, metrics, preemption, runtime
 from fusmae_jax.evaluation import inloop
 from fusmae_jax.objectives.protocol import Objective
 
@@ -142,7 +143,7 @@ def save(step: int, state, tools: Tools, *, last: bool) -> bool:
 
 def tell_start(start: dict) -> dict:
     """Logs how long the first step took to come, and returns it for a row."""
-    seconds = startup.seconds_since_launch()
+    seconds = runtime.seconds_since_launch()
     log.info(
         "First step after %.1f s (compiled in %.1f s).",
         *(seconds, start["compile_seconds"]),

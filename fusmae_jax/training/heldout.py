@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from data_pipeline import batches, subsets
-from fusmae_jax import figures, inputs, sharding, train
+from fusmae_jax import figures, inputs
+from fusmae_jax.training import sharding, train
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Objective
 

@@ -10,23 +10,21 @@ import jax
 
 from data_pipeline import batches, files, sources
 from data_pipeline.errors import InputError
-from fusmae_jax import (
-    build,
+from fusmae_jax import build, figures, reconstruct
+from fusmae_jax.training import (
     checkpoint,
     cluster,
-    figures,
     guard,
     heldout,
     loop,
     metrics,
     optim,
     preemption,
-    reconstruct,
     sharding,
     train,
 )
 from fusmae_jax import config as checks
-from fusmae_jax import run as run_directory
+from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation import inloop
 
 log = logging.getLogger("fusmae_jax")

@@ -1,0 +1,1 @@
+"""Training: the compiled step, and what carries a run to its end."""
