@@ -156,13 +156,13 @@ def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
 
 def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
     """Draws the contact sheet from the records as they were written."""
-    from data_pipeline.building import contact_sheet  # Matplotlib, only now
+    from data_pipeline.building import preview  # Matplotlib, only now
 
     opened = [record_format.Records(out, split) for split in splits]
     starts = np.cumsum([0, *map(len, opened)])
-    places = np.linspace(0, starts[-1] - 1, contact_sheet.SHOWN).astype(int)
+    places = np.linspace(0, starts[-1] - 1, preview.SHOWN).astype(int)
     shown = []
     for place in np.unique(places):
         part = int(np.searchsorted(starts, place, side="right")) - 1
         shown.append(opened[part][int(place - starts[part])])
-    contact_sheet.draw(description, shown, out / card_text.SHEET_FILE)
+    preview.draw(description, shown, out / card_text.SHEET_FILE)
