@@ -3,7 +3,7 @@
     python launch.py --config=configs/pretrain_synthetic.py
 
 Needs no data and no accelerator: some 4 minutes on 2 CPU cores. Optics sees one
-pattern of each scene and radar another, see data_pipeline/patterns.py. Half of the
+pattern of each scene and radar another, see data_pipeline/synthetic.py. Half of the
 pairs lacks a sensor, so that the encoder learns to make do with one, and what one
 sensor says of the other. Every few epochs kNN and a quick probe say what it has learnt.
 """

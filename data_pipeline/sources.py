@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import dataset_card, files, ground, mixtures, patterns, record_format
-from data_pipeline import subsets, synthetic
+from data_pipeline import dataset_card, files, ground, mixtures, record_format, subsets
+from data_pipeline import synthetic
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")
 
-PROCEDURAL = {"synthetic": synthetic.Scenes, "patterns": patterns.Patterns}
+PROCEDURAL = {"synthetic": synthetic.Scenes, "patterns": synthetic.Patterns}
 SOURCES = ("records", "sample", *PROCEDURAL)
 SAMPLE = pathlib.Path(__file__).parent / "sample"
 HOW_TO_GET_DATA = (

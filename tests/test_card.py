@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import dataset_card, layout, sensors
-from data_pipeline.building import card, card_text
+from data_pipeline.building import card
 from data_pipeline.building.statistics import Tally
 from tests import fakes
 
@@ -86,7 +86,7 @@ def test_the_folder_is_a_dataset_only_once_all_is_written(tmp_path, monkeypatch)
     def fail(content):
         raise OSError("disk full")
 
-    monkeypatch.setattr(card_text, "text", fail)
+    monkeypatch.setattr(card, "text", fail)
     with pytest.raises(OSError, match="disk full"):
         card.write(tmp_path, made())
     assert not (tmp_path / dataset_card.CARD_FILE).exists()
@@ -150,7 +150,7 @@ def test_rare_reasons_are_counted_together():
     rows = card.reasons(many)
     assert len(rows) == card.REASONS + 1
     assert rows[-1] == {"count": 10, "kinds": 10}
-    skipped = table(card_text.text(made(many)), "What was skipped")
+    skipped = table(card.text(made(many)), "What was skipped")
     assert skipped[-1] == ["10", "10 other reasons", ""]
 
 
@@ -177,7 +177,7 @@ def test_bands_far_from_the_published_statistics_are_marked(change, shift, ratio
     assert (row["sensor"], row["band"]) == ("s1", "VH")
     assert row["shift"] == pytest.approx(shift, abs=0.05)
     assert row["ratio"] == pytest.approx(ratio, rel=0.05)
-    text = card_text.text(content)
+    text = card.text(content)
     marks = {row[0]: row[-1] for row in table(text, "Sentinel-1, dB")[2:]}
     assert marks == {"VV": "", "VH": "`differs`"}
     assert "**Bands marked `differs`**" in text
@@ -185,7 +185,7 @@ def test_bands_far_from_the_published_statistics_are_marked(change, shift, ratio
 
 def test_the_text_says_what_the_numbers_are():
     content = made(SKIPPED)
-    text = card_text.text(content)
+    text = card.text(content)
     assert text.startswith("# small\n\nSmall pairs for a test.\n")
     assert table(text, "Pairs")[2:] == [
         ["`train`", "30", "30 kB"],
@@ -213,7 +213,7 @@ def test_tables_survive_names_with_bars_and_resampled_bands_say_so():
     contract = {"s1": sensors.S1, "s2": sensors.S2}
     resampled = dataclasses.replace(DESCRIPTION, layout=layout.resampled(12, contract))
     content = made(splits={"train": report(3)})
-    text = card_text.text(content | {"description": resampled.describe()})
+    text = card.text(content | {"description": resampled.describe()})
     assert table(text, "`land_cover`")[2][0] == r"a \| b"
     assert len({len(row) for row in table(text, "`land_cover`")}) == 1
     row = table(text, "Sensors")[3]
@@ -224,7 +224,7 @@ def test_pairs_without_any_class_are_mentioned_only_if_there_are_some():
     some = report(3)
     some.tally._classes["labels"][-1] = 2
     for splits, last in (({"train": some}, "*none of them*"), ({}, LONG)):
-        text = card_text.text(made(splits=splits or {"train": report(3)}))
+        text = card.text(made(splits=splits or {"train": report(3)}))
         assert table(text, "`labels`")[-1][0] == last
 
 
@@ -245,7 +245,7 @@ def test_the_checksums_can_be_checked_from_the_card(tmp_path):
     [(0, "0 B"), (999, "999 B"), (3_704_965, "3.7 MB"), (7e13, "70.0 TB")],
 )
 def test_sizes_are_in_words(count, want):
-    assert card_text._size(count) == want
+    assert card._size(count) == want
 
 
 def test_what_is_listed_without_order_is_sorted():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import probe_sample
-from data_pipeline import patterns, sources, subsets, synthetic
+from data_pipeline import sources, subsets, synthetic
 from fusmae_jax import figures
 from fusmae_jax.evaluation import evaluate, gallery, report, rows, scores, tasks
 from tests import datasets, judging
@@ -124,7 +124,7 @@ def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path):
     )
     config.data.source = "patterns"
     rows = evaluate.run(config, tmp_path)
-    labels = patterns.Patterns(16, size=24, seed=2).index["labels"]
+    labels = synthetic.Patterns(16, size=24, seed=2).index["labels"]
     with np.load(tmp_path / "predictions.npz") as found:
         np.testing.assert_array_equal(found["labels"], labels)
         for row in rows:

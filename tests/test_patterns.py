@@ -4,8 +4,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline import patterns, sources
-from data_pipeline.patterns import Patterns, halves
+from data_pipeline import sources, synthetic
+from data_pipeline.synthetic import Patterns, halves
 
 SCENES = Patterns(60, size=48)
 
@@ -39,7 +39,7 @@ def test_every_pair_has_one_of_nine_classes_and_the_index_knows_which():
     np.testing.assert_allclose(counts, 1 / 9, atol=0.03)
 
 
-@pytest.mark.parametrize("shape", patterns.SHAPES)
+@pytest.mark.parametrize("shape", synthetic.SHAPES)
 def test_either_half_has_as_many_pixels(shape):
     rng = np.random.default_rng(0)
     for _ in range(20):

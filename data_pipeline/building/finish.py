@@ -13,9 +13,9 @@ import numpy as np
 
 from data_pipeline import dataset_card, files, record_format
 from data_pipeline.archives.base import Skipped
-from data_pipeline.building import card, card_text, units_of_work
+from data_pipeline.building import card, shard_jobs
 from data_pipeline.building.statistics import Tally
-from data_pipeline.building.units_of_work import Shard
+from data_pipeline.building.shard_jobs import Shard
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import NAMED
@@ -52,7 +52,7 @@ def finish(
         out: folder of the dataset.
         description: of it.
         work: shards of each split.
-        checked: what `units_of_work.check` returned for each, by path.
+        checked: what `shard_jobs.check` returned for each, by path.
         found: what the search came to.
         build: options that the card mentions.
 
@@ -92,7 +92,7 @@ def finish(
     try:
         draw(out, description, list(kept))
     except Exception as error:  # whatever is wrong with a picture, the dataset is whole
-        log.warning("%s was not drawn: %r", out / card_text.SHEET_FILE, error)
+        log.warning("%s was not drawn: %r", out / card.SHEET_FILE, error)
     total = content["pairs"]["found"]
     counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
@@ -106,7 +106,7 @@ def summarise(
     """What the results of a split's shards come to, read one after another."""
     tally, infos, skipped = Tally(description), [], []
     for shard in members:
-        result = units_of_work.read_result(shard)
+        result = shard_jobs.read_result(shard)
         tally.merge(Tally.from_json(description, result["tally"]))
         info = {name: result[name] for name in record_format.ShardInfo._fields}
         infos.append(record_format.ShardInfo(**info))
@@ -156,13 +156,13 @@ def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
 
 def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
     """Draws the contact sheet from the records as they were written."""
-    from data_pipeline.building import contact_sheet  # Matplotlib, only now
+    from data_pipeline.building import preview  # Matplotlib, only now
 
     opened = [record_format.Records(out, split) for split in splits]
     starts = np.cumsum([0, *map(len, opened)])
-    places = np.linspace(0, starts[-1] - 1, contact_sheet.SHOWN).astype(int)
+    places = np.linspace(0, starts[-1] - 1, preview.SHOWN).astype(int)
     shown = []
     for place in np.unique(places):
         part = int(np.searchsorted(starts, place, side="right")) - 1
         shown.append(opened[part][int(place - starts[part])])
-    contact_sheet.draw(description, shown, out / card_text.SHEET_FILE)
+    preview.draw(description, shown, out / card.SHEET_FILE)

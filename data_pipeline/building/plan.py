@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from data_pipeline import dataset_card, files, name_lists, record_format, safe_io
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
-from data_pipeline.building.units_of_work import Shard
+from data_pipeline.building.shard_jobs import Shard
 
 PATHS = ("metadata", "void_ids")  # settings of readers that name files
 FOLDER = "_build"  # is there until the dataset is complete
@@ -173,7 +173,7 @@ def end(out: pathlib.Path) -> None:
 def units(
     config, archive: Archive, chosen: Mapping[str, Sequence[Pair]]
 ) -> dict[str, list[Shard]]:
-    """Plans the units of work of each split, near equal in size."""
+    """Plans the jobs of each split, near equal in size."""
     out, name = pathlib.Path(config.out), archive.description.name
     work = {}
     for split, pairs in chosen.items():

@@ -7,15 +7,8 @@ import numpy as np
 
 from data_pipeline import config_fields, files
 from data_pipeline.archives.base import Archive, Pair
-from data_pipeline.building import (
-    engines,
-    finish,
-    options,
-    plan,
-    splits,
-    units_of_work,
-    value_checks,
-)
+from data_pipeline.building import finish, options, plan, shard_jobs, splits
+from data_pipeline.building import value_checks
 from data_pipeline.building.finish import Found
 from data_pipeline.errors import InputError
 
@@ -88,10 +81,10 @@ def _build(config, archive: Archive, work: Mapping, found: Found) -> None:
     out, todo = pathlib.Path(config.out), [s for part in work.values() for s in part]
     plan.check_space(todo, archive)
     if config.runner:
-        engines.run_beam(todo, config.runner, config.runner_options)
+        shard_jobs.run_beam(todo, config.runner, config.runner_options)
     else:
-        engines.run_local(units_of_work.build, todo, config.workers, "writing")
-    checked = engines.run_local(units_of_work.check, todo, config.workers, "checking")
+        shard_jobs.run_local(shard_jobs.build, todo, config.workers, "writing")
+    checked = shard_jobs.run_local(shard_jobs.check, todo, config.workers, "checking")
     checked = {shard.path: part for shard, part in zip(todo, checked)}
     finish.finish(out, archive.description, work, checked, found, plan.facts(config))
 

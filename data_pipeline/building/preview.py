@@ -1,12 +1,21 @@
-"""How images look to people: which bands make the colours, and which colour a class."""
+"""How pairs look to people: pictures of bands, colours of classes, contact sheets."""
 
 import colorsys
+import io
+import os
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import figure, patches
 
-from data_pipeline import sensors
+from data_pipeline import files, sensors
+from data_pipeline.dataset_card import Description
+
+SHOWN, COLUMNS = 24, 6  # pairs on a contact sheet, and in a row of it
+PAPER, INK = (20, 23, 28), "#f2f2f0"
+FONT = {"family": "DejaVu Sans", "color": INK, "parse_math": False}
 
 # Words in the names of classes that tell a colour: hue, lightness, saturation.
 HUES = {
@@ -32,7 +41,7 @@ def drawn_bands(sensor: sensors.Sensor) -> tuple[str, ...]:
     return sensor.band_names[:1] if None in drawn else drawn
 
 
-def colors(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
+def rgb(pixels: np.ndarray, sensor: sensors.Sensor) -> np.ndarray:
     """What is drawn red, green and blue of images [..., C], [..., 3].
 
     Blue is the difference of red and green where a sensor has only those, and one band
@@ -58,9 +67,9 @@ def picture(pixels: np.ndarray, like: np.ndarray, sensor: sensors.Sensor) -> np.
         limits += [style.difference] * (len(limits) == 2)
         low, high = np.transpose(limits)
     else:
-        low, high = np.percentile(colors(like, sensor), (2, 98))
+        low, high = np.percentile(rgb(like, sensor), (2, 98))
         high = max(high, low + style.least_range)
-    return np.clip((colors(pixels, sensor) - low) / (high - low), 0.0, 1.0)
+    return np.clip((rgb(pixels, sensor) - low) / (high - low), 0.0, 1.0)
 
 
 def class_colors(names: Sequence[str]) -> np.ndarray:
@@ -77,6 +86,108 @@ def class_colors(names: Sequence[str]) -> np.ndarray:
         alike = kinds[hue] = kinds.get(hue, -1) + 1
         lightness += 0.09 * ((alike + 1) // 2) * (-1) ** alike
         hue, lightness = (hue + 0.02 * alike) % 1, min(max(lightness, 0.12), 0.95)
-        rgb = np.array(colorsys.hls_to_rgb(hue, lightness, saturation))
-        table[i] = np.rint(255 * rgb)
+        shade = np.array(colorsys.hls_to_rgb(hue, lightness, saturation))
+        table[i] = np.rint(255 * shade)
     return table
+
+
+def draw(
+    description: Description, records: Sequence[Mapping], path: str | os.PathLike
+) -> None:
+    """Draws a contact sheet of up to `SHOWN` pairs, spread evenly over `records`.
+
+    The images of a pair stand one above the other and, where the dataset has them,
+    above pixel labels. The bytes of the file depend on nothing but the records.
+
+    Args:
+        description: of the dataset.
+        records: as `record_format.Records` returns them.
+        path: of the PNG to write, whole or not at all.
+    """
+    count = min(SHOWN, len(records))
+    shown = [records[int(i)] for i in np.linspace(0, len(records) - 1, count).round()]
+    columns, rows = min(COLUMNS, count), -(-count // COLUMNS)
+    maps = dict(list(description.maps.items())[:1])  # others say the same finer
+    high = 2.2 * (len(sensors.NAMED) + len(maps))  # inches, of a pair
+    fig = figure.Figure((2.4 * columns, (high + 0.9) * rows + 1), layout="constrained")
+    fig.set_facecolor(np.divide(PAPER, 255))
+    letters = 28 * columns
+    title = f"{description.name}\n{_explanation(description, count, maps)}"
+    lines = [
+        part for line in title.split("\n") for part in textwrap.wrap(line, letters)
+    ]
+    fig.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=9, **FONT)
+    for axes in fig.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, record in zip(fig.axes, shown):
+        axes.imshow(_pictures(description, record, maps), interpolation="nearest")
+        axes.set_title(_caption(description, record), loc="left", fontsize=6, **FONT)
+    for field, names in maps.items():
+        table, present = class_colors(names), np.unique([r[field] for r in shown])
+        keys = [
+            patches.Patch(color=table[i] / 255, label=names[i])
+            for i in present[present < len(names)]
+        ]
+        fig.legend(
+            handles=keys, loc="outside lower left", ncols=columns, fontsize=7,
+            labelcolor=INK, frameon=False,
+        )  # fmt: skip
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=100, format="png", metadata={"Software": None})
+    files.write_whole(path, buffer.getvalue())
+
+
+def _pictures(description: Description, record: Mapping, maps: Mapping) -> np.ndarray:
+    """The pictures of a pair, one above the other, [H, W, 3] uint8."""
+    parts = []
+    for name in sensors.NAMED:
+        sensor = description.sensors[name]
+        sensor = sensor.select(drawn_bands(sensor))
+        pixels = _on_finest_grid(description, record, sensor)
+        parts.append(np.rint(255 * picture(pixels, pixels, sensor)))
+    for field, names in maps.items():
+        parts.append(class_colors(names)[record[field]])
+    seam = np.full((1, description.layout.size, 3), PAPER)
+    whole = np.concatenate([x for part in parts for x in (part, seam)][:-1])
+    return whole.astype(np.uint8)
+
+
+def _on_finest_grid(
+    description: Description, record: Mapping, sensor: sensors.Sensor
+) -> np.ndarray:
+    """The bands of a sensor [H, W, C] at 10 m; coarser pixels are repeated."""
+    bands = {}
+    for grid in description.layout.of(sensor.name):
+        stored = record[grid.field]
+        factor = description.layout.size // len(stored)
+        for band in set(grid.bands) & set(sensor.band_names):
+            image = stored[..., grid.bands.index(band)].astype(np.float32)
+            bands[band] = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.stack([bands[band] for band in sensor.band_names], axis=-1)
+
+
+def _explanation(description: Description, count: int, maps: Mapping) -> str:
+    """What the sheet shows, in a sentence."""
+    parts = []
+    for sensor in (description.sensors[name] for name in sensors.NAMED):
+        bands = drawn_bands(sensor)
+        how = ", ".join(bands) + (" and their ratio" if len(bands) == 2 else "")
+        limits = sensor.picture.limits
+        how += ", all alike" if limits else ", every picture with a stretch of its own"
+        parts.append(f"{sensor.title} {sensor.level} ({how})")
+    below = "".join(f", then {field}" for field in maps)
+    pairs = "1 pair" if count == 1 else f"{count} pairs"
+    return (
+        f"{description.title} {pairs} from all over the dataset: "
+        f"{' above '.join(parts)}{below}."
+    )
+
+
+def _caption(description: Description, record: Mapping) -> str:
+    """Name and labels of a pair, in a few short lines."""
+    labels = []
+    for field, names in list(description.classes.items())[:1]:  # others repeat them
+        labels = [names[i] for i in np.flatnonzero(record[field])]
+    name = textwrap.wrap(record["id"], 38, max_lines=2, placeholder="…")
+    words = textwrap.wrap(", ".join(labels), 44, max_lines=3, placeholder=" …")
+    return "\n".join([*name, *words])

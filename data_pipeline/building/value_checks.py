@@ -73,7 +73,7 @@ def _unit(sensor: Sensor, values: Mapping[str, np.ndarray]) -> Iterator[Wrong]:
         if not low <= median <= high:
             yield Wrong(
                 f"{band.name} has a median of {median:.3g} {own.name}, where real "
-                f"images have one between {low:g} and {high:g}",
+                f"images have one between {low:g} and {high:g}, as {other.words} has",
                 "unit",
                 advice,
             )

@@ -1,4 +1,4 @@
-"""Engines: every unit of work is done once, wherever it runs."""
+"""What runs the jobs of a build: every shard is done once, wherever."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data_pipeline.building import engines, plan, units_of_work
+from data_pipeline.building import plan, shard_jobs
 from data_pipeline.errors import InputError
 from tests import fakes
 
@@ -24,8 +24,8 @@ def work(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_shards_are_built_and_checked_in_order(work, workers):
-    engines.run_local(units_of_work.build, work, workers, "writing")
-    checked = engines.run_local(units_of_work.check, work, workers, "checking")
+    shard_jobs.run_local(shard_jobs.build, work, workers, "writing")
+    checked = shard_jobs.run_local(shard_jobs.check, work, workers, "checking")
     ids = [part["index"]["id"].tolist() for part in checked]
     assert ids == [["fake-0", "fake-1"], ["fake-2"], ["fake-4", "fake-5"]]
 
@@ -41,7 +41,7 @@ def leave(shard, count):
 @pytest.mark.parametrize("end", [die, leave])
 def test_killed_worker_is_said_in_a_sentence(work, end):
     with pytest.raises(InputError, match="process was killed.*--config.workers=1"):
-        engines.run_local(end, work, 1, "writing")
+        shard_jobs.run_local(end, work, 1, "writing")
 
 
 COPIED = False
@@ -55,12 +55,12 @@ def test_workers_are_new_processes_and_no_copies_with_the_locks_of_threads(
     work, monkeypatch
 ):
     monkeypatch.setattr(sys.modules[__name__], "COPIED", True)
-    assert engines.run_local(is_a_copy, work, 0, "writing") == [True] * 3
-    assert engines.run_local(is_a_copy, work, 1, "writing") == [False] * 3
+    assert shard_jobs.run_local(is_a_copy, work, 0, "writing") == [True] * 3
+    assert shard_jobs.run_local(is_a_copy, work, 1, "writing") == [False] * 3
 
 
 def test_progress_reaches_the_number_of_pairs(work, capsys):
-    engines.run_local(units_of_work.build, work, 2, "writing")
+    shard_jobs.run_local(shard_jobs.build, work, 2, "writing")
     assert "6/6" in capsys.readouterr().err
 
 
@@ -70,22 +70,22 @@ def files(work):
 
 def test_beam_writes_the_same_shards_as_this_machine(work):
     pytest.importorskip("apache_beam", reason="needs pip install -e '.[beam]'")
-    engines.run_local(units_of_work.build, work, 0, "writing")
+    shard_jobs.run_local(shard_jobs.build, work, 0, "writing")
     want = files(work)
     for shard in work:
         shard.path.unlink()
         shard.result.unlink()
-    engines.run_beam(work, "DirectRunner", ())
+    shard_jobs.run_beam(work, "DirectRunner", ())
     assert files(work) == want
 
 
 def test_beam_runner_that_fails_is_said_in_a_sentence(work):
     pytest.importorskip("apache_beam", reason="needs pip install -e '.[beam]'")
     with pytest.raises(InputError, match="NoSuchRunner stopped.*same command again"):
-        engines.run_beam(work, "NoSuchRunner", ())
+        shard_jobs.run_beam(work, "NoSuchRunner", ())
 
 
 def test_missing_beam_is_said_in_a_sentence(work, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
     with pytest.raises(InputError, match=r"pip install -e '.\[beam\]'"):
-        engines.run_beam(work, "DirectRunner", ())
+        shard_jobs.run_beam(work, "DirectRunner", ())
