@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from fusmae_jax.training import sharding
+import fusmae_jax
 
 DIGITS = re.compile(r"\d+")
 ARRAY = re.compile(r"\b(pred|bf16|f8\w+|[fsu]\d+)\[([\d,]*)\]")
@@ -146,11 +146,11 @@ class _Frames:
 
     def describe(self, frame: str, depth: int = 3) -> str:
         """The innermost `depth` lines of `fusmae_jax`, `layers.py:89 < ...`."""
-        here, lines = pathlib.Path(sharding.__file__).parent, []
+        here, lines = pathlib.Path(fusmae_jax.__file__).parent, []
         while frame in self._frames and len(lines) < depth:
             place = self._places[self._frames[frame]["file_location_id"]]
             file = self._files[place["file_name_id"]]
-            if file.parent == here:
+            if file.is_relative_to(here):
                 lines.append(f"{file.name}:{place['line']}")
             parent = self._frames[frame].get("parent_frame_id", 0)
             frame = str(int(parent) - self._shift)

@@ -186,7 +186,7 @@ def test_a_kernel_takes_what_its_bytes_or_its_products_take():
 
 def test_nothing_asks_what_the_default_backend_is():
     """Programs for another machine would be made for this one."""
-    root = pathlib.Path(sharding.__file__).parents[1]
+    root = pathlib.Path(__file__).parents[1]
     files = [p for x in ("fusmae_jax", "benchmarks") for p in (root / x).rglob("*.py")]
     assert len(files) > 60
     assert not [p for p in files if "default_backend" in p.read_text()]
