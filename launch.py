@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from data_pipeline import files
+from data_pipeline import atomic as files
 from data_pipeline.errors import InputError
 from fusmae_jax import host, preemption, startup
 

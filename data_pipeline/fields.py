@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from data_pipeline import files
+from data_pipeline import atomic as files
 from data_pipeline.errors import InputError
 
 MOST = 2**31 - 1  # steps and sizes are counted in 32 bits

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 
-from data_pipeline import files
+from data_pipeline import atomic as files
 
 
 class Board:

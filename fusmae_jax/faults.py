@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jax.experimental import multihost_utils
 
-from data_pipeline import files
+from data_pipeline import atomic as files
 from data_pipeline.errors import InputError
 from fusmae_jax import cluster
 

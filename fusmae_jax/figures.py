@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 
-from data_pipeline import files
+from data_pipeline import atomic as files
 from data_pipeline.building.preview import picture
 
 GREY = 0.82  # of hidden patches

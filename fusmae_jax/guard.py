@@ -13,7 +13,7 @@ import statistics
 
 import jax
 
-from data_pipeline import batches, files
+from data_pipeline import atomic as files, batches
 from fusmae_jax.metrics import Diverged
 
 log = logging.getLogger("fusmae_jax")

@@ -13,7 +13,7 @@ import time
 import jax
 import tqdm
 
-from data_pipeline import files, safe_io as untrusted
+from data_pipeline import atomic as files, safe_io as untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax import board, views
 

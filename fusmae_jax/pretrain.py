@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from data_pipeline import batches, files, sources
+from data_pipeline import atomic as files, batches, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import (
     attention,

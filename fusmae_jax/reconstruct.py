@@ -9,7 +9,7 @@ import pathlib
 import jax
 import numpy as np
 
-from data_pipeline import batches, data_fields, fields, files, sources
+from data_pipeline import atomic as files, batches, data_fields, fields, sources
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.fields import choice, location, whole
 from fusmae_jax import baselines, build, checkpoint, checks, figures, losses, run

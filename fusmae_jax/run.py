@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipeline import files, safe_io as untrusted, sensors
+from data_pipeline import atomic as files, locks, safe_io as untrusted, sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import cluster, dtypes
 
@@ -194,8 +194,8 @@ def _claim(workdir: pathlib.Path) -> None:
     """Makes the directory if need be and locks it against other runs."""
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        files.holds(workdir / LOCK) or files.lock(workdir / LOCK)
-    except files.Locked as holder:
+        locks.holds(workdir / LOCK) or locks.lock(workdir / LOCK)
+    except locks.Locked as holder:
         raise InputError(
             f"{workdir} is in use by {holder}; wait for it, stop it, or choose another "
             "--workdir."

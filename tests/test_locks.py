@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from data_pipeline import files
+from data_pipeline import locks
 from data_pipeline.archives import tars
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
@@ -54,8 +54,8 @@ for process in started:
 # A run reduced to its lock; ends with its input.
 HOLDER = """
 import sys
-from data_pipeline import files
-print(files.lock(sys.argv[1]), flush=True)
+from data_pipeline import locks
+print(locks.lock(sys.argv[1]), flush=True)
 sys.stdin.read()
 """
 
@@ -118,7 +118,7 @@ def test_a_run_says_who_has_its_directory_and_a_kill_lets_go_of_it(live):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     claim(workdir)
-    assert files.holds(workdir / run.LOCK) and (workdir / "config.json").exists()
+    assert locks.holds(workdir / run.LOCK) and (workdir / "config.json").exists()
 
 
 def test_other_hosts_of_the_job_are_not_refused(live, monkeypatch):
@@ -132,16 +132,16 @@ def test_a_process_may_open_its_own_run_again_and_one_that_was_made_anew(tmp_pat
     claim(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "old")
     claim(tmp_path / "run")
-    assert files.holds(tmp_path / "run" / run.LOCK)
-    with pytest.raises(files.Locked, match=f"process {os.getpid()} of"):
-        files.lock(tmp_path / "run" / run.LOCK)
+    assert locks.holds(tmp_path / "run" / run.LOCK)
+    with pytest.raises(locks.Locked, match=f"process {os.getpid()} of"):
+        locks.lock(tmp_path / "run" / run.LOCK)
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, lines):
     def unknown(file, how):
-        raise OSError(files.errno.ENOSYS, "Function not implemented")
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    monkeypatch.setattr(locks.fcntl, "flock", unknown)
     claim(tmp_path)
     assert "knows no locks" in lines[0] and (tmp_path / "config.json").exists()
 

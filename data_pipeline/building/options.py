@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from data_pipeline import fields, files, record_format as shards, rules
+from data_pipeline import atomic as files, fields, record_format as shards, rules
 from data_pipeline.building import splits
 from data_pipeline.fields import Field, choice, flag, group, location, several
 from data_pipeline.fields import text, whole

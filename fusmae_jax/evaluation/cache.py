@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipeline import files, safe_io as untrusted
+from data_pipeline import atomic as files, safe_io as untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.features import Extractor, take

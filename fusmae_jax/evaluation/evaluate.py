@@ -4,7 +4,7 @@ import logging
 
 import jax
 
-from data_pipeline import files
+from data_pipeline import atomic as files
 from fusmae_jax import sharding
 from fusmae_jax.evaluation import backbone, checks, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session

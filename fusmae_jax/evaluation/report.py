@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipeline import files, safe_io as untrusted
+from data_pipeline import atomic as files, safe_io as untrusted
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.rows import METRICS, MODEL, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown

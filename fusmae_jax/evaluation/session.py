@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline import files, ground
+from data_pipeline import atomic as files, ground
 from data_pipeline.errors import InputError
 from data_pipeline.safe_io import read_array
 from fusmae_jax import run
