@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from data_pipeline import config_fields, files
+from data_pipeline import atomic, config_fields
 from data_pipeline.errors import InputError
 from fusmae_jax.training import preemption, runtime
 
@@ -196,9 +196,9 @@ def run() -> None:
     except InputError as error:
         sys.exit(str(error))
     except OSError as error:
-        if error.errno not in files.ADVICE:
+        if error.errno not in atomic.ADVICE:
             raise
-        sys.exit(files.explain(error))
+        sys.exit(atomic.explain(error))
     except KeyboardInterrupt:
         print(
             "Interrupted; the same command goes on from what was finished.",

@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from data_pipeline import files
+from data_pipeline import atomic
 from data_pipeline.errors import InputError
 
 MOST = 2**31 - 1  # steps and sizes are counted in 32 bits
@@ -118,7 +118,7 @@ def location(*, filled: bool = False, many: bool = False, meaning: str = "") -> 
     what = "a path on a file system, to which an object store can be mounted"
     if many:  # for their reader to take apart
         return Field(what, fits, meaning)
-    return Field(what, fits, meaning, resolve=files.absolute)
+    return Field(what, fits, meaning, resolve=atomic.absolute)
 
 
 def choice(

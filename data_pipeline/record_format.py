@@ -20,7 +20,7 @@ from google.protobuf import json_format, message
 from tensorflow_datasets.core.proto import feature_pb2
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from data_pipeline import dataset_card, files, safe_io
+from data_pipeline import atomic, dataset_card, safe_io
 from data_pipeline.dataset_card import HOW_TO_BUILD, Description
 from data_pipeline.errors import InputError
 
@@ -117,7 +117,7 @@ def write_shard(
         OSError: the disk is full.
     """
     path = pathlib.Path(path)
-    part = files.aside(path)
+    part = atomic.aside(path)
     count, size, digest = 0, 0, hashlib.sha256()
     writer = array_record_module.ArrayRecordWriter(str(part), options)
     try:
@@ -130,7 +130,7 @@ def write_shard(
         finally:
             writer.close()
     except RuntimeError as error:  # so ArrayRecord reports a full disk, when closing
-        raise files.from_words(str(error)) from error
+        raise atomic.from_words(str(error)) from error
     os.replace(part, path)
     return ShardInfo(count, size, digest.hexdigest())
 
@@ -213,7 +213,7 @@ class Records:
             InputError: there is no such dataset, split or field, its fields are not
                 what its card says, or a shard is missing or damaged.
         """
-        self.directory, self.split = files.absolute(directory), split
+        self.directory, self.split = atomic.absolute(directory), split
         info = tfds_info(self.directory)
         self.description = dataset_card.read_description(self.directory, statistics)
         check_features(self.directory, self.description, info.features)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import dataset_card, files, ground, mixtures, record_format, subsets
+from data_pipeline import atomic, dataset_card, ground, mixtures, record_format, subsets
 from data_pipeline import synthetic
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.errors import InputError
@@ -228,7 +228,7 @@ def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
         )
     elsewhere = data.get("eval_dir", "") if split != data.get("split") else ""
     named = (split and elsewhere) or data.dir
-    found = [files.absolute(x.strip()) for x in named.split(",") if x.strip()]
+    found = [atomic.absolute(x.strip()) for x in named.split(",") if x.strip()]
     if not found:
         raise InputError(HOW_TO_GET_DATA)
     return found

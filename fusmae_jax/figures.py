@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 
-from data_pipeline import files
+from data_pipeline import atomic
 from data_pipeline.building.preview import picture
 
 GREY = 0.82  # of hidden patches
@@ -100,6 +100,6 @@ def save(fig, path) -> np.ndarray:
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=120, format="png")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, buffer.getvalue())
+    atomic.write_whole(path, buffer.getvalue())
     buffer.seek(0)
     return (image.imread(buffer)[..., :3] * 255).astype(np.uint8)

@@ -9,7 +9,7 @@ import pathlib
 import jax
 import numpy as np
 
-from data_pipeline import batches, config_fields, data_fields, files, sources
+from data_pipeline import atomic, batches, config_fields, data_fields, sources
 from data_pipeline.config_fields import Field, choice, location, whole
 from data_pipeline.dataset_card import SPLITS
 from fusmae_jax import baselines, build, figures
@@ -131,7 +131,7 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         "mean_squared_error": errors,
         "floor": floor,
     }
-    files.write_whole(workdir / "scores.json", json.dumps(scores, indent=2) + "\n")
+    atomic.write_whole(workdir / "scores.json", json.dumps(scores, indent=2) + "\n")
     space = {"none": "", "patch": " and patch", "group": ", patch and family of bands"}
     title = (
         f"Error on hidden patches of {pairs} held-out pairs, {draws} masks each\n"
@@ -170,8 +170,8 @@ def run(config, workdir) -> None:
         InputError: there is no such run, checkpoint or data.
     """
     check(config)
-    workdir = files.absolute(workdir)
-    trained_in = pathlib.Path(files.absolute(config.checkpoint))
+    workdir = atomic.absolute(workdir)
+    trained_in = pathlib.Path(atomic.absolute(config.checkpoint))
     trained, contract = run_directory.load(trained_in)
     description = sources.describe(config.data)
     wanted = build.check_data(contract, description)

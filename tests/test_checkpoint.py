@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipeline import files
+from data_pipeline import atomic
 from data_pipeline.errors import InputError
 from fusmae_jax.training import checkpoint, sharding
 
@@ -231,7 +231,7 @@ def test_a_failed_save_shows_at_the_next_one_or_at_the_end(copy, more):
         with small_files():
             save(copy, 4, *more)
     said = "checkpoints/4 cannot be written .File too large.; make room"
-    assert re.search(said, files.explain(unsaved.value))
+    assert re.search(said, atomic.explain(unsaved.value))
     assert checkpoint.saved_steps(copy) == [1, 2, 3]
     save(copy, 4)
     check_same(restored(copy), state(4)[0])

@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from data_pipeline import files
+from data_pipeline import atomic, locks
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures
 from fusmae_jax.training import checkpoint, metrics, pretrain, run_directory
@@ -41,8 +41,8 @@ def one_sentence(call, *arguments):
         call(*arguments)
     error = caught.value
     if isinstance(error, OSError):
-        assert error.errno in files.ADVICE  # or there would be a traceback
-        return files.explain(error)
+        assert error.errno in atomic.ADVICE  # or there would be a traceback
+        return atomic.explain(error)
     return str(error)
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_costs_an_evaluation_nothing_it_had(disk):
 
 def test_a_read_only_disk_is_said_of_a_new_run_and_of_an_old_one(disk):
     claim(disk.path / "old")
-    files.unlock(disk.path / "old" / run_directory.LOCK)  # as if its process had ended
+    locks.unlock(disk.path / "old" / run_directory.LOCK)  # as if its process had ended
     disk.close_for_writing()
     before = content(disk.path)
     for name in ("old", "new"):
@@ -188,7 +188,7 @@ def test_a_directory_of_somebody_else_is_said():
         place = pathlib.Path(folder)
         place.chmod(0o755)
         claim(place / "old")
-        files.unlock(place / "old" / run_directory.LOCK)
+        locks.unlock(place / "old" / run_directory.LOCK)
         before = content(place)
         os.seteuid(65534)
         try:

@@ -154,7 +154,7 @@ def test_plain_pytest_finds_what_it_tests():
 
 
 def test_windows_is_told_in_a_sentence_that_this_is_not_for_it():
-    script = "import sys; sys.platform = 'win32'; import data_pipeline.files"
+    script = "import sys; sys.platform = 'win32'; import data_pipeline.locks"
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
     )

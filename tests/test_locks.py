@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from data_pipeline import files
+from data_pipeline import locks
 from data_pipeline.archives import tars
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
@@ -56,8 +56,8 @@ for process in started:
 # A run reduced to its lock; ends with its input.
 HOLDER = """
 import sys
-from data_pipeline import files
-print(files.lock(sys.argv[1]), flush=True)
+from data_pipeline import locks
+print(locks.lock(sys.argv[1]), flush=True)
 sys.stdin.read()
 """
 
@@ -128,7 +128,7 @@ def test_a_run_says_who_has_its_directory_and_a_kill_lets_go_of_it(live):
     holder.wait()
     claim(workdir)
     assert (
-        files.holds(workdir / run_directory.LOCK) and (workdir / "config.json").exists()
+        locks.holds(workdir / run_directory.LOCK) and (workdir / "config.json").exists()
     )
 
 
@@ -143,16 +143,16 @@ def test_a_process_may_open_its_own_run_again_and_one_that_was_made_anew(tmp_pat
     claim(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "old")
     claim(tmp_path / "run")
-    assert files.holds(tmp_path / "run" / run_directory.LOCK)
-    with pytest.raises(files.Locked, match=f"process {os.getpid()} of"):
-        files.lock(tmp_path / "run" / run_directory.LOCK)
+    assert locks.holds(tmp_path / "run" / run_directory.LOCK)
+    with pytest.raises(locks.Locked, match=f"process {os.getpid()} of"):
+        locks.lock(tmp_path / "run" / run_directory.LOCK)
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, lines):
     def unknown(file, how):
-        raise OSError(files.errno.ENOSYS, "Function not implemented")
+        raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    monkeypatch.setattr(locks.fcntl, "flock", unknown)
     claim(tmp_path)
     assert "knows no locks" in lines[0] and (tmp_path / "config.json").exists()
 

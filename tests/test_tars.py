@@ -153,7 +153,7 @@ def test_disk_that_fails_or_fills_is_not_taken_for_damage(tmp_path, monkeypatch)
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    for place, name in ((tars.files, "write_whole"), (tars.tarfile.TarFile, "next")):
+    for place, name in ((tars.atomic, "write_whole"), (tars.tarfile.TarFile, "next")):
         with monkeypatch.context() as patched:
             patched.setattr(place, name, fail)
             with pytest.raises(

@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from data_pipeline import files, layout, safe_io, sensors
+from data_pipeline import atomic, layout, safe_io, sensors
 from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description, SPLITS
@@ -396,7 +396,7 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
                 f"{', '.join(SPLITS)} or none."
             )
         for name in sensors.SENSORS:
-            row[name] = files.absolute(row[name], os.path.dirname(path))
+            row[name] = atomic.absolute(row[name], os.path.dirname(path))
         table.append(row | {"id": row["id"] or _stem(row["s2"])})
     return table, []
 

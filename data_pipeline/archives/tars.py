@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import tqdm
 
-from data_pipeline import files, safe_io
+from data_pipeline import atomic, safe_io
 from data_pipeline.archives import base
 from data_pipeline.errors import InputError
 
@@ -129,11 +129,11 @@ def index(path: str, scratch: str, noted: str = "") -> tuple[dict, dict]:
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             found = dict(zip(("patches", "notes"), _scan(path, noted)))
-            files.write_whole(kept, json.dumps(found | {"archive": archive}))
+            atomic.write_whole(kept, json.dumps(found | {"archive": archive}))
         except OSError as error:
             raise InputError(
                 f"{path} cannot be indexed in {scratch} ({error}); "
-                f"{files.advice(error)}, or pass another --config.scratch=DIR."
+                f"{atomic.advice(error)}, or pass another --config.scratch=DIR."
             ) from None
     where = {
         patch: (path, state, start, sys.intern(table))

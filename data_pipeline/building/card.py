@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipeline import dataset_card, files, record_format
+from data_pipeline import atomic, dataset_card, record_format
 from data_pipeline.archives.base import Skipped
 from data_pipeline.dataset_card import Description, SPLITS
 from data_pipeline.dataset_card import CARD_FILE
@@ -155,8 +155,8 @@ def write(directory: str | os.PathLike, card: Mapping) -> None:
     """Writes both files, each whole or not at all; `card.json` comes last."""
     directory = pathlib.Path(directory)
     content = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    files.write_whole(directory / TEXT_FILE, text(card))
-    files.write_whole(directory / CARD_FILE, content)
+    atomic.write_whole(directory / TEXT_FILE, text(card))
+    atomic.write_whole(directory / CARD_FILE, content)
 
 
 def _last(path: re.Match) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import dataset_card, files, record_format
+from data_pipeline import atomic, dataset_card, record_format
 from data_pipeline.archives.base import Skipped
-from data_pipeline.building import card, shard_jobs
+from data_pipeline.building import card, preview, shard_jobs
 from data_pipeline.building.statistics import Tally
 from data_pipeline.building.shard_jobs import Shard
 from data_pipeline.dataset_card import Description
@@ -125,7 +125,7 @@ def write_skipped(out: pathlib.Path, skipped: Sequence[Skipped]) -> None:
     text = io.StringIO(newline="")
     rows = [(*skip.names, skip.reason) for skip in skipped]
     csv.writer(text).writerows([(*card.NAMES, "reason"), *rows])
-    files.write_whole(path, text.getvalue())
+    atomic.write_whole(path, text.getvalue())
 
 
 def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
@@ -151,13 +151,11 @@ def write_index(out: pathlib.Path, kept: Mapping[str, list[dict]]) -> None:
     for split, index in indices.items():
         content = io.BytesIO()
         np.savez_compressed(content, **index)
-        files.write_whole(out / dataset_card.index_name(split), content.getvalue())
+        atomic.write_whole(out / dataset_card.index_name(split), content.getvalue())
 
 
 def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> None:
     """Draws the contact sheet from the records as they were written."""
-    from data_pipeline.building import preview  # Matplotlib, only now
-
     opened = [record_format.Records(out, split) for split in splits]
     starts = np.cumsum([0, *map(len, opened)])
     places = np.linspace(0, starts[-1] - 1, preview.SHOWN).astype(int)

@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from data_pipeline import config_fields, files, record_format as shards
+from data_pipeline import atomic, config_fields, record_format
 from data_pipeline.building import splits
 from data_pipeline.config_fields import Field, check_rules, choice, flag, group
 from data_pipeline.config_fields import location, number, several, text, whole
@@ -44,7 +44,7 @@ TABLE = {
     "strict": flag(meaning="Whether the first bad pair ends the build, not listed."),
     "check_values": flag(meaning="Whether data that cannot be dB or DN are refused."),
     "compression": choice(
-        *shards.COMPRESSION,
+        *record_format.COMPRESSION,
         meaning="Compression of the records; without it they are larger by a fifth and "
         "faster to read.",
     ),
@@ -94,7 +94,7 @@ RULES = (
 
 def _differ(*paths: str) -> bool:
     """Whether those that are not empty are different places."""
-    places = [files.absolute(path) for path in paths if path]
+    places = [atomic.absolute(path) for path in paths if path]
     return len(set(places)) == len(places)
 
 

@@ -10,7 +10,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import dataset_card, files, name_lists, record_format, safe_io
+from data_pipeline import atomic, dataset_card, locks, name_lists, record_format
+from data_pipeline import safe_io
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.errors import InputError
 from data_pipeline.building.shard_jobs import Shard
@@ -142,8 +143,8 @@ def lock(out: pathlib.Path) -> Iterator[None]:
     (out / FOLDER).mkdir(parents=True, exist_ok=True)
     path = out / FOLDER / "lock"
     try:
-        files.lock(path)
-    except files.Locked as holder:
+        locks.lock(path)
+    except locks.Locked as holder:
         raise InputError(
             f"Another build is writing into {out}, {holder}; wait for it, or pass "
             "another --config.out=DIR."
@@ -151,7 +152,7 @@ def lock(out: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
-        files.unlock(path)
+        locks.unlock(path)
 
 
 def begin(out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]) -> None:
@@ -160,7 +161,7 @@ def begin(out: pathlib.Path, plan: dict, chosen: Mapping[str, Sequence[Pair]]) -
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     plan = plan | {"pairs": digest}
     check_out(out, plan)
-    files.write_whole(out / FOLDER / "plan.json", json.dumps(plan, indent=1))
+    atomic.write_whole(out / FOLDER / "plan.json", json.dumps(plan, indent=1))
     for part in out.glob("*.part"):  # of a build that was killed
         part.unlink()
 
@@ -191,7 +192,7 @@ def units(
                 options=record_format.COMPRESSION[config.compression],
             )
             rows = json.dumps([dataclasses.astuple(pair) for pair in part])
-            files.write_whole(shard.plan, rows)
+            atomic.write_whole(shard.plan, rows)
             work[split].append(shard)
     return work
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import config_fields, files
+from data_pipeline import atomic, config_fields
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.building import finish, options, plan, shard_jobs, splits
 from data_pipeline.building import value_checks
@@ -64,7 +64,7 @@ def prepare(config) -> None:
             plan.end(out)
     except OSError as error:
         raise InputError(
-            f"{out} cannot be written ({error}); {files.advice(error)}."
+            f"{out} cannot be written ({error}); {atomic.advice(error)}."
         ) from error
     archive.clean()
 

@@ -8,9 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import figure, patches
 
-from data_pipeline import files, sensors
+from data_pipeline import atomic, sensors
 from data_pipeline.dataset_card import Description
 
 SHOWN, COLUMNS = 24, 6  # pairs on a contact sheet, and in a row of it
@@ -104,6 +103,8 @@ def draw(
         records: as `record_format.Records` returns them.
         path: of the PNG to write, whole or not at all.
     """
+    from matplotlib import figure, patches  # only now: it is large
+
     count = min(SHOWN, len(records))
     shown = [records[int(i)] for i in np.linspace(0, len(records) - 1, count).round()]
     columns, rows = min(COLUMNS, count), -(-count // COLUMNS)
@@ -134,7 +135,7 @@ def draw(
         )  # fmt: skip
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=100, format="png", metadata={"Software": None})
-    files.write_whole(path, buffer.getvalue())
+    atomic.write_whole(path, buffer.getvalue())
 
 
 def _pictures(description: Description, record: Mapping, maps: Mapping) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 from tensorflow_datasets.proto import tf_example_pb2
 
-from data_pipeline import files, record_format, safe_io
+from data_pipeline import atomic, record_format, safe_io
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.building.statistics import Tally
 from data_pipeline.errors import InputError
@@ -113,10 +113,10 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
             shard.path, examples(), features, shard.options
         )
         result = info._asdict() | {"skipped": skipped, "tally": tally.to_json()}
-        files.write_whole(shard.result, json.dumps(result))
+        atomic.write_whole(shard.result, json.dumps(result))
     except OSError as error:
         raise Stopped(
-            f"{shard.path} cannot be written ({error}); {files.advice(error)}."
+            f"{shard.path} cannot be written ({error}); {atomic.advice(error)}."
         ) from error
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipeline import files, safe_io
+from data_pipeline import atomic, safe_io
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.features import Extractor, take
@@ -92,7 +92,7 @@ def _fill(extractor, source, folder, missing, batch_size: int, title: str) -> No
 def _write(path: pathlib.Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, content)
+        atomic.write_whole(path, content)
     except OSError as error:
         raise InputError(
             f"Features cannot be kept in {path.parent} ({error.strerror}); name "

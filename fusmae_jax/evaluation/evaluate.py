@@ -4,7 +4,7 @@ import logging
 
 import jax
 
-from data_pipeline import files
+from data_pipeline import atomic
 from fusmae_jax.training import sharding
 from fusmae_jax.evaluation import checks, encoder, report, rows, tasks, trainings
 from fusmae_jax.evaluation.session import Session
@@ -32,9 +32,9 @@ def run(config, workdir) -> list[rows.Row]:
     checks.check_config(config)
     checks.check_data(config)
     checks.check_devices(config)
-    workdir = files.absolute(workdir)
+    workdir = atomic.absolute(workdir)
     mesh = sharding.make_mesh(1)
-    checkpoint = files.absolute(config.checkpoint)
+    checkpoint = atomic.absolute(config.checkpoint)
     pretrained = encoder.restore(checkpoint, mesh, config.step)
     trainings.check_encoder(config, pretrained.objective.encoder().depth)
     data = open_labelled(config, pretrained)

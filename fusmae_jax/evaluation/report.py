@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipeline import files, safe_io
+from data_pipeline import atomic, safe_io
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation.rows import METRICS, RIVALS, SENSORS, SETTING, TASKS, Row
 from fusmae_jax.evaluation.rows import group, having, percent, shown
@@ -63,8 +63,8 @@ def write(workdir, rows: Iterable[Row], *, classes: Sequence[str], meta: dict) -
     writer.writeheader()
     for row in rows:
         writer.writerows(_long_form(row, classes, meta))
-    files.write_whole(workdir / "scores.csv", table.getvalue())
-    files.write_whole(workdir / "scores.json", text)
+    atomic.write_whole(workdir / "scores.csv", table.getvalue())
+    atomic.write_whole(workdir / "scores.json", text)
 
 
 def read(workdir) -> list[Row]:
@@ -194,8 +194,8 @@ def write_predictions(workdir, ids, classes, labels, scores: dict) -> None:
         "labels": np.asarray(labels, np.uint8),
     }
     arrays |= {key: np.asarray(x, np.float32) for key, x in scores.items()}
-    part = files.aside(path)
-    with files.whole(path, part), part.open("wb") as file:
+    part = atomic.aside(path)
+    with atomic.whole(path, part), part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

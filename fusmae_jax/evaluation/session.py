@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipeline import files, ground
+from data_pipeline import atomic, ground
 from data_pipeline.errors import InputError
 from data_pipeline.safe_io import read_array
 from fusmae_jax.training import run_directory
@@ -127,7 +127,7 @@ class Session:
         extractor = features.Extractor(
             encoder, params, self.recipe, self.mesh, self.config.sensors
         )
-        cached = files.absolute(self.config.cache)
+        cached = atomic.absolute(self.config.cache)
         folder = cached or self.pretrained.directory / "features"
         return {
             split: cache.extract(
@@ -219,7 +219,7 @@ class Session:
                 name = report.prediction_key(row).replace("/", ",")
                 content = io.BytesIO()
                 np.save(content, predicted.astype(np.float32))
-                files.write_whole(self._pieces / f"{name}.npy", content.getvalue())
+                atomic.write_whole(self._pieces / f"{name}.npy", content.getvalue())
             self.write()
         name, score = next(iter(found.overall.items()))
         log.info(

@@ -13,7 +13,7 @@ import statistics
 
 import jax
 
-from data_pipeline import batches, files
+from data_pipeline import atomic, batches
 from fusmae_jax.training.metrics import Diverged
 
 log = logging.getLogger("fusmae_jax")
@@ -98,7 +98,7 @@ class Guard:
         path = self._workdir / BAD_BATCHES
         if jax.process_index() == 0:
             ids = pair_ids(self._source, *self._order, steps)
-            files.write_whole(path, json.dumps(ids, indent=1) + "\n")
+            atomic.write_whole(path, json.dumps(ids, indent=1) + "\n")
         goes_on = "from the start" if self.saved is None else f"from step {self.saved}"
         raise Diverged(
             f"Steps {steps[0]} to {steps[-1]} were not applied, as their loss or "

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipeline import files
+from data_pipeline import atomic
 from data_pipeline.errors import InputError
 from fusmae_jax.training import cluster
 
@@ -121,7 +121,7 @@ def explain_unsaved(path: pathlib.Path):
         if code is None:
             raise
         why = os.strerror(code)
-        if code in files.ADVICE:
+        if code in atomic.ADVICE:
             raise OSError(code, why, str(path)) from error  # known to launch.py
         raise InputError(
             f"The checkpoint {path} could not be saved ({why}); see that it can be "

@@ -15,7 +15,7 @@ import time
 import jax
 import tqdm
 
-from data_pipeline import files, safe_io
+from data_pipeline import atomic, safe_io
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs
 
@@ -44,7 +44,7 @@ class MetricWriter:
                 rows = read_metrics(workdir)
                 kept = [row for row in rows if row["step"] <= first_step]
                 lines = "".join(json.dumps(row) + "\n" for row in kept)
-                files.write_whole(self._path, lines)
+                atomic.write_whole(self._path, lines)
 
     @functools.cached_property
     def _board(self):
@@ -84,7 +84,7 @@ class MetricWriter:
         row = {"step": step} | {k: float(v) for k, v in metrics.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         if jax.process_index() == 0:
-            with files.named(self._path), self._path.open("a") as f:
+            with atomic.named(self._path), self._path.open("a") as f:
                 f.write(json.dumps(finite) + "\n")
             known = {k: v for k, v in finite.items() if v is not None and k != "step"}
             self._board.add_scalars(step, known)
@@ -305,5 +305,5 @@ class TensorBoard:
         length = struct.pack("<Q", len(content))
         sums = (struct.pack("<I", self._checksum(x)) for x in (length, content))
         record = length + next(sums) + content + next(sums)
-        with files.named(self._path), self._path.open("ab") as file:
+        with atomic.named(self._path), self._path.open("ab") as file:
             file.write(record)

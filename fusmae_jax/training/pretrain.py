@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from data_pipeline import batches, files, sources
+from data_pipeline import atomic, batches, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures, reconstruct
 from fusmae_jax.training import (
@@ -292,7 +292,7 @@ def run(config, workdir) -> train.PretrainState:
     """
     checks.check_config(config)
     checks.check_data(config)
-    workdir = files.absolute(workdir)
+    workdir = atomic.absolute(workdir)
     mesh = sharding.make_mesh(config.fsdp)
     config = run_directory.settle_dtype(config, workdir, sharding.platform(mesh))
     checks.check_config(config)  # once more: a run that began in float32 has no cuDNN

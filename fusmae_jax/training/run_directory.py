@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from data_pipeline import files, safe_io, sensors
+from data_pipeline import atomic, locks, safe_io, sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import dtypes
 from fusmae_jax.training import cluster
@@ -127,7 +127,7 @@ def open_workdir(
             _claim(workdir)
             if not _check(workdir, description, free):  # nobody else writes it now
                 text = json.dumps(description, indent=2) + "\n"
-                files.write_whole(workdir / "config.json", text)
+                atomic.write_whole(workdir / "config.json", text)
             for pattern in ("*.part", "figures/*.part"):  # of a run that was killed
                 for part in workdir.glob(pattern):
                     part.unlink()
@@ -139,7 +139,7 @@ def writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(files.explain(error)) from error
+        raise InputError(atomic.explain(error)) from error
 
 
 def _check_place(workdir) -> None:
@@ -195,8 +195,8 @@ def _claim(workdir: pathlib.Path) -> None:
     """Makes the directory if need be and locks it against other runs."""
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        files.holds(workdir / LOCK) or files.lock(workdir / LOCK)
-    except files.Locked as holder:
+        locks.holds(workdir / LOCK) or locks.lock(workdir / LOCK)
+    except locks.Locked as holder:
         raise InputError(
             f"{workdir} is in use by {holder}; wait for it, stop it, or choose another "
             "--workdir."
@@ -258,7 +258,7 @@ def remember_places(workdir, codes: np.ndarray) -> None:
         if jax.process_index() == 0 and not path.exists():
             content = io.BytesIO()
             np.save(content, np.unique(codes[codes.any(axis=1)], axis=0))
-            files.write_whole(path, content.getvalue())
+            atomic.write_whole(path, content.getvalue())
 
 
 def keeps_places(workdir) -> bool:

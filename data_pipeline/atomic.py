@@ -1,20 +1,11 @@
-"""Files of which a reader sees all or nothing, and which have one writer at a time."""
+"""Files of which a reader sees all or nothing, and advice where none can be written."""
 
 import contextlib
 import errno
-import fcntl
-import logging
 import os
 import pathlib
-import socket
-import time
 import uuid
 from collections.abc import Iterator
-
-# File systems that know no locks say so in one of these ways.
-UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-_locks: dict[str, int] = {}  # descriptors of the files that this process has locked
-
 
 # What to do where the system refuses to write for one of these reasons.
 FULL = "make room, then give the same command again"
@@ -24,12 +15,6 @@ FAILED = "see to the disk or the network, then give the same command again"
 ADVICE = {errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL}
 ADVICE |= {errno.EACCES: CLOSED, errno.EPERM: CLOSED, errno.EROFS: SEALED}
 ADVICE |= {errno.EIO: FAILED, errno.ESTALE: FAILED}
-
-log = logging.getLogger("fusmae_jax")
-
-
-class Locked(Exception):
-    """Another process holds a file; says which, where, and since when."""
 
 
 def absolute(path: str | os.PathLike, folder: str = "") -> str:
@@ -106,25 +91,6 @@ def from_words(text: str) -> OSError:
     return OSError(code, text) if code else OSError(text)
 
 
-def flock(file, how: int) -> bool:
-    """Locks an open file as `fcntl.flock` does.
-
-    Returns:
-        False where the file system knows no locks.
-
-    Raises:
-        BlockingIOError: another process has locked it.
-        OSError: it cannot be locked.
-    """
-    try:
-        fcntl.flock(file, how)
-    except OSError as error:
-        if error.errno in UNKNOWN:
-            return False
-        raise
-    return True
-
-
 def aside(path: str | os.PathLike) -> pathlib.Path:
     """Where to write a file before it is renamed, for this writer alone.
 
@@ -133,59 +99,3 @@ def aside(path: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-
-
-def lock(path: str | os.PathLike) -> bool:
-    """Locks a file, made if need be, until this process ends or calls `unlock`.
-
-    The kernel lets go of it when the process is killed. The file says who holds it.
-
-    Returns:
-        Whether it is locked; where the file system knows no locks, the log says so.
-
-    Raises:
-        Locked: it is locked already; nothing is changed then.
-        OSError: it cannot be written.
-    """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks no other way
-    try:
-        if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            log.warning(
-                "The file system of %s knows no locks; let nothing else write there "
-                "meanwhile.",
-                os.path.dirname(path),
-            )
-            os.close(file)
-            return False
-        holder = f"process {os.getpid()} of {socket.gethostname()}, since "
-        holder += time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        with named(path):
-            os.ftruncate(file, 0)
-            os.pwrite(file, holder.encode(), 0)
-            os.fsync(file)
-    except OSError as error:
-        who = os.pread(file, 1000, 0).decode(errors="replace")
-        os.close(file)
-        if isinstance(error, BlockingIOError):
-            raise Locked(who or "another process") from None
-        raise
-    unlock(path)  # of one in a folder that was deleted since, and made anew
-    _locks[os.path.abspath(path)] = file
-    return True
-
-
-def unlock(path: str | os.PathLike) -> None:
-    """Ends what `lock` began, if it did."""
-    file = _locks.pop(os.path.abspath(path), None)
-    if file is not None:
-        fcntl.flock(file, fcntl.LOCK_UN)  # forked processes have the file open, too
-        os.close(file)
-
-
-def holds(path: str | os.PathLike) -> bool:
-    """Whether this process has locked the file that is there."""
-    file = _locks.get(os.path.abspath(path))
-    try:
-        return file is not None and os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError:
-        return False
