@@ -164,7 +164,8 @@ def test_windows_is_told_in_a_sentence_that_this_is_not_for_it():
 
 def test_a_terminal_that_knows_ascii_alone_gets_tables_too():
     script = (
-        "import launch\nfrom absl import app\nfrom fusmae_jax.training import pretrain\n"
+        "import launch\nfrom absl import app\n"
+        "from fusmae_jax.training import pretrain\n"
         "pretrain.run = lambda config, workdir: print('57.5 \\xb1 4.4')\n"
         "app.run(launch.main, flags_parser=launch.parse)\n"
     )

@@ -226,7 +226,8 @@ def _read(path: pathlib.Path, wanted: dict, check: Callable) -> dict[str, jax.Ar
         check: takes the path, what is stored and what is wanted, and may refuse.
 
     Raises:
-        integrity.Damaged: some are not what was saved, or some host cannot read its part.
+        integrity.Damaged: some are not what was saved, or some host cannot read its
+            part.
         InputError: by `check`.
     """
 
