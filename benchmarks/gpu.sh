@@ -117,10 +117,11 @@ fi
 part fed.txt records 15 python3 -c "
 import pathlib, sys
 from benchmarks import input_pipeline
-from data_pipeline import shards, sources
+from data_pipeline import record_format, sources
 
 out, count = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-input_pipeline.rewrite(sources.SAMPLE, 'train', count, out, shards.COMPRESSION['none'])
+plain = record_format.COMPRESSION['none']
+input_pipeline.rewrite(sources.SAMPLE, 'train', count, out, plain)
 size = sum(path.stat().st_size for path in out.iterdir())
 print(f'{count} pairs, {size / 1e6:.0f} MB')
 " "$work/records" $copies

@@ -1,1 +1,1 @@
-"""Readers of archives, one module each; see `data_pipeline.archive`."""
+"""Readers of archives, one module each; see `base`."""
