@@ -20,9 +20,9 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from fusmae_jax.training import runtime  # noqa: E402
 from fusmae_jax.models import attention  # noqa: E402
 from fusmae_jax.models.products import Arithmetic  # noqa: E402
+from fusmae_jax.training import runtime  # noqa: E402
 
 _BATCH = flags.DEFINE_integer("batch", 8, "Pairs in a batch.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of q, k, v.")

@@ -13,8 +13,8 @@ from flax import nnx
 
 from benchmarks import pairs
 from fusmae_jax import build, patches
-from fusmae_jax.training import optim, pretrain, sharding
 from fusmae_jax.models import attention, fusmae, layers, products
+from fusmae_jax.training import optim, pretrain, sharding
 
 
 def embed_all():

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from fusmae_jax.evaluation import linear_probe  # noqa: E402
 from fusmae_jax.training import sharding  # noqa: E402
-from fusmae_jax.evaluation import linear, probe  # noqa: E402
 
 _PAIRS = flags.DEFINE_integer("pairs", 27_000, "Pairs trained on.")
 _FULL = flags.DEFINE_integer("full", 270_000, "Pairs to extrapolate to.")
@@ -39,7 +39,7 @@ def seconds(data, settings, mesh, epochs: int) -> tuple[float, float]:
     def timed(epochs):
         start = time.perf_counter()
         options = {"epochs": epochs, "batch_size": _BATCH.value}
-        linear.train(*data, settings, mesh, single=False, **options)
+        linear_probe.train(*data, settings, mesh, single=False, **options)
         return time.perf_counter() - start
 
     timed(1)  # compiles
@@ -69,7 +69,7 @@ def main(argv):
     n, d, c, epochs = _PAIRS.value, _FEATURES.value, _CLASSES.value, _EPOCHS.value
     rng = np.random.default_rng(0)
     data = rng.normal(size=(n, d)).astype(np.float32), rng.random((n, c)) < 0.15
-    settings = (probe.Grid().settings() * _SETTINGS.value)[: _SETTINGS.value]
+    settings = (linear_probe.Grid().settings() * _SETTINGS.value)[: _SETTINGS.value]
     mesh, kind = sharding.make_mesh(), jax.devices()[0].device_kind
     print(f"{mesh.size} x {kind}, jax {jax.__version__}")
     print(

@@ -17,9 +17,15 @@ from jax.sharding import Mesh
 from data_pipeline import layout as layouts
 from data_pipeline import synthetic
 from fusmae_jax import build, dtypes
+from fusmae_jax.evaluation import (
+    dense_task,
+    features,
+    finetune,
+    heads,
+    knn,
+    linear_probe,
+)
 from fusmae_jax.training import checkpoint, optim, sharding, train
-from fusmae_jax.evaluation import dense_heads, dense_task, features, finetune
-from fusmae_jax.evaluation import knn, linear
 
 # As JAX names what it lowers for.
 LOWERING = {"gpu": "cuda"}
@@ -156,9 +162,7 @@ class Maker:
         """The fine-tuning step, of pairs or one sensor; `changes` are of the recipe."""
         field, recipe = "labels", finetune.Recipe(100, batch, 5e-4, **changes)
         kw = dict(classes=CLASSES, single=False)
-        tuner = finetune.Finetuner(
-            *self.encoder, recipe, self.mesh, field, **kw
-        )
+        tuner = finetune.Finetuner(*self.encoder, recipe, self.mesh, field, **kw)
         labels = {field: self._rows((batch, CLASSES), jnp.uint8)}
         here = self.here(batch, alone)
         args = tuner.abstract_state(), self._key(), here, self.fields(batch) | labels
@@ -195,7 +199,7 @@ class Maker:
         rates, count = self._whole((g,)), np.int32(0)
         args = (params, params), x, y, rates, rates, self._key(), count, count
         options = dict(steps=-(-n // 256), single=False)
-        return Program(linear.run_epoch, args, options, "float32")
+        return Program(linear_probe.run_epoch, args, options, "float32")
 
     def knn(self) -> Program:
         """A block of the nearest neighbours."""
@@ -254,7 +258,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield Named("fine-tune, one sensor", lambda: base().finetune(128, alone=True))
     yield Named("fine-tune remat=full", lambda: base().finetune(128, remat="full"))
     yield Named("fine-tune accumulate=4", lambda: base().finetune(128, accumulate=4))
-    for head in dense_heads.HEADS:
+    for head in heads.HEADS:
         yield Named(f"dense, {head} head", lambda: base().dense(64, head)[0])
         yield Named(f"dense, {head} head, test", lambda: base().dense(64, head)[1])
     yield Named("linear probe, an epoch", lambda: base().probe())

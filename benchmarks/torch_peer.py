@@ -17,7 +17,6 @@ from torch import nn
 from benchmarks import torch_views as views
 from benchmarks.torch_network import PARTS, SENSORS, FusMAE
 
-
 SIZES = (
     *("image_size", "patch_size", "dim", "depth", "num_heads"),
     *("decoder_dim", "decoder_depth", "decoder_heads"),

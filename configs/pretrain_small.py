@@ -1,6 +1,6 @@
 """Pretrains Fus-MAE ViT-S/8: the base run with a narrower encoder.
 
-    python launch.py --config=configs/pretrain_small.py --config.data.dir=DIR
+python launch.py --config=configs/pretrain_small.py --config.data.dir=DIR
 """
 
 from configs import pretrain_base

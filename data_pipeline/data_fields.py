@@ -3,8 +3,17 @@
 from collections.abc import Iterable
 
 from data_pipeline import dataset_card, layout, mixtures, sources
-from data_pipeline.config_fields import Field, choice, flag, location, number, seed
-from data_pipeline.config_fields import several, text, whole
+from data_pipeline.config_fields import (
+    Field,
+    choice,
+    flag,
+    location,
+    number,
+    seed,
+    several,
+    text,
+    whole,
+)
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import SENSORS

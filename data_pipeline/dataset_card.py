@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipeline import ground, layout as layouts, safe_io, sensors
+from data_pipeline import ground, safe_io, sensors
+from data_pipeline import layout as layouts
 from data_pipeline.errors import InputError
 
 SPLITS = ("train", "validation", "test")  # that a dataset can have, in this order

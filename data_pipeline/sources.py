@@ -8,9 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline import atomic, dataset_card, ground, mixtures, record_format, subsets
-from data_pipeline import synthetic
-from data_pipeline.dataset_card import Description, SPLITS
+from data_pipeline import (
+    atomic,
+    dataset_card,
+    ground,
+    mixtures,
+    record_format,
+    subsets,
+    synthetic,
+)
+from data_pipeline.dataset_card import SPLITS, Description
 from data_pipeline.errors import InputError
 
 log = logging.getLogger("fusmae_jax")

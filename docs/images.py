@@ -1,6 +1,6 @@
 """Makes the pictures of README and docs from a finished quickstart.
 
-    python docs/images.py --run=runs/quickstart
+python docs/images.py --run=runs/quickstart
 """
 
 import pathlib

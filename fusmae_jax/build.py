@@ -16,9 +16,9 @@ from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
 from fusmae_jax import objectives
-from fusmae_jax.training import checkpoint, optim, sharding, train
 from fusmae_jax.inputs import Inputs
 from fusmae_jax.objectives.protocol import Objective
+from fusmae_jax.training import checkpoint, optim, sharding, train
 
 # Modules of `objectives`, each of which builds its own objective.
 METHODS = tuple(

@@ -7,8 +7,18 @@ and only `check_devices` at the devices.
 from jax.sharding import Mesh
 
 from data_pipeline import config_fields, data_fields, sensors, sources, subsets
-from data_pipeline.config_fields import Field, ask, check_rules, choice, flag, number
-from data_pipeline.config_fields import seed, several, text, whole
+from data_pipeline.config_fields import (
+    Field,
+    ask,
+    check_rules,
+    choice,
+    flag,
+    number,
+    seed,
+    several,
+    text,
+    whole,
+)
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from fusmae_jax import build, inputs

@@ -13,13 +13,12 @@ from data_pipeline import atomic, batches, config_fields, data_fields, sources
 from data_pipeline.config_fields import Field, choice, location, whole
 from data_pipeline.dataset_card import SPLITS
 from fusmae_jax import baselines, build, figures
-from fusmae_jax.training import checkpoint, sharding
-from fusmae_jax.training import run_directory
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
-from fusmae_jax.training.heldout import HeldOut
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.fusmae import Objective, Outcome
+from fusmae_jax.training import checkpoint, run_directory, sharding
+from fusmae_jax.training.heldout import HeldOut
 
 log = logging.getLogger("fusmae_jax")
 

@@ -44,8 +44,10 @@ def write_pair(
     """Writes one false pair of correct form and returns its S2 and S1 folders."""
     rng = np.random.default_rng(column)
     s2 = root / "BigEarthNet-v1.0" / f"S2A_MSIL2A_20170701T93031_{column}_7"
-    s1 = root / "BigEarthNet-S1-v1.0" / (
-        f"S1B_IW_GRDH_1SDV_20170629T153202_{tile}_{column}_7"
+    s1 = (
+        root
+        / "BigEarthNet-S1-v1.0"
+        / (f"S1B_IW_GRDH_1SDV_20170629T153202_{tile}_{column}_7")
     )
     for folder in (s1, s2):
         folder.mkdir(parents=True)

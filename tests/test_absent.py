@@ -188,10 +188,7 @@ def test_every_sample_weighs_the_same_whatever_it_lacks(key, drop_sensor):
     batch = fields, draw
     loss = jax.jit(lambda batch: objective.loss(model, (), *batch)[0])
     whole = loss(batch)
-    parts = [
-        loss(jax.tree.map(lambda x: x[i : i + 2], batch))
-        for i in range(0, 8, 2)
-    ]
+    parts = [loss(jax.tree.map(lambda x: x[i : i + 2], batch)) for i in range(0, 8, 2)]
     assert np.mean(parts) == pytest.approx(float(whole), rel=1e-5)
 
 

@@ -7,11 +7,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import ahead_of_time, choices, gpu_numbers, hlo, lowered, programs
-from benchmarks import roofline
+from benchmarks import (
+    ahead_of_time,
+    choices,
+    gpu_numbers,
+    hlo,
+    lowered,
+    programs,
+    roofline,
+)
 from fusmae_jax import flops
-from fusmae_jax.training import sharding
 from fusmae_jax.models import attention
+from fusmae_jax.training import sharding
 from tests import tiny
 
 

@@ -11,8 +11,7 @@ from pyarrow import parquet
 
 from configs import prepare_bigearthnet
 from data_pipeline import classes, ground, sensors
-from data_pipeline.archives import bigearthnet_v1
-from data_pipeline.archives import bigearthnet_v2
+from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2
 from data_pipeline.errors import InputError
 from tests import reben, shared_data
 

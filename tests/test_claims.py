@@ -11,8 +11,14 @@ import rasterio
 from pyarrow import parquet as tables
 
 from data_pipeline import dataset_card, name_lists, record_format, safe_io, sensors
-from data_pipeline.archives import base, bigearthnet_v1, bigearthnet_v2
-from data_pipeline.archives import geotiff_pairs, rasters, tiff
+from data_pipeline.archives import (
+    base,
+    bigearthnet_v1,
+    bigearthnet_v2,
+    geotiff_pairs,
+    rasters,
+    tiff,
+)
 from data_pipeline.errors import InputError
 from fusmae_jax.training import metrics, run_directory
 from tests import datasets, geotiffs

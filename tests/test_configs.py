@@ -10,8 +10,8 @@ import launch
 from configs import pretrain_base
 from data_pipeline.errors import InputError
 from fusmae_jax import build, dtypes
-from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation import session
+from fusmae_jax.training import run_directory
 
 FOLDER = pathlib.Path(pretrain_base.__file__).parent
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py"))

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, Mesh
 from data_pipeline import synthetic
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.errors import InputError
-from fusmae_jax.training import optim, sharding
-from fusmae_jax.evaluation import dense, dense_heads, dense_task, loop, scores
+from fusmae_jax.evaluation import dense, dense_task, heads, loop, scores
 from fusmae_jax.evaluation.encoder import Statistics, present
 from fusmae_jax.inputs import Windows
+from fusmae_jax.training import optim, sharding
 from tests import tiny
 
 FIELD = "land_cover"
@@ -27,8 +27,8 @@ CLASSES = len(synthetic.LAND_COVERS)
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Small heads compile and run faster."""
-    monkeypatch.setattr(dense_heads, "WIDTH", 32)
-    monkeypatch.setattr(dense_heads, "LEAST_WIDTH", 16)
+    monkeypatch.setattr(heads, "WIDTH", 32)
+    monkeypatch.setattr(heads, "LEAST_WIDTH", 16)
 
 
 class Pairs:
@@ -130,7 +130,7 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **{"rtol": 1e-4, "atol": 1e-5} | tolerance)
 
 
-@pytest.mark.parametrize("head", dense_heads.HEADS)
+@pytest.mark.parametrize("head", heads.HEADS)
 def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     metrics = pytest.importorskip("sklearn.metrics", reason="compares with it")
     size = 42
@@ -246,7 +246,7 @@ def test_windows_depend_on_the_step_and_on_nothing_before_it():
     assert len({*losses}) == 3
 
 
-@pytest.mark.parametrize("head", dense_heads.HEADS)
+@pytest.mark.parametrize("head", heads.HEADS)
 def test_rates_trained_at_once_are_what_each_is_alone(head):
     rates = (1e-3, 3e-2)
     together = train(rates, head)
@@ -285,7 +285,7 @@ def test_a_batch_without_labelled_pixels_costs_nothing():
 def test_a_convolution_is_a_linear_layer_on_neighbourhoods(key):
     x = jax.random.normal(key, (2, 5, 7, 3))
     kernel = jax.random.normal(key, (3, 3, 3, 4))
-    found = dense_heads.neighbourhoods(x) @ kernel.reshape(-1, 4)
+    found = heads.neighbourhoods(x) @ kernel.reshape(-1, 4)
     want = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -295,7 +295,7 @@ def test_a_convolution_is_a_linear_layer_on_neighbourhoods(key):
 @pytest.mark.parametrize("patch_size, side", [(1, 4), (2, 8), (6, 16), (8, 32)])
 def test_the_upsampling_head_never_passes_the_pixel_grid(patch_size, side):
     def run(x):
-        return dense_heads.make("upsample", 20, 5, patch_size, rngs=nnx.Rngs(0))(x)
+        return heads.make("upsample", 20, 5, patch_size, rngs=nnx.Rngs(0))(x)
 
     found = jax.eval_shape(run, jnp.zeros((1, 4, 4, 20)))
     assert found.shape == (1, side, side, 5)
@@ -357,7 +357,7 @@ def test_an_interrupted_training_goes_on_to_the_same_heads(tmp_path, monkeypatch
     np.testing.assert_allclose(whole.scores, again.scores)
 
 
-@pytest.mark.parametrize("head", dense_heads.HEADS)
+@pytest.mark.parametrize("head", heads.HEADS)
 def test_devices_do_not_change_what_is_learnt_or_found(tmp_path, head):
     source, found = pairs(6, 36, seed=2), []
     for i, mesh in enumerate((one_device(), sharding.make_mesh())):

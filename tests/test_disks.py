@@ -14,8 +14,8 @@ import pytest
 from data_pipeline import atomic, locks
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures
+from fusmae_jax.evaluation import features, results
 from fusmae_jax.training import checkpoint, metrics, pretrain, run_directory
-from fusmae_jax.evaluation import cache, report
 from tests import disks, tiny
 
 
@@ -151,7 +151,7 @@ def test_tensorboard_and_figures_are_named_when_the_disk_is_full(disk):
 
 def test_a_full_disk_costs_an_evaluation_nothing_it_had(disk):
     workdir, meta = disk.path, dict(dataset="x", split="test", checkpoint="y", step=1)
-    write = lambda classes: report.write(workdir, [], classes=classes, meta=meta)
+    write = lambda classes: results.write(workdir, [], classes=classes, meta=meta)
     ids, labels = [str(i) for i in range(4000)], np.eye(4000, 19)
     write(["a"])
     before = content(workdir)
@@ -159,15 +159,15 @@ def test_a_full_disk_costs_an_evaluation_nothing_it_had(disk):
     said = one_sentence(write, ["b"])
     assert f"{workdir}/scores.csv cannot be written" in said
     said = one_sentence(
-        report.write_predictions, workdir, ids, range(19), labels, {"k/s": labels}
+        results.write_predictions, workdir, ids, range(19), labels, {"k/s": labels}
     )
     assert f"{workdir}/predictions.npz cannot be written" in said
-    said = one_sentence(cache._write, disk.path / "features" / "a", b"x" * 9000)
+    said = one_sentence(features._write, disk.path / "features" / "a", b"x" * 9000)
     assert f"kept in {workdir}/features" in said and "another folder" in said
     disk.make_room()
     assert content(workdir) == before
     write(["b"])
-    assert report.read_shared(workdir)[0] == ("b",)
+    assert results.read_shared(workdir)[0] == ("b",)
 
 
 def test_a_read_only_disk_is_said_of_a_new_run_and_of_an_old_one(disk):

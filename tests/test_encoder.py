@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline import layout, sensors, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax.training import sharding, train
 from fusmae_jax.evaluation import encoder
+from fusmae_jax.training import sharding, train
 from tests import judging
 
 

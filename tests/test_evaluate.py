@@ -10,7 +10,7 @@ import pytest
 from configs import probe_sample
 from data_pipeline import sources, subsets, synthetic
 from fusmae_jax import figures
-from fusmae_jax.evaluation import evaluate, gallery, report, rows, scores, tasks
+from fusmae_jax.evaluation import evaluate, gallery, results, scores, tasks
 from tests import datasets, judging
 
 BASELINES = ("random", "statistics")
@@ -56,7 +56,8 @@ def test_there_is_a_row_for_every_encoder_sensor_and_share_of_labels(everything)
         for encoder in ENCODERS
         for direction in tasks.RETRIEVALS
         # Statistics of radar and of optics cannot be compared.
-        if encoder != "image statistics" or direction[:2] == direction[-2:]
+        if encoder != "image statistics"
+        or direction[:2] == direction[-2:]
         or direction == "both->both"
     }
     assert found == learnt | searched and len(rows) == len(found)
@@ -83,16 +84,19 @@ def test_the_probe_chooses_on_validation(everything):
 def test_files_and_figures_are_left_behind(everything):
     workdir, rows, _ = everything
     assert {p.name for p in (workdir / "figures").iterdir()} == {
-        *(f"{t}_{k}.png" for t in ("knn", "probe")
-          for k in ("sensors", "fractions", "per_class", "confusion")),
+        *(
+            f"{t}_{k}.png"
+            for t in ("knn", "probe")
+            for k in ("sensors", "fractions", "per_class", "confusion")
+        ),
         *(f"projection_{s}.png" for s in ("s1", "s2", "both")),
     }
-    assert [r.scores.overall for r in report.read(workdir)] == [
+    assert [r.scores.overall for r in results.read(workdir)] == [
         r.scores.overall for r in rows
     ]
     with (workdir / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == list(report.SCHEMA)
+    assert list(lines[0]) == list(results.SCHEMA)
     assert {line["task"] for line in lines} == {"knn", "probe", "retrieval"}
     assert len(np.load(workdir / "predictions.npz").files) == 3 + 2 * 3 * 3 * 2
     assert json.loads((workdir / "config.json").read_text())["config"]["task"]
@@ -128,7 +132,7 @@ def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path):
     with np.load(tmp_path / "predictions.npz") as found:
         np.testing.assert_array_equal(found["labels"], labels)
         for row in rows:
-            predicted = found[report.prediction_key(row)].argmax(axis=1)
+            predicted = found[results.prediction_key(row)].argmax(axis=1)
             right = (predicted == labels.argmax(axis=1)).mean()
             assert row.scores.overall["oa"].value == pytest.approx(right)
             assert row.scores.confusion.sum() == 16
@@ -175,21 +179,24 @@ def test_the_real_pairs_that_come_with_the_project_can_be_judged(trained, tmp_pa
 
 def by_ground(folder, cells):
     """Pairs of a tile in three splits; those to test on show so many of its cells."""
-    described = datasets.description(
-        maps={"land_cover": datasets.CLASSES["labels"]}
-    )
+    described = datasets.description(maps={"land_cover": datasets.CLASSES["labels"]})
     folders = []
     wanted = (("train", 0, 8), ("validation", 10, 4), ("test", 20, 24))
     for split, first, count in wanted:
         column = lambda i: first + i % cells if split == "test" else first + i
         date = lambda i: f"S2A_MSIL2A_201706{i + 1:02d}T101031"
-        folders.append(datasets.write(
-            folder / split, (count,), split=split, described=described,
-            names=[
-                (f"{date(i)}_{column(i)}_7", f"{date(i)}_33UUP_{column(i)}_7")
-                for i in range(count)
-            ],
-        ))
+        folders.append(
+            datasets.write(
+                folder / split,
+                (count,),
+                split=split,
+                described=described,
+                names=[
+                    (f"{date(i)}_{column(i)}_7", f"{date(i)}_33UUP_{column(i)}_7")
+                    for i in range(count)
+                ],
+            )
+        )
     return str(folders[0]), ",".join(map(str, folders[1:]))
 
 
@@ -263,7 +270,7 @@ def test_one_sensor_alone_has_a_footnote_where_pretraining_always_showed_both(
     trained, tmp_path, monkeypatch, capsys
 ):
     below = judged_alone(trained, tmp_path, monkeypatch)
-    note = rows.NEVER_ALONE
+    note = results.NEVER_ALONE
     assert "never lacked a sensor in pretraining" in note
     assert capsys.readouterr().out.count(f"\n({note})\n") == 3
     noted = {"knn_sensors.png", "knn_per_class.png", "projection_s1.png"}

@@ -12,12 +12,13 @@ from jax.sharding import AxisType, Mesh
 from data_pipeline import sensors, subsets, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs
-from fusmae_jax.training import sharding
-from fusmae_jax.evaluation import cache, features
+from fusmae_jax.evaluation import features
 from fusmae_jax.evaluation.encoder import SENSOR_SETS, Statistics
 from fusmae_jax.evaluation.features import Extractor, Recipe
 from fusmae_jax.objectives.protocol import Encoded
+from fusmae_jax.training import sharding
 from tests import tiny
+
 
 def make_params(seed=0):
     """Parameters whose absent tokens say something."""
@@ -83,7 +84,7 @@ def taken(taker):
 
 
 def extract(taker, source, folder, batch_size=8):
-    return cache.extract(
+    return features.extract(
         taker, source, folder=folder, batch_size=batch_size, title="test"
     )
 
@@ -269,7 +270,7 @@ def test_changed_parameters_are_not_found_in_the_cache(tmp_path, taker, taken):
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
     tmp_path, taker, taken, monkeypatch
 ):
-    monkeypatch.setattr(cache, "PART", 4)
+    monkeypatch.setattr(features, "PART", 4)
     with pytest.raises(KeyboardInterrupt):
         extract(taker, Counted(breaks_at=6), tmp_path, batch_size=4)
     (folder,) = tmp_path.iterdir()

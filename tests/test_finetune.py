@@ -12,10 +12,9 @@ from jax.sharding import AxisType, Mesh
 
 from data_pipeline import batches, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax.training import sharding
+from fusmae_jax.evaluation import classifier, features, finetune, loop, scores
 from fusmae_jax.models import attention
-from fusmae_jax.evaluation import classifier, features, finetune, loop
-from fusmae_jax.evaluation import scores
+from fusmae_jax.training import sharding
 from tests import tiny
 
 CLASSES = len(synthetic.LAND_COVERS)
@@ -139,9 +138,7 @@ def plain(tmp_path_factory):
 @pytest.mark.parametrize("single", [False, True])
 def test_it_learns_a_handful_of_pairs_by_heart(tmp_path, single):
     source = Pairs(single=single)
-    tuned = tune(
-        tmp_path, source, single=single, epochs=100, base_lr=0.1
-    )
+    tuned = tune(tmp_path, source, single=single, epochs=100, base_lr=0.1)
     found = predict(tuned, source)
     assert found.shape == (BATCH, CLASSES) and found.dtype == np.float32
     if single:

@@ -73,9 +73,7 @@ def test_files_without_descriptions_take_the_names_of_the_config(tmp_path):
     write(tmp_path / "s1" / "a.tif", s1_image(0)[::-1])
     write(tmp_path / "s2" / "a.tif", s2_image(0)[:3], ("blue", "green", "red"))
 
-    archive = open_archive(
-        tmp_path, s1_bands=("VH", "VV"), s2_bands=("B4", "B3", "B2")
-    )
+    archive = open_archive(tmp_path, s1_bands=("VH", "VV"), s2_bands=("B4", "B3", "B2"))
     record = archive.read_pair(archive.find_pairs()[0][0])
 
     assert archive.description.sensors["s2"].band_names == ("B02", "B03", "B04")

@@ -37,9 +37,7 @@ def test_a_csv_says_what_belongs_together(tmp_path):
     assert archive.description.classes == {"labels": ("forest", "water")}
     assert [record["labels"] for record in records] == [[], [0, 1]]
     assert records[1]["acquired_s1"] == "2020-01-02"
-    np.testing.assert_array_equal(
-        records[1]["s2_10m"], np.moveaxis(s2_image(0), 0, -1)
-    )
+    np.testing.assert_array_equal(records[1]["s2_10m"], np.moveaxis(s2_image(0), 0, -1))
 
 
 def test_files_without_partner_and_double_names_are_listed(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 
 from configs import pretrain_base
 from data_pipeline.errors import InputError
-from fusmae_jax.training import metrics, pretrain, run_directory, sharding
 from fusmae_jax.evaluation import encoder
+from fusmae_jax.training import metrics, pretrain, run_directory, sharding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # A digest of the parameters at step 4; bits, so that it holds on any machine.

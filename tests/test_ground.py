@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline import ground, sensors, sources
 from data_pipeline.errors import InputError
+from fusmae_jax.evaluation import labelled_data
 from fusmae_jax.training import run_directory
-from fusmae_jax.evaluation import splits
 from tests import datasets, judging
 
 V1 = "S2A_MSIL2A_20170613T101031_{column}_7"
@@ -24,8 +24,9 @@ def names(form: str, *, older: bool = False, count: int = 4) -> list[tuple[str, 
     partners = [f"S1A_IW_GRDH_1SDV_20170613T165043_33UUP_{i}_7" for i in range(count)]
     if older:
         # Of v2 the name in v1 stood for the place.
-        return [(i, LATER.format(column=n) if form == V2 else i)
-                for n, i in enumerate(ids)]
+        return [
+            (i, LATER.format(column=n) if form == V2 else i) for n, i in enumerate(ids)
+        ]
     # Metadata of v2 has the name of each patch in v1.
     in_v1 = [LATER.format(column=i) for i in range(count)] if form == V2 else ids
     told_by = ids if form == V2 else partners
@@ -52,8 +53,10 @@ def opened(folder, named, split="train"):
         (names(LATER, older=True), names(V2, older=True)),
         (names(LATER, older=True), names(V2)),
         ([("a", "ROIs1158_spring_12_p30")] * 4, [("b", "ROIs1158_spring_12_p31")] * 4),
-        ([("a", "EPSG:32633 10 0 500000 0 -10 5000000 2022-03-01T10:10:31")] * 4,
-         [("b", "EPSG:32633 10 0 500000 0 -10 5000000 2022-06-01T10:10:31")] * 4),
+        (
+            [("a", "EPSG:32633 10 0 500000 0 -10 5000000 2022-03-01T10:10:31")] * 4,
+            [("b", "EPSG:32633 10 0 500000 0 -10 5000000 2022-06-01T10:10:31")] * 4,
+        ),
     ],
 )
 def test_ground_that_is_trained_on_is_found_at_another_date(tmp_path, train, other):
@@ -121,28 +124,30 @@ def config(tmp_path):
 
 
 def test_ground_that_was_pretrained_on_is_not_tested_on(config, pretrained, tmp_path):
-    seen = [(V1.format(column=i), f"S2A_MSIL2A_20170613T101031_33UUP_{i}_7")
-            for i in (21, 22)]
+    seen = [
+        (V1.format(column=i), f"S2A_MSIL2A_20170613T101031_33UUP_{i}_7")
+        for i in (21, 22)
+    ]
     codes = sources.place_codes(opened(tmp_path / "seen", seen))
     run_directory.remember_places(pretrained.directory, codes)
     with pytest.raises(InputError, match="2 of the 4 pairs .* show ground"):
-        splits.open_labelled(config, pretrained)
+        labelled_data.open_labelled(config, pretrained)
 
 
 def test_a_run_of_before_tells_acquisitions_and_that_it_tells_no_more(
     config, pretrained, lines
 ):
-    test = splits.open_labelled(config, pretrained).test.source
+    test = labelled_data.open_labelled(config, pretrained).test.source
     acquired = sources.place_codes(test)[:, 1]
     told = lambda: sum("is not known" in line for line in lines)
     before = told()
     np.save(pretrained.directory / run_directory.PLACES, np.sort(acquired[:3]))
     with pytest.raises(InputError, match="3 of the 4 pairs .* show ground"):
-        splits.open_labelled(config, pretrained)
+        labelled_data.open_labelled(config, pretrained)
     assert told() == before + 1
     # What this version keeps says it all.
     run_of_now = sources.place_codes(test)[:0] + np.uint64(1)
     (pretrained.directory / run_directory.PLACES).unlink()
     run_directory.remember_places(pretrained.directory, run_of_now)
-    splits.open_labelled(config, pretrained)
+    labelled_data.open_labelled(config, pretrained)
     assert told() == before + 1

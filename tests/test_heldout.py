@@ -11,8 +11,7 @@ from scipy import ndimage
 
 from data_pipeline import sources, synthetic
 from fusmae_jax import build, inputs, patches, reconstruct
-from fusmae_jax.training import heldout, metrics
-from fusmae_jax.training import sharding
+from fusmae_jax.training import heldout, metrics, sharding
 from tests import tiny
 
 
@@ -78,9 +77,9 @@ def test_the_floor_is_what_a_mean_of_5_x_5_pixels_takes_away(held, how):
     window = np.ones((5, 5))
     count = ndimage.convolve(np.ones((24, 24)), window, mode="constant")
     image = np.moveaxis(image, -1, 1)
-    mean = np.stack([
-        [ndimage.convolve(x, window, mode="constant") for x in pair] for pair in image
-    ])
+    mean = np.stack(
+        [[ndimage.convolve(x, window, mode="constant") for x in pair] for pair in image]
+    )
     rest = np.square(image - mean / count) * count / (count - 1)
     if how != "none":  # by patches of 6 x 6 pixels
         parts = image.reshape(len(image), 2, 4, 6, 4, 6)
@@ -123,9 +122,7 @@ def test_losses_are_on_disk_when_asked_for_though_the_picture_is_not(
     assert metrics.read_metrics(tmp_path) == [row]
 
 
-def test_computing_something_in_the_background_is_an_error(
-    held, tmp_path, monkeypatch
-):
+def test_computing_something_in_the_background_is_an_error(held, tmp_path, monkeypatch):
     held_out, params = held
     computes = lambda self, seen, drawn, note: jnp.square(drawn["s1"]["target"])
     monkeypatch.setattr(heldout.HeldOut, "figure", computes)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data_pipeline import layout
-from data_pipeline import sensors
+from data_pipeline import layout, sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs
 from fusmae_jax.inputs import Inputs
@@ -302,7 +301,10 @@ def test_labels_stay_under_their_pixels_at_every_place_and_turn():
     s1 = dataclasses.replace(
         s1, bands=[dataclasses.replace(s1.bands[0], mean=0.0, std=1.0)]
     )
-    fields = {f: truth[..., None] for f in layout.native(size).fields({"s1": s1})}
+    fields = {
+        f: truth[..., None]
+        for f in layout.native(size, sensors.SENSORS).fields({"s1": s1})
+    }
     assert len(fields) == 1
     truth = jnp.broadcast_to(truth, (len(turn), size, size))
     fields = {f: jnp.broadcast_to(x, (*truth.shape, 1)) for f, x in fields.items()}

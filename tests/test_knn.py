@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
-from fusmae_jax.training import sharding
 from fusmae_jax.evaluation import knn
+from fusmae_jax.training import sharding
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from flax import nnx
 from data_pipeline.errors import InputError
 from fusmae_jax import patches
 from fusmae_jax.models.fusmae import Encoder
-from fusmae_jax.training.sharding import leaf_path
 from fusmae_jax.models.products import Arithmetic
+from fusmae_jax.training.sharding import leaf_path
 from tests import tiny
 
 SWAP = {"s1": "s2", "s2": "s1"}

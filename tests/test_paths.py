@@ -7,8 +7,8 @@ from data_pipeline import record_format, sources
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
 from fusmae_jax import reconstruct
-from fusmae_jax.training import pretrain
 from fusmae_jax.evaluation import evaluate
+from fusmae_jax.training import pretrain
 from tests import bad_configs, builds, geotiffs, judging, tiny
 
 

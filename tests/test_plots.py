@@ -9,7 +9,7 @@ from data_pipeline.building import preview
 from data_pipeline.errors import InputError
 from fusmae_jax import figures
 from fusmae_jax.evaluation import matrices, plots
-from fusmae_jax.evaluation.rows import RIVALS, Row
+from fusmae_jax.evaluation.results import RIVALS, Row
 from fusmae_jax.evaluation.scores import Score, Scores
 
 NAN = float("nan")

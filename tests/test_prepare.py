@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 
 from configs import prepare_pairs, prepare_sample
-from data_pipeline.archives import bigearthnet_v1
-from data_pipeline.dataset_card import SPLITS
-from data_pipeline.building import plan
-from data_pipeline.building import prepare
 from data_pipeline import record_format, sources
+from data_pipeline.archives import bigearthnet_v1
+from data_pipeline.building import plan, prepare
+from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
-from tests import builds
-from tests import geotiffs
-from tests import shared_data
+from tests import builds, geotiffs, shared_data
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import pytest
 from data_pipeline import dataset_card
 from data_pipeline.building import prepare, shard_jobs
 from data_pipeline.errors import InputError
-from tests import builds
-from tests import fakes
-from tests import shared_data
+from tests import builds, fakes, shared_data
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from data_pipeline.building import prepare, preview
 from data_pipeline.dataset_card import Description
 from tests import builds, geotiffs
 
-
 OTHER_RADAR = dataclasses.replace(
     sensors.S1,
     bands=tuple(

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipeline.errors import InputError
 from data_pipeline.config_fields import choice
+from data_pipeline.errors import InputError
 from fusmae_jax import build
-from fusmae_jax.training import metrics, pretrain
 from fusmae_jax import config as checks
 from fusmae_jax.evaluation import encoder, evaluate
+from fusmae_jax.training import metrics, pretrain
 from tests import judging, teacher, tiny
 
 

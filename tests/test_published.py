@@ -2,8 +2,13 @@
 
 import pytest
 
-from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, sen12ms, so2sat
-from data_pipeline.archives import ssl4eo
+from data_pipeline.archives import (
+    bigearthnet_v1,
+    bigearthnet_v2,
+    sen12ms,
+    so2sat,
+    ssl4eo,
+)
 
 # Mean and standard deviation, in dB and DN, copied from where they were published:
 # BigEarthNet v1 (git.tu-berlin.de/rsim/bigearthnet-models-tf), v2 (BENv2_utils of

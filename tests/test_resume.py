@@ -9,11 +9,9 @@ import pytest
 
 from data_pipeline import sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import build, dtypes
-from fusmae_jax.training import metrics, preemption, pretrain
+from fusmae_jax import build, dtypes, reconstruct
 from fusmae_jax import config as checks
-from fusmae_jax import reconstruct
-from fusmae_jax.training import run_directory
+from fusmae_jax.training import metrics, preemption, pretrain, run_directory
 from tests import tiny
 
 
@@ -114,9 +112,7 @@ def elsewhere(monkeypatch):
     return config
 
 
-def test_a_run_goes_on_in_the_type_in_which_it_began(
-    whole, tmp_path, elsewhere, lines
-):
+def test_a_run_goes_on_in_the_type_in_which_it_began(whole, tmp_path, elsewhere, lines):
     workdir = shutil.copytree(whole[0], tmp_path / "cut")
     shutil.rmtree(workdir / "checkpoints" / "6")
     pretrain.run(elsewhere, workdir)

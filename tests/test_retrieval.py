@@ -96,8 +96,12 @@ def test_with_one_label_each_f1_is_the_precision(rng):
     s1, s2, _ = pairs(rng)
     classes = rng.integers(3, size=len(s1))
     values = retrieval.per_query(s1, s2, np.eye(3)[classes], ks=(1,), same=False)
-    nearest = np.argmax(s1 / np.linalg.norm(s1, axis=1, keepdims=True)
-                        @ (s2 / np.linalg.norm(s2, axis=1, keepdims=True)).T, axis=1)
+    nearest = np.argmax(
+        s1
+        / np.linalg.norm(s1, axis=1, keepdims=True)
+        @ (s2 / np.linalg.norm(s2, axis=1, keepdims=True)).T,
+        axis=1,
+    )
     np.testing.assert_array_equal(values["f1@1"], classes[nearest] == classes)
 
 

@@ -228,9 +228,7 @@ def test_segmentation_scores_are_those_of_scikit_learn(sk, absent):
     expected = {
         "miou": sk.jaccard_score(a, b, average="macro"),
         "oa": sk.accuracy_score(a, b),
-        "aa": sk.recall_score(
-            a, b, labels=present, average="macro", zero_division=NAN
-        ),
+        "aa": sk.recall_score(a, b, labels=present, average="macro", zero_division=NAN),
         "f1_macro": sk.f1_score(a, b, average="macro"),
     }
     assert values(found) == pytest.approx(expected)
@@ -326,9 +324,9 @@ def test_segmentation_intervals_resample_scenes(sk):
 def grouped(count, groups, seed=0):
     """Which of `groups` groups each of `count` samples is in, none of them empty."""
     rng = np.random.default_rng(seed)
-    return rng.permutation(np.concatenate([
-        np.arange(groups), rng.integers(groups, size=count - groups)
-    ]))
+    return rng.permutation(
+        np.concatenate([np.arange(groups), rng.integers(groups, size=count - groups)])
+    )
 
 
 def test_groups_of_samples_are_drawn_whole():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import evaluate, gallery, knn, report, tasks
+from fusmae_jax.evaluation import evaluate, gallery, knn, results, tasks
 from tests import judging
 
 
@@ -48,7 +48,7 @@ def settings(rows):
 
 
 def test_every_setting_is_judged_once(whole):
-    found = settings(report.read(whole))
+    found = settings(results.read(whole))
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 3
     subsets = {(f, seed) for *_, f, seed in found}
     assert subsets == {(0.5, 0), (0.5, 1), (1.0, 0)}
@@ -69,7 +69,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_scores(
         patch.setattr(knn, "predict", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(config(trained), tmp_path / "cut")
-    assert len(report.read(tmp_path / "cut")) == 3
+    assert len(results.read(tmp_path / "cut")) == 3
     lines.clear()
     counted = lambda *a, **k: calls.append(1) or predict(*a, **k)
     monkeypatch.setattr(knn, "predict", counted)
@@ -90,7 +90,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_scores(
 def test_a_finished_evaluation_is_not_repeated(trained, whole, monkeypatch):
     before = (whole / "scores.json").read_text()
     monkeypatch.setattr(tasks.knn, "predict", None)
-    monkeypatch.setattr(tasks.probe, "fit", None)
+    monkeypatch.setattr(tasks.linear_probe, "fit", None)
     evaluate.run(config(trained), whole)
     assert (whole / "scores.json").read_text() == before
 
@@ -99,10 +99,10 @@ def test_what_is_done_may_grow(trained, tmp_path, monkeypatch):
     few = dict(fractions=(1.0,), repeats=(1,), sensors=("s1",))
     small = config(trained, methods=("knn",), **few)
     evaluate.run(small, tmp_path)
-    first = report.read(tmp_path)
+    first = results.read(tmp_path)
     more = config(trained, methods=("knn", "retrieval"), batch_size=8)
     evaluate.run(more, tmp_path)
-    rows = report.read(tmp_path)
+    rows = results.read(tmp_path)
     assert [repr(r) for r in rows[:2]] == [repr(r) for r in first]
     assert len(set(settings(rows))) == len(rows) == 12 + 2 + 2
 
@@ -116,9 +116,7 @@ def test_what_is_done_may_grow(trained, tmp_path, monkeypatch):
         ({"knn__k": 3, "bootstrap": 10}, r"bootstrap .*, knn.k \(5 there, 3 now\)"),
     ],
 )
-def test_another_evaluation_is_refused_with_both_values(
-    trained, whole, changes, match
-):
+def test_another_evaluation_is_refused_with_both_values(trained, whole, changes, match):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match=match):
         evaluate.run(config(trained, **changes), whole)
@@ -140,7 +138,7 @@ def test_a_copied_run_is_the_same_encoder(trained, whole, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     workdir = shutil.copytree(whole, tmp_path / "out")
     evaluate.run(config(copy), workdir)
-    assert len(report.read(workdir)) == len(report.read(whole))
+    assert len(results.read(workdir)) == len(results.read(whole))
 
 
 def test_a_directory_of_a_pretraining_is_refused(trained):
@@ -151,12 +149,12 @@ def test_a_directory_of_a_pretraining_is_refused(trained):
 
 
 def test_predictions_are_packed_with_their_pairs(whole):
-    rows = report.read(whole)
+    rows = results.read(whole)
     with np.load(whole / "predictions.npz") as found:
         assert found["labels"].shape == (16, 10)
         assert found["ids"][3] == "synthetic-000003"
         assert found["classes"][-1] == "water"
-        keys = {report.prediction_key(row) for row in rows}
+        keys = {results.prediction_key(row) for row in rows}
         assert keys | {"ids", "classes", "labels"} == set(found)
         assert "knn/both/0.5/1" in keys
         assert "probe/s1/1/0/image statistics" in keys
@@ -168,9 +166,9 @@ def test_predictions_are_packed_with_their_pairs(whole):
 def test_scores_are_those_of_the_predictions(whole):
     metrics = pytest.importorskip("sklearn.metrics", reason="checks against it")
     with np.load(whole / "predictions.npz") as found:
-        for row in report.read(whole):
+        for row in results.read(whole):
             want = metrics.average_precision_score(
-                found["labels"], found[report.prediction_key(row)], average="micro"
+                found["labels"], found[results.prediction_key(row)], average="micro"
             )
             got = row.scores.overall["map_micro"]
             assert got.value == pytest.approx(want, abs=1e-6)

@@ -97,9 +97,10 @@ def test_a_place_is_found_in_parts_of_mixtures_and_in_subsets(tmp_path):
     datasets.write(tmp_path / "b", (6,), prefix="b ")
     both = sources.open_split(data(dir=f"{tmp_path}/a,{tmp_path}/b"), "train")
     config = data(dir=f"{tmp_path}/b", fraction=0.5)
-    assert sources.check_overlap(
-        both, sources.open_split(config, "train"), allow=True
-    ) == 3
+    assert (
+        sources.check_overlap(both, sources.open_split(config, "train"), allow=True)
+        == 3
+    )
 
 
 def test_pairs_of_unknown_place_pass():
@@ -153,7 +154,8 @@ def test_computed_statistics_come_from_the_card(tmp_path):
     (folder / dataset_card.CARD_FILE).write_text(json.dumps(card))
     config = data(dir=str(folder), statistics="computed")
     for description in (
-        sources.describe(config), sources.open_split(config, "train").description
+        sources.describe(config),
+        sources.open_split(config, "train").description,
     ):
         assert {b.mean for b in description.sensors["s2"].bands} == {3.0}
         assert "computed from split train of tiny" in description.sensors["s1"].source

@@ -35,8 +35,8 @@ def write_product(root, folder: str, place: str, product: str, bands, dtype) -> 
     rng = np.random.default_rng(len(product))
     for band in bands:
         shape = (SIDES[band.gsd], SIDES[band.gsd])
-        values = rng.normal(-15, 4, shape) if dtype == "f4" else rng.integers(
-            1, 9000, shape
+        values = (
+            rng.normal(-15, 4, shape) if dtype == "f4" else rng.integers(1, 9000, shape)
         )
         name = band.name.replace("B0", "B")
         tifffile.imwrite(path / f"{name}.tif", values.astype(dtype), rowsperstrip=15)
@@ -184,9 +184,10 @@ def read(root, **options) -> dict:
 @pytest.mark.parametrize("level, folder", [("L2A", "s2a"), ("L1C", "s2c")])
 def test_record_has_the_stored_pixels_of_every_band(tmp_path, level, folder):
     write_location(tmp_path)
-    record, description = read(tmp_path, level=level), opened(
-        tmp_path, level=level
-    ).description
+    record, description = (
+        read(tmp_path, level=level),
+        opened(tmp_path, level=level).description,
+    )
     folders = {"s1": ("s1", S1[0]), "s2": (folder, S2[0])}
     assert len(description.sensors["s2"].bands) == {"L2A": 12, "L1C": 13}[level]
     for grid in description.layout.grids:

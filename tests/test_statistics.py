@@ -5,14 +5,14 @@ import random
 
 import numpy as np
 import pytest
+import shared_data
 from ml_collections import ConfigDict
 
-import shared_data
 from data_pipeline import layout, sensors
 from data_pipeline.archives import bigearthnet_v1
+from data_pipeline.building.statistics import PERCENTILES, Tally
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.dataset_card import Description
-from data_pipeline.building.statistics import PERCENTILES, Tally
 
 COVERS = ("field", "wood", "lake")
 SMALL = Description(
@@ -85,9 +85,7 @@ def test_classes_are_counted_by_pair_and_by_pixel():
     maps = np.concatenate([r["land_cover"] for r in (one, two, three)])
     three["land_cover"][:2] = NO_CLASS
     summary = counted([one, two, three]).summary()
-    assert summary["classes"] == {
-        "labels": {"field": 1, "wood": 0, "lake": 2, "": 1}
-    }
+    assert summary["classes"] == {"labels": {"field": 1, "wood": 0, "lake": 2, "": 1}}
     maps[24:26] = NO_CLASS
     want = [int((maps == i).sum()) for i in (0, 1, 2, NO_CLASS)]
     assert list(summary["maps"]["land_cover"].values()) == want

@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline import layout
-from data_pipeline import sensors
-from data_pipeline import synthetic
+from data_pipeline import layout, sensors, synthetic
 from data_pipeline.errors import InputError
 
 NAMES = synthetic.Scenes(1).description.classes["labels"]

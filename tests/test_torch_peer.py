@@ -73,9 +73,7 @@ def history(config, ours, fields):
     tx = build.optimizer(config, optax.constant_schedule(RATE))
     opt_state = tx.init(params)
     c = config.optim
-    step = torch_peer.make_step(
-        theirs, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay
-    )
+    step = torch_peer.make_step(theirs, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay)
 
     @jax.jit
     def our_step(params, opt_state, draw):

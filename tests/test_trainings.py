@@ -4,8 +4,8 @@ import pytest
 
 from configs import probe_bigearthnet
 from data_pipeline.errors import InputError
+from fusmae_jax.evaluation import checks, evaluate, results, trainings
 from fusmae_jax.training import metrics
-from fusmae_jax.evaluation import checks, evaluate, report, trainings
 from tests import judging, tiny
 
 
@@ -95,7 +95,7 @@ def judged(tmp_path_factory):
 
 def test_both_tasks_leave_their_rows_figures_and_no_checkpoints(judged):
     _, workdir = judged
-    rows = report.read(workdir)
+    rows = results.read(workdir)
     assert [(r.task, r.encoder) for r in rows] == [
         ("finetune", "Fus-MAE"),
         ("finetune", "supervised from scratch"),
@@ -105,14 +105,14 @@ def test_both_tasks_leave_their_rows_figures_and_no_checkpoints(judged):
     assert not any((workdir / "training").iterdir())
     names = {path.name for path in (workdir / "figures").iterdir()}
     assert {"finetune_sensors.png", "dense_confusion.png"} <= names
-    assert set(report.read_predictions(workdir)) == {
+    assert set(results.read_predictions(workdir)) == {
         "finetune/s1/1/0",
         "finetune/s1/1/0/supervised from scratch",
     }
 
 
 def test_a_learning_rate_that_diverges_is_left_out(judged):
-    row = report.read(judged[1])[0]
+    row = results.read(judged[1])[0]
     assert row.chosen["base_lr"] == 1e-3 and 0.0 <= row.chosen["validation"] <= 1.0
 
 

@@ -21,9 +21,9 @@ import tqdm
 from data_pipeline import classes, ground, layout, safe_io, sensors
 from data_pipeline.archives import base, lmdb_reader, rasters, tiff
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.dataset_card import Description, SPLITS
-from data_pipeline.errors import InputError
 from data_pipeline.config_fields import flag, location
+from data_pipeline.dataset_card import SPLITS, Description
+from data_pipeline.errors import InputError
 
 LICENCE = """\
 The data in this folder is licensed under the Community Data License Agreement -

@@ -17,9 +17,9 @@ import numpy as np
 from data_pipeline import atomic, layout, safe_io, sensors
 from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.dataset_card import Description, SPLITS
-from data_pipeline.errors import InputError
 from data_pipeline.config_fields import Field, choice, several, text, whole
+from data_pipeline.dataset_card import SPLITS, Description
+from data_pipeline.errors import InputError
 from data_pipeline.sensors import NAMED
 
 LEVELS = {"L2A": sensors.S2, "L1C": sensors.S2_L1C}
@@ -58,7 +58,7 @@ SETTINGS = {
     ),
     "s1_unit": choice(
         *(unit.name for unit in sensors.S1.units),
-        meaning="Unit of the Sentinel-1 pixels; linear is power."
+        meaning="Unit of the Sentinel-1 pixels; linear is power.",
     ),
     "s2_unit": choice(
         *(unit.name for unit in sensors.S2.units),

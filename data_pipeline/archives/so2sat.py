@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 from data_pipeline import classes, layout, sensors
 from data_pipeline.archives import base
 from data_pipeline.archives.base import Pair, Skipped
-from data_pipeline.dataset_card import Description, SPLITS
-from data_pipeline.errors import InputError
 from data_pipeline.config_fields import choice
+from data_pipeline.dataset_card import SPLITS, Description
+from data_pipeline.errors import InputError
 
 DATASET = "so2sat/all"
 SIZE = 32

@@ -19,9 +19,9 @@ import tqdm
 from data_pipeline import layout, sensors
 from data_pipeline.archives import base, tiff
 from data_pipeline.archives.base import Pair, Skipped
+from data_pipeline.config_fields import choice, location
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from data_pipeline.config_fields import choice, location
 
 SIZE = 264
 SEASONS = 4

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from data_pipeline import atomic, dataset_card, record_format
 from data_pipeline.archives.base import Skipped
-from data_pipeline.dataset_card import Description, SPLITS
-from data_pipeline.dataset_card import CARD_FILE
 from data_pipeline.building.statistics import Tally
+from data_pipeline.dataset_card import CARD_FILE, SPLITS, Description
 from data_pipeline.sensors import NAMED, Sensor
 
 TEXT_FILE = "card.md"

@@ -14,8 +14,8 @@ import numpy as np
 from data_pipeline import atomic, dataset_card, record_format
 from data_pipeline.archives.base import Skipped
 from data_pipeline.building import card, preview, shard_jobs
-from data_pipeline.building.statistics import Tally
 from data_pipeline.building.shard_jobs import Shard
+from data_pipeline.building.statistics import Tally
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import NAMED

@@ -5,8 +5,18 @@ import types
 
 from data_pipeline import atomic, config_fields, record_format
 from data_pipeline.building import splits
-from data_pipeline.config_fields import Field, check_rules, choice, flag, group
-from data_pipeline.config_fields import location, number, several, text, whole
+from data_pipeline.config_fields import (
+    Field,
+    check_rules,
+    choice,
+    flag,
+    group,
+    location,
+    number,
+    several,
+    text,
+    whole,
+)
 
 ARCHIVES = (
     *("bigearthnet_v1", "bigearthnet_v2", "sen12ms", "ssl4eo", "so2sat"),

@@ -10,11 +10,17 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_pipeline import atomic, dataset_card, locks, name_lists, record_format
-from data_pipeline import safe_io
+from data_pipeline import (
+    atomic,
+    dataset_card,
+    locks,
+    name_lists,
+    record_format,
+    safe_io,
+)
 from data_pipeline.archives.base import Archive, Pair
-from data_pipeline.errors import InputError
 from data_pipeline.building.shard_jobs import Shard
+from data_pipeline.errors import InputError
 
 PATHS = ("metadata", "void_ids")  # settings of readers that name files
 FOLDER = "_build"  # is there until the dataset is complete

@@ -7,8 +7,14 @@ import numpy as np
 
 from data_pipeline import atomic, config_fields
 from data_pipeline.archives.base import Archive, Pair
-from data_pipeline.building import finish, options, plan, shard_jobs, splits
-from data_pipeline.building import value_checks
+from data_pipeline.building import (
+    finish,
+    options,
+    plan,
+    shard_jobs,
+    splits,
+    value_checks,
+)
 from data_pipeline.building.finish import Found
 from data_pipeline.errors import InputError
 

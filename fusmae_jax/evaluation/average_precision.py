@@ -62,9 +62,7 @@ class Ranking:
         order = order[: ends[-1] if len(ends) else 0]
         samples = (order // per_sample).astype(np.int32)
         entries = _selection(samples, ends, len(scores) // per_sample)
-        positives = _selection(
-            samples[labels[order]], hits, len(scores) // per_sample
-        )
+        positives = _selection(samples[labels[order]], hits, len(scores) // per_sample)
         self._blocks = [
             (entries[i : i + BLOCK], positives[i : i + BLOCK])
             for i in range(0, len(ends), BLOCK)
@@ -88,9 +86,7 @@ def _selection(samples, ends, count: int):
     """Rows that pick `samples` up to each of `ends`; [T, count] int32."""
     pointers = np.append(0, ends).astype(np.int32)
     ones = np.ones(len(samples), np.int32)
-    return scipy.sparse.csr_array(
-        (ones, samples, pointers), shape=(len(ends), count)
-    )
+    return scipy.sparse.csr_array((ones, samples, pointers), shape=(len(ends), count))
 
 
 def ratio(part, whole) -> np.ndarray:

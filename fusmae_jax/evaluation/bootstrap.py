@@ -31,9 +31,9 @@ def draw(count: int, *, seed: int, index: int) -> np.ndarray:
         [count] int32 with the sum `count`; depends on the arguments only.
     """
     rng = np.random.default_rng((seed, index))
-    return np.bincount(
-        rng.integers(count, size=count), minlength=count
-    ).astype(np.int32)
+    return np.bincount(rng.integers(count, size=count), minlength=count).astype(
+        np.int32
+    )
 
 
 def bootstrap(

@@ -3,19 +3,30 @@
 import jax
 
 from data_pipeline import config_fields, data_fields, sources
-from data_pipeline.config_fields import Field, check_rules, choice, flag, group
-from data_pipeline.config_fields import location, number, rows_of, seed, several, text
-from data_pipeline.config_fields import whole, within
+from data_pipeline.config_fields import (
+    Field,
+    check_rules,
+    choice,
+    flag,
+    group,
+    location,
+    number,
+    rows_of,
+    seed,
+    several,
+    text,
+    whole,
+    within,
+)
 from data_pipeline.errors import InputError
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation import (
     dense,
     features,
     finetune,
-    linear,
-    probe,
-    rows,
-    splits,
+    labelled_data,
+    linear_probe,
+    results,
     trainings,
 )
 from fusmae_jax.evaluation.encoder import SENSOR_SETS
@@ -37,7 +48,7 @@ HEAD = DENSE.pop("head")
 TABLE = {
     "task": choice("evaluate", meaning="What launch.py does."),
     "methods": several(
-        choice(*rows.TASKS), least=1, meaning="How the encoder is evaluated."
+        choice(*results.TASKS), least=1, meaning="How the encoder is evaluated."
     ),
     "checkpoint": location(meaning="Run directory of a pretraining."),
     "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
@@ -97,13 +108,13 @@ TABLE = {
         "lower, the more the nearest neighbours count.",
     ),
     "probe.norm": choice(
-        *linear.NORMS,
+        *linear_probe.NORMS,
         meaning="How features are normalised: each over the training pairs, or each "
         "pair's over its features; without parameters.",
     ),
     "probe.epochs": whole(1, meaning="Passes over the training pairs."),
     "probe.batch_size": whole(1, meaning="Pairs of a step, at most."),
-    **within("probe", rows_of(probe.Grid)),
+    **within("probe", rows_of(linear_probe.Grid)),
     "retrieval.ks": several(
         whole(1), least=1, meaning="How many pairs are retrieved, in turn."
     ),
@@ -174,7 +185,7 @@ def check_config(config) -> None:
         except InputError as error:
             raise InputError(f"With what {name} says, {error}") from error
     data = config.data
-    splits.check_names(
+    labelled_data.check_names(
         data.split, data.val_split, data.test_split, allow=data.allow_overlap
     )
     data_fields.check(data, (data.val_split, data.test_split))
@@ -186,7 +197,7 @@ def check_data(config) -> None:
     Raises:
         InputError: there is no dataset, or it lacks labels.
     """
-    splits.check_description(sources.describe(config.data), config)
+    labelled_data.check_description(sources.describe(config.data), config)
 
 
 def check_devices(config) -> None:

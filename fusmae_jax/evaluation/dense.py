@@ -13,14 +13,20 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline import sources
+from data_pipeline.config_fields import (
+    attribute,
+    check_attributes,
+    choice,
+    number,
+    several,
+    whole,
+)
 from data_pipeline.errors import InputError
-from data_pipeline.config_fields import attribute, check_attributes, choice, number
-from data_pipeline.config_fields import several, whole
 from fusmae_jax import streams
-from fusmae_jax.training import optim
-from fusmae_jax.evaluation import dense_heads, loop, probe, scores
+from fusmae_jax.evaluation import heads, linear_probe, loop, scores
 from fusmae_jax.evaluation.dense_task import Task
 from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import optim
 
 WARMUP = 0.1  # share of the steps
 
@@ -31,7 +37,7 @@ class Recipe:
 
     head: str = attribute(
         choice(
-            *dense_heads.HEADS,
+            *heads.HEADS,
             meaning="One linear layer for all tokens, or a small upsampling network.",
         ),
         "linear",
@@ -61,9 +67,9 @@ class Recipe:
         check_attributes(self)
 
     @property
-    def grid(self) -> probe.Grid:
+    def grid(self) -> linear_probe.Grid:
         """The settings, one for each learning rate."""
-        return probe.Grid(self.learning_rates, (self.weight_decay,))
+        return linear_probe.Grid(self.learning_rates, (self.weight_decay,))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 from data_pipeline import batches
 from data_pipeline.errors import InputError
 from fusmae_jax import streams
-from fusmae_jax.training import checkpoint, sharding
-from fusmae_jax.evaluation import dense_heads, loop
+from fusmae_jax.evaluation import heads, loop
 from fusmae_jax.evaluation.encoder import check_blocks, present, shown
 from fusmae_jax.inputs import SENSORS, Present, Windows
 from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import checkpoint, sharding
 from fusmae_jax.training.train import TrainState
 
 log = logging.getLogger("fusmae_jax")
@@ -149,7 +149,7 @@ class Task:
     def head(self, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh head."""
         p = self.encoder.patch_size
-        return dense_heads.make(self._head, self.width, self.classes, p, rngs=rngs)
+        return heads.make(self._head, self.width, self.classes, p, rngs=rngs)
 
     @functools.cached_property
     def graphdef(self) -> nnx.GraphDef:
@@ -164,7 +164,7 @@ class Task:
     def logits(self, head: nnx.State, x: jax.Array) -> jax.Array:
         """What one head says of every pixel of windows, [B, H, W, C]."""
         # Resampling logits is resampling what a last linear layer makes them of.
-        return dense_heads.resize(nnx.merge(self.graphdef, head)(x), self.inputs.window)
+        return heads.resize(nnx.merge(self.graphdef, head)(x), self.inputs.window)
 
     def start(self, tx: optax.GradientTransformation, count: int, key: jax.Array):
         """What makes the state of `count` equal heads, and the state's layout.

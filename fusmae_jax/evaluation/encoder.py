@@ -16,10 +16,10 @@ from data_pipeline import sensors
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from fusmae_jax import build, patches, streams
-from fusmae_jax.training import checkpoint, run_directory, sharding
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.inputs import SENSORS, Inputs, Present
 from fusmae_jax.objectives.protocol import Encoded, Encoder, Objective
+from fusmae_jax.training import checkpoint, run_directory, sharding
 
 # What a sample shows of itself, by name, in the order of inputs.SENSORS.
 SENSOR_SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}

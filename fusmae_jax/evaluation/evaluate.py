@@ -5,17 +5,17 @@ import logging
 import jax
 
 from data_pipeline import atomic
-from fusmae_jax.training import sharding
-from fusmae_jax.evaluation import checks, encoder, report, rows, tasks, trainings
+from fusmae_jax.evaluation import checks, encoder, results, tasks, trainings
+from fusmae_jax.evaluation.labelled_data import open_labelled
 from fusmae_jax.evaluation.session import Session
-from fusmae_jax.evaluation.splits import open_labelled
+from fusmae_jax.training import sharding
 
 log = logging.getLogger("fusmae_jax")
 
 fields, check = checks.fields, checks.check_config
 
 
-def run(config, workdir) -> list[rows.Row]:
+def run(config, workdir) -> list[results.Row]:
     """Runs every task that `config.methods` names, and reports.
 
     Args:
@@ -45,7 +45,7 @@ def run(config, workdir) -> list[rows.Row]:
     if jax.process_index() == 0:
         session.write()
         session.pack_predictions()
-        from fusmae_jax.evaluation import gallery  # Matplotlib, only now
+        from fusmae_jax.evaluation import gallery
 
         gallery.draw(session, features, title=where(session))
         print(tables(session), flush=True)
@@ -78,7 +78,7 @@ def tables(session: Session) -> str:
         # Accuracy of pixels does not belong beside that of pairs.
         alike = [r for r in judged if metric == "miou" or r.task != "dense"]
         if any(metric in row.scores.overall for row in alike):
-            parts.append(report.table(alike, metric, where=title, note=note))
+            parts.append(results.table(alike, metric, where=title, note=note))
     if any(row.task == "retrieval" for row in judged):
-        parts.append(report.retrieval_table(judged, where=title, note=note))
+        parts.append(results.retrieval_table(judged, where=title, note=note))
     return "\n\n".join(parts)

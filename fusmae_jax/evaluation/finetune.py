@@ -19,17 +19,24 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipeline.config_fields import (
+    attribute,
+    check_attributes,
+    choice,
+    flag,
+    number,
+    several,
+    whole,
+)
 from data_pipeline.errors import InputError
-from data_pipeline.config_fields import attribute, check_attributes, choice, flag
-from data_pipeline.config_fields import number, several, whole
 from fusmae_jax import inputs, streams
-from fusmae_jax.training import checkpoint, optim, sharding
 from fusmae_jax.evaluation import classifier, features, loop
 from fusmae_jax.evaluation.classifier import Classifier
 from fusmae_jax.evaluation.encoder import present
 from fusmae_jax.models import layers
 from fusmae_jax.models.fusmae import REMAT
 from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import checkpoint, optim, sharding
 from fusmae_jax.training.train import TrainState, gradients
 
 
@@ -280,9 +287,7 @@ class Finetuner:
         recipe, labels = self.recipe, fields[self._labels_field]
         view_key, mix_key, path_key = jax.random.split(key, 3)
         batch = len(labels)
-        images = self._encoder.inputs.images(
-            fields, recipe.draw_views(view_key, batch)
-        )
+        images = self._encoder.inputs.images(fields, recipe.draw_views(view_key, batch))
         targets = classifier.soften(labels, recipe.smoothing, self._single)
         if recipe.mixup:
             share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, (batch,))

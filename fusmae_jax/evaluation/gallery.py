@@ -3,7 +3,7 @@
 import numpy as np
 
 from fusmae_jax import figures
-from fusmae_jax.evaluation import matrices, plots, report, rows
+from fusmae_jax.evaluation import matrices, plots, results
 from fusmae_jax.evaluation.session import Session
 
 # The metric of a task that is drawn; retrieval has none by class.
@@ -21,7 +21,7 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
     folder, classes = session.workdir / "figures", session.classes
     for task in dict.fromkeys(row.task for row in session.rows):
         judged = [row for row in session.rows if row.task == task]
-        note = session.note if any(map(rows.shows_one_sensor, judged)) else ""
+        note = session.note if any(map(results.shows_one_sensor, judged)) else ""
         said = dict(where=title, note=note)
         metric = next((m for m in METRICS if m in judged[0].scores.overall), None)
         if metric is None:
@@ -40,13 +40,13 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
             x,
             session.data.test.labels,
             classes,
-            title=f"{title}; {session.encoder.name}, {rows.SENSORS[s]}",
+            title=f"{title}; {session.encoder.name}, {results.SENSORS[s]}",
             note="" if s == "both" else session.note,
         )
         figures.save(figure, folder / f"projection_{s}.png")
 
 
-def best_setting(judged: list[rows.Row]) -> list[rows.Row]:
+def best_setting(judged: list[results.Row]) -> list[results.Row]:
     """The model's rows of one setting, a row a sensor set, with the most labels.
 
     Of several kinds of features, those that did best on the validation pairs; of a
@@ -54,7 +54,7 @@ def best_setting(judged: list[rows.Row]) -> list[rows.Row]:
     """
     most = max(row.fraction for row in judged)
     judged = [r for r in judged if r.fraction == most and r.subset_seed == 0]
-    judged = [r for r in judged if r.encoder not in rows.RIVALS] or judged
+    judged = [r for r in judged if r.encoder not in results.RIVALS] or judged
     best = max(judged, key=lambda row: row.chosen.get("validation", 0.0))
     return [
         row
@@ -63,21 +63,21 @@ def best_setting(judged: list[rows.Row]) -> list[rows.Row]:
     ]
 
 
-def confusion(session: Session, row: rows.Row, title: str):
+def confusion(session: Session, row: results.Row, title: str):
     """What is taken for what, None where predictions are gone.
 
     A confusion matrix; where pairs have several labels, which classes are predicted
     for the pairs of a class.
     """
     title = (
-        f"{title}; {rows.TASKS[row.task]}, {row.encoder}, "
-        f"{rows.SENSORS[row.sensors]}, {rows.percent(row.fraction)} of the labels"
+        f"{title}; {results.TASKS[row.task]}, {row.encoder}, "
+        f"{results.SENSORS[row.sensors]}, {results.percent(row.fraction)} of the labels"
     )
     if row.scores.confusion is not None:
         return matrices.confusion_figure(
             row.scores.confusion, session.classes, title=title
         )
-    predicted = report.read_predictions(session.workdir, report.prediction_key(row))
+    predicted = results.read_predictions(session.workdir, results.prediction_key(row))
     if not predicted:
         return None
     (predicted,) = predicted.values()

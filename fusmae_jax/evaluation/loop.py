@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import jax
 
 from data_pipeline import batches
-from fusmae_jax.training import checkpoint, metrics, sharding
 from fusmae_jax.evaluation import progress
+from fusmae_jax.training import checkpoint, metrics, sharding
 
 AHEAD = 2  # steps and batches dispatched before the first is waited for
 SAVES = 10  # checkpoints over a whole training

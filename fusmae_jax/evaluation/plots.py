@@ -11,8 +11,17 @@ import numpy as np
 from matplotlib import figure
 
 from data_pipeline.building.preview import class_colors
-from fusmae_jax.evaluation.rows import METRICS, RIVALS, SENSORS, TASKS, Row
-from fusmae_jax.evaluation.rows import group, having, over_seeds, percent
+from fusmae_jax.evaluation.results import (
+    METRICS,
+    RIVALS,
+    SENSORS,
+    TASKS,
+    Row,
+    group,
+    having,
+    over_seeds,
+    percent,
+)
 
 SENSOR_COLORS = dict(
     zip(SENSORS, ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00"))

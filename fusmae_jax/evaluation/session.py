@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 from data_pipeline import atomic, ground
 from data_pipeline.errors import InputError
 from data_pipeline.safe_io import read_array
-from fusmae_jax.training import run_directory
-from fusmae_jax.evaluation import cache, features, report, retrieval, rows, scores
-from fusmae_jax.evaluation.encoder import Pretrained, Statistics, check_blocks
-from fusmae_jax.evaluation.encoder import digest
-from fusmae_jax.evaluation.rows import Row
-from fusmae_jax.evaluation.splits import SPLITS, Labelled, Subset
+from fusmae_jax.evaluation import features, results, retrieval, scores
+from fusmae_jax.evaluation.encoder import Pretrained, Statistics, check_blocks, digest
+from fusmae_jax.evaluation.labelled_data import SPLITS, Labelled, Subset
+from fusmae_jax.evaluation.results import Row
 from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import run_directory
 
 log = logging.getLogger("fusmae_jax")
 
@@ -86,8 +85,8 @@ class Session:
             self.classes = data.description.maps[config.dense.field]
         self.rows = []
         if (self.workdir / "scores.json").exists():
-            self.rows = report.read(workdir)
-            if report.read_shared(workdir)[0] != self.classes:
+            self.rows = results.read(workdir)
+            if results.read_shared(workdir)[0] != self.classes:
                 raise InputError(
                     f"{workdir} holds scores of other classes; choose another "
                     "--workdir."
@@ -101,15 +100,15 @@ class Session:
         for name in self.config.baselines:
             if name == "random":
                 fresh = self.pretrained.fresh(self.config.seed)
-                found[rows.RANDOM] = self.encoder, fresh
+                found[results.RANDOM] = self.encoder, fresh
             elif name == "statistics":
-                found[rows.STATISTICS] = self.statistics, nnx.State({})
+                found[results.STATISTICS] = self.statistics, nnx.State({})
         return found
 
     @property
     def note(self) -> str:
         """What is to be known of numbers of one sensor; "" for nothing."""
-        return "" if self.encoder.knows_one_sensor else rows.NEVER_ALONE
+        return "" if self.encoder.knows_one_sensor else results.NEVER_ALONE
 
     @functools.cached_property
     def subsets(self) -> list[Subset]:
@@ -130,7 +129,7 @@ class Session:
         cached = atomic.absolute(self.config.cache)
         folder = cached or self.pretrained.directory / "features"
         return {
-            split: cache.extract(
+            split: features.extract(
                 extractor,
                 getattr(self.data, split).source,
                 folder=folder,
@@ -198,7 +197,7 @@ class Session:
             chosen: what validation chose.
             predicted: what was said of each test pair, [N, C].
         """
-        statistics = encoder == rows.STATISTICS
+        statistics = encoder == results.STATISTICS
         row = Row(
             task=task,
             encoder=encoder,
@@ -216,7 +215,7 @@ class Session:
         if jax.process_index() == 0:
             if predicted is not None:
                 self._pieces.mkdir(exist_ok=True)
-                name = report.prediction_key(row).replace("/", ",")
+                name = results.prediction_key(row).replace("/", ",")
                 content = io.BytesIO()
                 np.save(content, predicted.astype(np.float32))
                 atomic.write_whole(self._pieces / f"{name}.npy", content.getvalue())
@@ -224,8 +223,12 @@ class Session:
         name, score = next(iter(found.overall.items()))
         log.info(
             "%s, %s, %s, %s of the labels (draw %d): %s %.1f %%",
-            *(rows.TASKS[task], encoder, rows.SENSORS.get(sensors, sensors)),
-            *(rows.percent(subset.fraction), subset.seed, rows.METRICS.get(name, name)),
+            *(results.TASKS[task], encoder, results.SENSORS.get(sensors, sensors)),
+            *(
+                results.percent(subset.fraction),
+                subset.seed,
+                results.METRICS.get(name, name),
+            ),
             100 * score.value,
         )
 
@@ -241,11 +244,11 @@ class Session:
             "note": self.note,
             "config": self.config.to_dict(),
         }
-        report.write(self.workdir, self.rows, classes=self.classes, meta=meta)
+        results.write(self.workdir, self.rows, classes=self.classes, meta=meta)
 
     def predictions(self) -> dict[str, np.ndarray]:
         """What was said of each test pair, [N, C] by `report.prediction_key`."""
-        packed = report.read_predictions(self.workdir)
+        packed = results.read_predictions(self.workdir)
         pieces = sorted(self._pieces.glob("*.npy"))
         return packed | {p.stem.replace(",", "/"): read_array(p) for p in pieces}
 
@@ -254,7 +257,7 @@ class Session:
         found, test = self.predictions(), self.data.test
         if found:
             classes = self.data.classes
-            report.write_predictions(
+            results.write_predictions(
                 self.workdir, test.ids, classes, test.labels, found
             )
         shutil.rmtree(self._pieces, ignore_errors=True)

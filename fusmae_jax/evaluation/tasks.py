@@ -4,10 +4,10 @@ import logging
 
 import numpy as np
 
-from fusmae_jax.evaluation import knn, probe, retrieval, rows
+from fusmae_jax.evaluation import knn, linear_probe, results, retrieval
+from fusmae_jax.evaluation.labelled_data import Subset
 from fusmae_jax.evaluation.scores import Scores
 from fusmae_jax.evaluation.session import Session
-from fusmae_jax.evaluation.splits import Subset
 
 log = logging.getLogger("fusmae_jax")
 
@@ -61,12 +61,12 @@ def run_knn(session: Session, encoder: str, features) -> None:
 def run_probe(session: Session, encoder: str, features) -> None:
     """A linear layer on frozen features: chosen on validation, tested once."""
     options, data = session.config.probe, session.data
-    grid = probe.Grid(options.learning_rates, options.weight_decays)
+    grid = linear_probe.Grid(options.learning_rates, options.weight_decays)
     for subset in session.subsets:
         for s, x in features["train"].items():
             if session.done("probe", encoder, s, subset):
                 continue
-            fit = probe.fit(
+            fit = linear_probe.fit(
                 (x[subset.pairs], data.train.labels[subset.pairs]),
                 (features["validation"][s], data.validation.labels),
                 grid,
@@ -76,7 +76,7 @@ def run_probe(session: Session, encoder: str, features) -> None:
                 epochs=options.epochs,
                 batch_size=min(options.batch_size, len(subset.pairs)),
                 seed=session.config.seed,
-                name=f"probe, {encoder}, {s}, {rows.percent(subset.fraction)}",
+                name=f"probe, {encoder}, {s}, {results.percent(subset.fraction)}",
             )
             if fit.at_edge:
                 log.warning(
@@ -108,7 +108,7 @@ def run_retrieval(session: Session, encoder: str, features) -> None:
         if not {query, gallery} <= features.keys():
             continue
         # Statistics of radar and of optical images have no number in common.
-        if encoder == rows.STATISTICS and query != gallery:
+        if encoder == results.STATISTICS and query != gallery:
             continue
         if session.done("retrieval", encoder, direction, everything):
             continue

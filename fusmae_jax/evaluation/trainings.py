@@ -6,11 +6,11 @@ import math
 import numpy as np
 
 from data_pipeline import subsets
-from fusmae_jax.training import metrics
-from fusmae_jax.evaluation import classifier, dense, features, finetune, rows, scores
+from fusmae_jax.evaluation import classifier, dense, features, finetune, results, scores
 from fusmae_jax.evaluation.encoder import check_blocks
+from fusmae_jax.evaluation.labelled_data import Split, Subset
 from fusmae_jax.evaluation.session import Session
-from fusmae_jax.evaluation.splits import Split, Subset
+from fusmae_jax.training import metrics
 
 log = logging.getLogger("fusmae_jax")
 
@@ -44,7 +44,7 @@ def run(session: Session) -> None:
         run_finetune(session, name, params, {})
     if "supervised" in config.baselines:
         fresh = session.pretrained.fresh(config.seed)
-        run_finetune(session, rows.SUPERVISED, fresh, config.scratch)
+        run_finetune(session, results.SUPERVISED, fresh, config.scratch)
     if "dense" in config.methods:
         run_dense(session)
 
@@ -98,7 +98,7 @@ def tune(session: Session, tuners, names, extractor, subset: Subset, s: str, enc
     best, highest, chosen = None, -math.inf, {}
     for train, name in zip(tuners, names):
         rate = train.recipe.base_lr
-        what = f"{encoder}, {s}, {rows.percent(subset.fraction)}, rate {rate:g}"
+        what = f"{encoder}, {s}, {results.percent(subset.fraction)}, rate {rate:g}"
         try:
             tuned = train(
                 some(session.data.train, subset),
@@ -160,8 +160,8 @@ def run_dense(session: Session) -> None:
     """Heads on frozen tokens, or on bare pixels: chosen on validation, tested once."""
     recipes = dense_recipes(session.config)
     for name, encoder in session.encoders().items():
-        if name == rows.STATISTICS:
-            name = rows.PIXELS
+        if name == results.STATISTICS:
+            name = results.PIXELS
         for subset in session.subsets:
             for s in session.config.sensors:
                 for recipe in recipes:
@@ -205,9 +205,7 @@ def probe_densely(
         title=f"test, {title}",
         **shared,
     )
-    options = dict(
-        resamples=config.bootstrap, seed=config.seed, groups=session.groups
-    )
+    options = dict(resamples=config.bootstrap, seed=config.seed, groups=session.groups)
     session.add(
         *("dense", name, s, subset, scores.segmentation(confusions, **options)),
         width=fitted.width,

@@ -113,9 +113,7 @@ class Encoder(nnx.Module):
             (remat, tuple(REMAT), "remat"),
         ):
             if value not in allowed:
-                raise InputError(
-                    f"model.{name} is {value!r}; choose one of {list(allowed)}."
-                )
+                raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
         self.side = patches.grid_side(image_size, patch_size)
         self.patch_size = patch_size
         self.dim, self.remat, self.arithmetic = dim, remat, arithmetic
@@ -395,7 +393,7 @@ class FusMAE(nnx.Module):
         kw = dict(arithmetic=arithmetic, rngs=rngs)
         if global_token not in GLOBAL_TOKENS:
             raise InputError(
-                f"model.global_token is {global_token!r}; choose one of "
+                f"global_token is {global_token!r}; choose one of "
                 f"{list(GLOBAL_TOKENS)}."
             )
         self.patch_size, self.global_token = patch_size, global_token

@@ -20,7 +20,6 @@ from fusmae_jax.models.products import Arithmetic
 from fusmae_jax.objectives import protocol
 from fusmae_jax.objectives.protocol import Encoded
 
-
 # What a config may say of Fus-MAE.
 FIELDS = {
     "mask.ratio": number(above=0.0, below=1.0, meaning="Share of patches hidden."),

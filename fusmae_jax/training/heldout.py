@@ -11,9 +11,9 @@ import numpy as np
 
 from data_pipeline import batches, subsets
 from fusmae_jax import figures, inputs
-from fusmae_jax.training import sharding, train
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Objective
+from fusmae_jax.training import sharding, train
 
 log = logging.getLogger("fusmae_jax")
 

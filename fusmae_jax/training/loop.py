@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 
 from fusmae_jax import flops
-from fusmae_jax.training import checkpoint, guard, heldout, metrics, preemption, runtime
-from fusmae_jax.evaluation import inloop
+from fusmae_jax.evaluation import monitor
 from fusmae_jax.objectives.protocol import Objective
+from fusmae_jax.training import checkpoint, guard, heldout, metrics, preemption, runtime
 
 log = logging.getLogger("fusmae_jax")
 
@@ -34,7 +34,7 @@ class Tools(NamedTuple):
     objective: Objective
     writer: metrics.MetricWriter
     scoring: heldout.Evaluation
-    judge: inloop.Judge
+    judge: monitor.Judge
     saves: checkpoint.Checkpoints
     guard: guard.Guard
     notice: preemption.Notice

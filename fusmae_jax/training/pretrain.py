@@ -11,6 +11,8 @@ import jax
 from data_pipeline import atomic, batches, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures, reconstruct
+from fusmae_jax import config as checks
+from fusmae_jax.evaluation import monitor
 from fusmae_jax.training import (
     checkpoint,
     cluster,
@@ -20,12 +22,10 @@ from fusmae_jax.training import (
     metrics,
     optim,
     preemption,
+    run_directory,
     sharding,
     train,
 )
-from fusmae_jax import config as checks
-from fusmae_jax.training import run_directory
-from fusmae_jax.evaluation import inloop
 
 log = logging.getLogger("fusmae_jax")
 
@@ -212,7 +212,7 @@ def open_run(config, mesh):
     held_out = heldout.HeldOut(
         objective, mesh, held, seed=config.seed, count=config.eval_pairs
     )
-    judge = inloop.Judge(config, objective, mesh, source, held)
+    judge = monitor.Judge(config, objective, mesh, source, held)
     return source, objective, held_out, judge
 
 

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fusmae_jax import inputs, streams
-from fusmae_jax.training import sharding
 from fusmae_jax.objectives.protocol import Objective
+from fusmae_jax.training import sharding
 
 
 @jax.tree_util.register_dataclass

@@ -12,8 +12,15 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipeline import dataset_card, name_lists, record_format, sources
-from data_pipeline.archives import bigearthnet_v1, bigearthnet_v2, tiff
-from data_pipeline.archives import geotiff_pairs, lmdb_reader, rasters, tars
+from data_pipeline.archives import (
+    bigearthnet_v1,
+    bigearthnet_v2,
+    geotiff_pairs,
+    lmdb_reader,
+    rasters,
+    tars,
+    tiff,
+)
 from tests import datasets, geotiffs, packing, reben, shared_data
 from tests.faults import fuzz_targets_of_runs as of_runs
 from tests.faults import mutations

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 
 from data_pipeline import dataset_card, sources
+from fusmae_jax.evaluation import results
 from fusmae_jax.training import metrics, run_directory
-from fusmae_jax.evaluation import report
 from tests.faults import mutations
 from tests.faults.fuzz_target import Target, by_path
 
@@ -59,7 +59,7 @@ def scores(folder: pathlib.Path) -> Target:
     content = {"meta": {}, "classes": ["a"], "rows": [row]}
 
     def read(path: str) -> None:
-        report.read(folder), report.read_shared(folder)
+        results.read(folder), results.read_shared(folder)
 
     ways = (mutations.plain_json, mutations.blind)
     read = by_path(folder / "scores.json", read)
@@ -71,5 +71,5 @@ def predictions(folder: pathlib.Path) -> Target:
     written = io.BytesIO()
     np.savez_compressed(written, **{"ids": ["a"], "probe/both/0.1/0": np.ones((1, 3))})
     path = folder / "predictions.npz"
-    read = by_path(path, lambda path: report.read_predictions(folder))
+    read = by_path(path, lambda path: results.read_predictions(folder))
     return Target([written.getvalue()], read, (mutations.npz, mutations.blind))

@@ -1,6 +1,6 @@
 """The run that `kills.py` kills: a tiny model on procedural scenes, saved all the time.
 
-    python launch.py --config=tests/faults/killed_run.py
+python launch.py --config=tests/faults/killed_run.py
 """
 
 from configs import pretrain_base

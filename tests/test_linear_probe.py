@@ -8,11 +8,11 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from data_pipeline.errors import InputError
+from fusmae_jax.evaluation import linear_probe, scores
 from fusmae_jax.training import sharding
-from fusmae_jax.evaluation import linear, probe, scores
 
 N, D, C = 300, 12, 5
-GRID = probe.Grid((0.01, 0.3, 1.0), (0.0, 1e-3))
+GRID = linear_probe.Grid((0.01, 0.3, 1.0), (0.0, 1e-3))
 
 
 def pairs(n=N, d=D, c=C, *, single=False, seed=0, noise=1.0):
@@ -34,7 +34,7 @@ def one_device():
 def train(data, settings, mesh=None, *, single=False, **options):
     options = {"epochs": 3, "batch_size": 64} | options
     mesh = mesh or sharding.make_mesh()
-    return linear.train(*data, settings, mesh, single=single, **options)
+    return linear_probe.train(*data, settings, mesh, single=single, **options)
 
 
 def standardised(x):
@@ -49,7 +49,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("norm", linear.NORMS)
+@pytest.mark.parametrize("norm", linear_probe.NORMS)
 def test_a_grid_trained_at_once_equals_every_setting_trained_alone(single, norm):
     data = pairs(single=single)
     settings = [(rate / 10, decay) for rate, decay in GRID.settings()]
@@ -70,11 +70,11 @@ def test_one_device_and_four_agree_where_settings_do_not_divide():
 
 def test_devices_train_their_settings_without_exchanging_anything():
     mesh = sharding.make_mesh()
-    rates, decays, state = linear._start(GRID.settings(), C, D, 0, mesh)
+    rates, decays, state = linear_probe._start(GRID.settings(), C, D, 0, mesh)
     assert {s.data.shape for s in state[0]["kernel"].addressable_shards} == {(D, 2, C)}
-    x, y = (linear._put(a, sharding.whole(mesh).spec, mesh) for a in pairs())
+    x, y = (linear_probe._put(a, sharding.whole(mesh).spec, mesh) for a in pairs())
     counts = np.int32([0, 10])
-    lowered = linear.run_epoch.lower(
+    lowered = linear_probe.run_epoch.lower(
         state, x, y, rates, decays, jax.random.key(0), *counts, 5, False
     )
     text = lowered.compile().as_text()
@@ -137,13 +137,13 @@ def test_steps_are_those_of_torch(single):
 
 
 def test_an_epoch_is_compiled_once_for_all_epochs_seeds_and_settings(monkeypatch):
-    traced, objective = [], linear.objective
+    traced, objective = [], linear_probe.objective
 
     def counted(*args):
         traced.append(args)
         return objective(*args)
 
-    monkeypatch.setattr(linear, "objective", counted)
+    monkeypatch.setattr(linear_probe, "objective", counted)
     train(pairs(71), GRID.settings(), epochs=1)
     once = len(traced)
     assert once > 0
@@ -159,7 +159,7 @@ def test_every_epoch_sees_every_pair_in_an_order_of_its_own(monkeypatch):
         jax.debug.callback(lambda rows: seen.append(np.asarray(rows[:, 0])), x)
         return (x.sum() * params["kernel"]).sum() * 0.0
 
-    monkeypatch.setattr(linear, "objective", recorded)
+    monkeypatch.setattr(linear_probe, "objective", recorded)
     n = 103  # 4 batches of at most 32 pairs: 26, 26, 26, 26, so one comes again
     x = np.arange(n, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
     settings = {"mesh": one_device(), "norm": "none", "batch_size": 32}
@@ -190,7 +190,7 @@ def test_batch_norm_standardises_by_the_training_pairs_and_drops_constants():
     x, y = pairs()
     x[:, 3] = 0.1
     got = train((x, y), [(0.1, 0.0)])
-    z = np.asarray(linear.normalize(x, got.mean, got.scale, "batch"))
+    z = np.asarray(linear_probe.normalize(x, got.mean, got.scale, "batch"))
     np.testing.assert_allclose(z.std(axis=0), (np.arange(D) != 3), atol=1e-3)
     np.testing.assert_allclose(z.mean(axis=0), 0.0, atol=1e-4)
     moved = x.copy()
@@ -202,7 +202,7 @@ def test_layer_norm_is_that_of_torch():
     torch = pytest.importorskip("torch", reason="not a dependency")
     x, y = pairs()
     got = train((x, y), [(0.1, 0.0)], norm="layer")
-    z = linear.normalize(x, got.mean, got.scale, "layer")
+    z = linear_probe.normalize(x, got.mean, got.scale, "layer")
     want = torch.nn.functional.layer_norm(torch.tensor(x), (D,), eps=1e-6)
     np.testing.assert_allclose(z, want, atol=1e-5)
     np.testing.assert_allclose(got.predict(3 * x + 1), got.predict(x), atol=1e-5)
@@ -215,7 +215,7 @@ def test_predictions_are_probabilities_whatever_the_chunks(monkeypatch, single):
     whole = got.predict(x)
     assert whole.shape == (6, N, C) and whole.min() >= 0 and whole.max() <= 1
     assert np.allclose(whole.sum(axis=2), 1.0, atol=1e-5) == single
-    monkeypatch.setattr(linear, "PAIRS_AT_ONCE", 128)
+    monkeypatch.setattr(linear_probe, "PAIRS_AT_ONCE", 128)
     np.testing.assert_allclose(got.predict(x), whole, atol=1e-6)
     np.testing.assert_allclose(got.pick(2).predict(x), whole[2:3], atol=1e-6)
 
@@ -223,9 +223,9 @@ def test_predictions_are_probabilities_whatever_the_chunks(monkeypatch, single):
 @pytest.mark.parametrize("single", [False, True])
 def test_validation_chooses_the_setting(single):
     train_pairs, validation = pairs(single=single), pairs(single=single, seed=1)
-    grid = probe.Grid((1e-6, 0.3), (1e-3, 30.0))
+    grid = linear_probe.Grid((1e-6, 0.3), (1e-3, 30.0))
     options = {"epochs": 5, "batch_size": 32}
-    fit = probe.fit(
+    fit = linear_probe.fit(
         train_pairs, validation, grid, sharding.make_mesh(), single=single, **options
     )
     assert (fit.learning_rate, fit.weight_decay) == (0.3, 1e-3)
@@ -242,36 +242,42 @@ def test_validation_chooses_the_setting(single):
 
 
 def test_a_setting_that_diverged_is_never_chosen():
-    grid = probe.Grid((0.1, 1e9), (0.0, 1.0))
+    grid = linear_probe.Grid((0.1, 1e9), (0.0, 1.0))
     mesh, options = sharding.make_mesh(), {"epochs": 20, "batch_size": 32}
-    fit = probe.fit(pairs(), pairs(seed=1), grid, mesh, single=False, **options)
+    fit = linear_probe.fit(pairs(), pairs(seed=1), grid, mesh, single=False, **options)
     assert np.isneginf(fit.scores[3]) and np.isfinite(fit.scores[:2]).all()
     assert math.isfinite(fit.score) and np.isfinite(fit.probe.kernel).all()
     with pytest.raises(InputError, match=r"All 1 settings .* lower .*1000000000"):
-        grid = probe.Grid((1e9,), (1.0,))
-        probe.fit(pairs(), pairs(seed=1), grid, mesh, single=False, **options)
+        grid = linear_probe.Grid((1e9,), (1.0,))
+        linear_probe.fit(pairs(), pairs(seed=1), grid, mesh, single=False, **options)
 
 
 def test_a_kernel_that_overflowed_is_never_chosen_though_its_sigmoid_is_finite():
     kernel = np.float32([[[np.inf]], [[1.0]]])
     one = np.ones(1, np.float32)
-    both = linear.Probe(kernel, np.zeros((2, 1)), 0 * one, one, "none", False)
+    both = linear_probe.Probe(kernel, np.zeros((2, 1)), 0 * one, one, "none", False)
     assert both.predict(np.ones((1, 1)))[0, 0, 0] == 1.0
-    found = probe.select(both, np.float32([[1.0], [2.0]]), np.float32([[0], [1]]))
+    found = linear_probe.select(
+        both, np.float32([[1.0], [2.0]]), np.float32([[0], [1]])
+    )
     np.testing.assert_array_equal(found, [-np.inf, 1.0])
 
 
 def test_an_edge_is_where_a_wider_grid_could_do_better():
-    grid = probe.Grid((0.1, 1.0, 10.0), (0.0, 1e-3, 1e-2))
+    grid = linear_probe.Grid((0.1, 1.0, 10.0), (0.0, 1e-3, 1e-2))
     edges = {s: grid.at_edge(g) for g, s in enumerate(grid.settings())}
     assert edges[1.0, 1e-3] == edges[1.0, 0.0] == ()  # nothing below no decay
     assert edges[0.1, 0.0] == ("lowest learning rate",)
     assert edges[10.0, 1e-2] == ("highest learning rate", "highest weight decay")
-    assert probe.Grid((1.0,), (1e-3,)).at_edge(0) == ()
+    assert linear_probe.Grid((1.0,), (1e-3,)).at_edge(0) == ()
 
 
 def test_the_default_grid_has_forty_settings():
-    assert len(probe.Grid().settings()) == len(set(probe.Grid().settings())) == 40
+    assert (
+        len(linear_probe.Grid().settings())
+        == len(set(linear_probe.Grid().settings()))
+        == 40
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,7 +293,7 @@ def test_the_default_grid_has_forty_settings():
 )
 def test_a_grid_that_cannot_be_trained_is_refused(rates, decays, message):
     with pytest.raises(InputError, match=message):
-        probe.Grid(rates, decays)
+        linear_probe.Grid(rates, decays)
 
 
 @pytest.mark.parametrize(
@@ -315,10 +321,10 @@ def test_features_that_are_not_finite_are_counted():
     with pytest.raises(InputError, match="Features of 2 of 300 training pairs"):
         train(bad, [(0.1, 0.0)])
     with pytest.raises(InputError, match="Features of 2 of 300 validation pairs"):
-        probe.fit(good, bad, GRID, sharding.make_mesh(), single=False)
+        linear_probe.fit(good, bad, GRID, sharding.make_mesh(), single=False)
 
 
 def test_validation_pairs_of_another_encoder_are_refused():
     message = "12 features and 5 classes but validation pairs 11 and 5"
     with pytest.raises(InputError, match=message):
-        probe.fit(pairs(), pairs(d=11), GRID, sharding.make_mesh(), single=False)
+        linear_probe.fit(pairs(), pairs(d=11), GRID, sharding.make_mesh(), single=False)

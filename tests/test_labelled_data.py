@@ -7,8 +7,8 @@ import pytest
 
 from data_pipeline import layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
+from fusmae_jax.evaluation import labelled_data
 from fusmae_jax.training import run_directory
-from fusmae_jax.evaluation import splits
 from tests import datasets, judging
 
 
@@ -24,7 +24,7 @@ def pretrained(tmp_path):
 def config(tmp_path):
     """An evaluation on three splits, each a dataset of its own."""
     folders = {}
-    for split in splits.SPLITS:
+    for split in labelled_data.SPLITS:
         folders[split] = datasets.write(
             tmp_path / split, (3, 4), split=split, prefix=split
         )
@@ -44,14 +44,14 @@ def rewrite(config, split, tmp_path, **writing):
 
 def refused(config, pretrained, match):
     with pytest.raises(InputError, match=match) as caught:
-        splits.open_labelled(config, pretrained)
+        labelled_data.open_labelled(config, pretrained)
     assert "\n" not in str(caught.value)
 
 
 def test_splits_come_with_names_and_labels(config, pretrained):
-    data = splits.open_labelled(config, pretrained)
+    data = labelled_data.open_labelled(config, pretrained)
     assert data.classes == datasets.CLASSES["labels"] and not data.single
-    for name in splits.SPLITS:
+    for name in labelled_data.SPLITS:
         split = getattr(data, name)
         assert split.name == name and len(split) == len(split.source) == 7
         assert split.ids.tolist() == [f"é{i}" for i in range(7)]
@@ -63,17 +63,17 @@ def test_splits_come_with_names_and_labels(config, pretrained):
 
 
 def test_synthetic_scenes_of_the_splits_are_others(pretrained):
-    data = splits.open_labelled(judging.config("run"), pretrained)
-    assert [len(getattr(data, s)) for s in splits.SPLITS] == [160, 16, 16]
+    data = labelled_data.open_labelled(judging.config("run"), pretrained)
+    assert [len(getattr(data, s)) for s in labelled_data.SPLITS] == [160, 16, 16]
     a, b = data.validation.source[0], data.test.source[0]
     assert not np.array_equal(a["s1_10m"], b["s1_10m"])
 
 
 def test_classes_can_be_chosen(config, pretrained):
     config.data.classes = ("water",)
-    data = splits.open_labelled(config, pretrained)
+    data = labelled_data.open_labelled(config, pretrained)
     assert data.classes == ("water",)
-    for name in splits.SPLITS:
+    for name in labelled_data.SPLITS:
         np.testing.assert_array_equal(getattr(data, name).labels, np.ones((6, 1)))
 
 
@@ -118,14 +118,14 @@ def test_a_dataset_without_a_band_is_refused(config, pretrained):
 def test_splits_that_cannot_be_used_are_refused(config, pretrained, changes, match):
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=match):
-        splits.open_labelled(config, pretrained)
+        labelled_data.open_labelled(config, pretrained)
 
 
 def test_a_split_tested_on_and_learnt_from_is_a_warning_if_allowed(
     config, pretrained, lines
 ):
     config.data.test_split, config.data.allow_overlap = "train", True
-    data = splits.open_labelled(config, pretrained)
+    data = labelled_data.open_labelled(config, pretrained)
     assert data.test.ids.tolist() == data.train.ids.tolist()
     want = "7 pairs of split train, to be tested on, are in split train too"
     assert any(want in line for line in lines)
@@ -138,7 +138,7 @@ def test_test_pairs_that_were_learnt_from_are_refused(
     rewrite(config, "test", tmp_path, prefix=split)  # the same places
     refused(config, pretrained, "7 of 7 in split test, to be tested on, show")
     config.data.allow_overlap = True
-    splits.open_labelled(config, pretrained)
+    labelled_data.open_labelled(config, pretrained)
     assert any(f"tested on, are in split {split} too" in line for line in lines)
 
 
@@ -148,18 +148,18 @@ def test_pairs_to_choose_settings_on_that_were_learnt_from_are_refused(
     rewrite(config, "validation", tmp_path, prefix="train")  # the same places
     refused(config, pretrained, "7 of 7 in split validation, to choose settings on,")
     config.data.allow_overlap = True
-    splits.open_labelled(config, pretrained)
+    labelled_data.open_labelled(config, pretrained)
     want = "7 pairs of split validation, to choose settings on, are in split train too"
     assert any(want in line for line in lines)
 
 
 def test_test_pairs_that_were_pretrained_on_are_refused(config, pretrained, lines):
-    test = splits.open_labelled(config, pretrained).test.source
+    test = labelled_data.open_labelled(config, pretrained).test.source
     codes = sources.place_codes(test)
     run_directory.remember_places(pretrained.directory, codes[:3])
     refused(config, pretrained, "3 of the 7 pairs .* ground that .*run was")
     config.data.allow_overlap = True
-    splits.open_labelled(config, pretrained)
+    labelled_data.open_labelled(config, pretrained)
     said = "3 of 7 tested pairs show ground that was pretrained on"
     assert any(said in line for line in lines)
     (pretrained.directory / run_directory.PLACES).write_bytes(b"")
@@ -167,9 +167,9 @@ def test_test_pairs_that_were_pretrained_on_are_refused(config, pretrained, line
 
 
 def test_pretraining_on_the_pairs_to_learn_from_is_no_leak(config, pretrained):
-    train = splits.open_labelled(config, pretrained).train.source
+    train = labelled_data.open_labelled(config, pretrained).train.source
     run_directory.remember_places(pretrained.directory, sources.place_codes(train))
-    splits.open_labelled(config, pretrained)
+    labelled_data.open_labelled(config, pretrained)
 
 
 def labelled(train, test, single=False):
@@ -177,36 +177,40 @@ def labelled(train, test, single=False):
     names = tuple("abc"[: train.shape[1]])
 
     def split(name, labels):
-        return splits.Split(name, None, np.arange(len(labels)).astype(str), labels)
+        return labelled_data.Split(
+            name, None, np.arange(len(labels)).astype(str), labels
+        )
 
     parts = (split("train", train), split("validation", train), split("test", test))
-    return splits.Labelled(None, *parts, names, single)
+    return labelled_data.Labelled(None, *parts, names, single)
 
 
 def test_a_tested_class_that_nobody_could_learn_is_refused(lines):
     train = np.array([[1, 0, 0], [1, 1, 0]], np.uint8)
     test = np.array([[1, 0, 1], [1, 0, 0]], np.uint8)
     with pytest.raises(InputError, match=r"^1 classes of the test .* \(c\); .*=True"):
-        splits.check_labels(labelled(train, test), "labels", allow=False)
-    splits.check_labels(labelled(train, test), "labels", allow=True)
+        labelled_data.check_labels(labelled(train, test), "labels", allow=False)
+    labelled_data.check_labels(labelled(train, test), "labels", allow=True)
     assert any("(c); their scores are chance" in line for line in lines)
     # A class that is only learnt is none of our business.
-    splits.check_labels(labelled(test, train[:1]), "labels", allow=False)
+    labelled_data.check_labels(labelled(test, train[:1]), "labels", allow=False)
 
 
 def test_single_labels_are_one_a_pair():
     one = np.eye(3, dtype=np.uint8)
-    splits.check_labels(labelled(one, one, single=True), "labels", allow=False)
+    labelled_data.check_labels(labelled(one, one, single=True), "labels", allow=False)
     for other in ([[1, 1, 0]], [[0, 0, 0]]):
         data = labelled(one, np.array(other, np.uint8), single=True)
         with pytest.raises(InputError, match="1 pairs of split test .*single_label"):
-            splits.check_labels(data, "labels", allow=False)
+            labelled_data.check_labels(data, "labels", allow=False)
 
 
 def test_fractions_are_nested_without_repeats_and_keep_every_class():
     labels = synthetic.Scenes(200, size=24).index["labels"]
     data = labelled(labels, labels)
-    data = splits.Labelled(None, data.train, *[data.test] * 2, data.classes, False)
+    data = labelled_data.Labelled(
+        None, data.train, *[data.test] * 2, data.classes, False
+    )
     for seed in range(3):
         chosen = [data.subset(f, seed) for f in (0.1, 0.3, 1.0)]
         assert [(s.fraction, s.seed) for s in chosen] == [
@@ -225,7 +229,7 @@ def test_pixel_labels_have_to_be_there_and_of_the_same_classes(pretrained, confi
     config.methods = ("dense",)
     refused(config, pretrained, r"no pixel labels 'land_cover'; .* one of \[\]")
     scenes = judging.config("run", methods=("knn", "dense"))
-    data = splits.open_labelled(scenes, pretrained)
+    data = labelled_data.open_labelled(scenes, pretrained)
     assert "land_cover" in data.train.source.fields
     scenes.data.classes = ("water", "urban")
     refused(scenes, pretrained, "classes of land_cover are not those of labels")

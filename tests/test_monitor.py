@@ -10,8 +10,8 @@ from flax import nnx
 
 from data_pipeline import subsets, synthetic
 from data_pipeline.errors import InputError
+from fusmae_jax.evaluation import encoder, monitor
 from fusmae_jax.training import metrics, pretrain, sharding
-from fusmae_jax.evaluation import encoder, inloop
 from tests import tiny
 
 SCORES = {f"{task}_{s}" for task in ("knn", "probe") for s in encoder.SENSOR_SETS}
@@ -22,7 +22,7 @@ BLANK = np.zeros((2, 2, 3), np.uint8)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setitem(inloop.QUICK, "epochs", 2)
+    monkeypatch.setitem(monitor.QUICK, "epochs", 2)
     # Their own tests look at what a run draws and compares in the end.
     monkeypatch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
     monkeypatch.setattr(pretrain.figures, "save", lambda *a: BLANK)
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     """A run of two epochs, three steps each, judged after both; and its state."""
     workdir = tmp_path_factory.mktemp("inloop") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(inloop.QUICK, "epochs", 2)
+        patch.setitem(monitor.QUICK, "epochs", 2)
         patch.setattr(pretrain.reconstruct, "report", lambda *a, **k: None)
         patch.setattr(pretrain.figures, "save", lambda *a: BLANK)
         return workdir, pretrain.run(config(), workdir)
@@ -104,7 +104,7 @@ def test_epochs_need_not_end_with_a_step(every, steps):
 
 def make_judge(c, train, held=None):
     held = held or synthetic.Scenes(20, size=24, seed=1)
-    return inloop.Judge(c, tiny.objective(), sharding.make_mesh(1), train, held)
+    return monitor.Judge(c, tiny.objective(), sharding.make_mesh(1), train, held)
 
 
 class Writer:

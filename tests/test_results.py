@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import report, rows
-from fusmae_jax.evaluation.rows import Row
+from fusmae_jax.evaluation import results
+from fusmae_jax.evaluation.results import Row
 from fusmae_jax.evaluation.scores import Score, Scores
 
 NAN = float("nan")
@@ -65,33 +65,33 @@ def lines_of(path):
 def test_rows_come_back_exactly(tmp_path):
     counts = np.array([[3, 0, 1], [2, 5, 0], [0, 0, 10**12]])
     want = [row(), row(NAN, NAN, NAN, sensors="s1->s2"), row(confusion=counts)]
-    report.write(tmp_path, want, classes=CLASSES, meta=META)
-    got = report.read(tmp_path)
+    results.write(tmp_path, want, classes=CLASSES, meta=META)
+    got = results.read(tmp_path)
     assert len(got) == len(want)
     for pair in zip(got, want):
         assert_same(*pair)
     assert got[0].scores.confusion is None
     assert got[2].scores.confusion.dtype == counts.dtype
-    classes, meta = report.read_shared(tmp_path)
+    classes, meta = results.read_shared(tmp_path)
     assert classes == CLASSES
     assert meta["config"] == {"knn": {"k": 20, "ks": [1, 5]}, "smoothing": None}
-    report.write(tmp_path, got, classes=classes, meta=meta)
-    assert_same(report.read(tmp_path)[2], want[2])
+    results.write(tmp_path, got, classes=classes, meta=meta)
+    assert_same(results.read(tmp_path)[2], want[2])
 
 
 def test_numpy_numbers_are_written_as_numbers(tmp_path):
     chosen = {"learning_rate": np.float64(0.25), "epochs": np.int64(3)}
     score = {"map_micro": Score(np.float32(0.5), np.float64(0.25), np.float64(NAN))}
     one = row(chosen=chosen, overall=score, train_pairs=np.int32(9))
-    report.write(tmp_path, [one], classes=CLASSES, meta=META)
-    (got,) = report.read(tmp_path)
+    results.write(tmp_path, [one], classes=CLASSES, meta=META)
+    (got,) = results.read(tmp_path)
     assert got.chosen == {"learning_rate": 0.25, "epochs": 3} and got.train_pairs == 9
     assert got.scores.overall["map_micro"][:2] == (0.5, 0.25)
     assert lines_of(tmp_path / "scores.csv")[0]["train_pairs"] == "9"
 
 
 def test_nan_is_null_in_json_and_nothing_in_csv(tmp_path):
-    report.write(tmp_path, [row()], classes=CLASSES, meta=META)
+    results.write(tmp_path, [row()], classes=CLASSES, meta=META)
     text = (tmp_path / "scores.json").read_text()
     assert "NaN" not in text
     (only,) = json.loads(text)["rows"]
@@ -103,10 +103,10 @@ def test_nan_is_null_in_json_and_nothing_in_csv(tmp_path):
 
 def test_the_csv_has_a_line_for_each_setting_and_value(tmp_path):
     given = [row(), row(0.5, encoder="image statistics", fraction=0.01, subset_seed=4)]
-    report.write(tmp_path, given, classes=CLASSES, meta=META)
+    results.write(tmp_path, given, classes=CLASSES, meta=META)
     lines = lines_of(tmp_path / "scores.csv")
     assert len(lines) == 2 * (2 + len(CLASSES))
-    assert all(list(line) == list(report.SCHEMA) for line in lines)
+    assert all(list(line) == list(results.SCHEMA) for line in lines)
     assert lines[0] == {
         "dataset": "pairs",
         "split": "test",
@@ -139,22 +139,22 @@ def test_the_csv_has_a_line_for_each_setting_and_value(tmp_path):
 
 def test_scores_of_other_classes_are_refused(tmp_path):
     with pytest.raises(ValueError):
-        report.write(tmp_path, [row()], classes=CLASSES[:2], meta=META)
+        results.write(tmp_path, [row()], classes=CLASSES[:2], meta=META)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bad", (float("inf"), object()))
 def test_what_cannot_be_written_leaves_the_files_as_they_were(tmp_path, bad):
-    report.write(tmp_path, [row()], classes=CLASSES, meta=META)
+    results.write(tmp_path, [row()], classes=CLASSES, meta=META)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert set(before) == {"scores.json", "scores.csv"}
     with pytest.raises((ValueError, TypeError)):
-        report.write(tmp_path, [row(chosen={"rate": bad})], classes=CLASSES, meta=META)
+        results.write(tmp_path, [row(chosen={"rate": bad})], classes=CLASSES, meta=META)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_crash_while_writing_scores_leaves_the_earlier_ones(tmp_path, monkeypatch):
-    report.write(tmp_path, [row()], classes=CLASSES, meta=META)
+    results.write(tmp_path, [row()], classes=CLASSES, meta=META)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def crash(source, target):
@@ -163,7 +163,7 @@ def test_a_crash_while_writing_scores_leaves_the_earlier_ones(tmp_path, monkeypa
     monkeypatch.setattr("os.replace", crash)
     for name in ("scores.csv", "scores.json"):
         with pytest.raises(OSError, match=name):
-            report.write(tmp_path, [row(0.1)], classes=CLASSES, meta=META)
+            results.write(tmp_path, [row(0.1)], classes=CLASSES, meta=META)
         after = {name: (tmp_path / name).read_bytes() for name in before}
         assert after == before
         # The second round gets past the first file.
@@ -177,7 +177,7 @@ def test_a_crash_while_writing_predictions_leaves_the_earlier_ones(
     tmp_path, monkeypatch
 ):
     labels = np.eye(2)
-    report.write_predictions(tmp_path, ("a", "b"), ("x", "y"), labels, {"k": labels})
+    results.write_predictions(tmp_path, ("a", "b"), ("x", "y"), labels, {"k": labels})
     before = (tmp_path / "predictions.npz").read_bytes()
 
     def crash(file, **arrays):
@@ -186,29 +186,29 @@ def test_a_crash_while_writing_predictions_leaves_the_earlier_ones(
 
     monkeypatch.setattr(np, "savez_compressed", crash)
     with pytest.raises(OSError, match="disk full"):
-        report.write_predictions(tmp_path, ("c",), ("x",), [[1]], {})
+        results.write_predictions(tmp_path, ("c",), ("x",), [[1]], {})
     assert (tmp_path / "predictions.npz").read_bytes() == before
 
 
 def test_reading_what_is_not_there_says_so(tmp_path):
     with pytest.raises(InputError, match="evaluate a run there first"):
-        report.read(tmp_path)
+        results.read(tmp_path)
     (tmp_path / "scores.json").write_text('{"rows": [')
     with pytest.raises(InputError, match="is not JSON .*; delete it"):
-        report.read(tmp_path)
+        results.read(tmp_path)
     (tmp_path / "scores.json").write_text('{"task": "reconstruct"}')
     with pytest.raises(InputError, match="lacks meta, classes or rows"):
-        report.read(tmp_path)
+        results.read(tmp_path)
 
 
 def test_predictions_are_plain_arrays_under_readable_keys(tmp_path):
     model = row(fraction=0.1, subset_seed=3)
     rival = row(fraction=0.1, subset_seed=3, encoder="image statistics")
-    keys = [report.prediction_key(r) for r in (model, rival)]
+    keys = [results.prediction_key(r) for r in (model, rival)]
     assert keys == ["probe/both/0.1/3", "probe/both/0.1/3/image statistics"]
     labels = np.array([[1, 0, 1], [0, 0, 0]], bool)
     scores = dict(zip(keys, np.random.default_rng(0).random((2, 2, 3))))
-    report.write_predictions(tmp_path, ["p1", "p22"], CLASSES, labels, scores)
+    results.write_predictions(tmp_path, ["p1", "p22"], CLASSES, labels, scores)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as got:
         assert set(got) == {"ids", "classes", "labels", *keys}
         assert got["ids"].tolist() == ["p1", "p22"]
@@ -221,24 +221,24 @@ def test_predictions_are_plain_arrays_under_readable_keys(tmp_path):
 
 
 def test_predictions_are_read_back_all_or_one(tmp_path):
-    assert report.read_predictions(tmp_path) == {}
+    assert results.read_predictions(tmp_path) == {}
     scores = {"knn/s1/1/0": np.eye(2), "knn/s2/1/0": np.ones((2, 2))}
-    report.write_predictions(tmp_path, ("a", "b"), ("x", "y"), np.eye(2), scores)
-    assert report.read_predictions(tmp_path).keys() == scores.keys()
-    (only,) = report.read_predictions(tmp_path, "knn/s2/1/0").values()
+    results.write_predictions(tmp_path, ("a", "b"), ("x", "y"), np.eye(2), scores)
+    assert results.read_predictions(tmp_path).keys() == scores.keys()
+    (only,) = results.read_predictions(tmp_path, "knn/s2/1/0").values()
     np.testing.assert_array_equal(only, 1.0)
     (tmp_path / "predictions.npz").write_bytes(b"PK, or what was left of it")
     with pytest.raises(InputError, match="predictions.npz cannot be read .*delete it"):
-        report.read_predictions(tmp_path)
+        results.read_predictions(tmp_path)
 
 
 def test_a_row_that_lacks_something_is_said_in_a_sentence(tmp_path):
-    report.write(tmp_path, [row()], classes=CLASSES, meta=META)
+    results.write(tmp_path, [row()], classes=CLASSES, meta=META)
     content = json.loads((tmp_path / "scores.json").read_text())
     del content["rows"][0]["fraction"]
     (tmp_path / "scores.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="damaged .*'fraction'.*; delete it"):
-        report.read(tmp_path)
+        results.read(tmp_path)
 
 
 def test_the_table_of_a_known_case():
@@ -251,7 +251,7 @@ def test_the_table_of_a_known_case():
         row(NAN, NAN, NAN, task="knn", sensors="s1"),
         row(task="retrieval", sensors="s1->s2", overall={"recall@1": UNKNOWN}),
     ]
-    assert report.table(given, "map_micro", where="pairs, test split").split("\n") == [
+    assert results.table(given, "map_micro", where="pairs, test split").split("\n") == [
         "mAP (micro) on 12,345 pairs of pairs, test split",
         "(percent [95 % interval], or ± standard deviation over n subsets of the "
         "labels)",
@@ -267,7 +267,7 @@ def test_the_table_of_a_known_case():
 
 def test_features_taken_in_several_ways_have_lines_of_their_own():
     given = [row(), row(0.8, features="global token"), row(task="knn")]
-    lines = report.table(given, "map_micro", where="pairs").split("\n")[3:]
+    lines = results.table(given, "map_micro", where="pairs").split("\n")[3:]
     cells = [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
     assert cells == [
         ["kNN", "100 %", "Fus-MAE", "71.2 [69.8, 72.5]"],
@@ -278,7 +278,7 @@ def test_features_taken_in_several_ways_have_lines_of_their_own():
 
 def test_a_metric_that_nothing_was_judged_by_is_refused():
     with pytest.raises(InputError, match="by oa; choose from f1_macro, map_micro"):
-        report.table([row()], "oa", where="pairs")
+        results.table([row()], "oa", where="pairs")
 
 
 def test_retrieval_has_a_line_for_each_direction():
@@ -289,7 +289,7 @@ def test_retrieval_has_a_line_for_each_direction():
         row(task="retrieval", sensors="s1->s2", overall=across),
         row(task="retrieval", sensors="s2", overall=within),
     ]
-    assert report.retrieval_table(given, where="pairs").split("\n") == [
+    assert results.retrieval_table(given, where="pairs").split("\n") == [
         "Retrieval on 12,345 pairs of pairs",
         "(percent [95 % interval])",
         "encoder  query -> gallery  recall@1           f1@5",
@@ -301,7 +301,7 @@ def test_retrieval_has_a_line_for_each_direction():
 def test_the_spread_over_subsets_is_the_sample_deviation():
     values = [0.3, 0.5, 0.1, 0.7]
     given = [row(v, subset_seed=i) for i, v in enumerate(values)]
-    mean, low, high = rows.over_seeds(given, "map_micro")
+    mean, low, high = results.over_seeds(given, "map_micro")
     std = np.std(values, ddof=1)
     np.testing.assert_allclose((mean, low, high), (0.4, 0.4 - std, 0.4 + std))
-    assert rows.over_seeds(given[:1], "map_micro") == (0.3, 0.698, 0.725)
+    assert results.over_seeds(given[:1], "map_micro") == (0.3, 0.698, 0.725)

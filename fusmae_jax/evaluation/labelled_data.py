@@ -10,8 +10,8 @@ import numpy as np
 from data_pipeline import sources, subsets
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from fusmae_jax.training import run_directory
 from fusmae_jax.evaluation.encoder import Pretrained
+from fusmae_jax.training import run_directory
 
 log = logging.getLogger("fusmae_jax")
 
