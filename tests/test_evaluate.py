@@ -54,7 +54,7 @@ def test_there_is_a_row_for_every_encoder_sensor_and_share_of_labels(everything)
     searched = {
         ("retrieval", encoder, direction, 1.0)
         for encoder in ENCODERS
-        for direction in tasks.RETRIEVALS
+        for direction in tasks.DIRECTIONS
         # Statistics of radar and of optics cannot be compared.
         if encoder != "image statistics"
         or direction[:2] == direction[-2:]

@@ -4,7 +4,7 @@ import pytest
 
 from configs import probe_bigearthnet
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import checks, evaluate, results, trainings
+from fusmae_jax.evaluation import checks, evaluate, results, tasks
 from fusmae_jax.training import metrics
 from tests import judging, tiny
 
@@ -44,7 +44,7 @@ def test_a_recipe_of_a_task_that_is_not_wanted_is_not_looked_at():
 
 def test_more_blocks_than_there_are_is_said_before_anything_is_opened():
     with pytest.raises(InputError, match="dense.blocks is 9; this encoder has 3"):
-        trainings.check_encoder(config(dense__blocks=9), 3)
+        evaluate.check_depth(config(dense__blocks=9), 3)
 
 
 def test_an_encoder_of_one_block_has_one_output_in_every_task(tmp_path):
@@ -119,8 +119,8 @@ def test_a_learning_rate_that_diverges_is_left_out(judged):
 def test_an_evaluation_that_is_done_does_nothing_again(judged, monkeypatch):
     c, workdir = judged
     before = (workdir / "scores.json").read_bytes()
-    monkeypatch.setattr(trainings, "tune", None)
-    monkeypatch.setattr(trainings.dense, "fit", None)
+    monkeypatch.setattr(tasks.FineTuning, "_tune", None)
+    monkeypatch.setattr(tasks.dense, "fit", None)
     evaluate.run(c, workdir)
     assert (workdir / "scores.json").read_bytes() == before
 

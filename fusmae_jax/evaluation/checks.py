@@ -27,7 +27,7 @@ from fusmae_jax.evaluation import (
     labelled_data,
     linear_probe,
     results,
-    trainings,
+    tasks,
 )
 from fusmae_jax.evaluation.encoder import SENSOR_SETS
 
@@ -181,7 +181,7 @@ def check_config(config) -> None:
     check_rules(config, RULES)
     for name, changes in (("finetune", {}), ("scratch", config.scratch)):
         try:
-            trainings.finetune_recipes(config, changes)
+            tasks.finetune_recipes(config, changes)
         except InputError as error:
             raise InputError(f"With what {name} says, {error}") from error
     data = config.data

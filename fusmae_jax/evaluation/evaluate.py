@@ -1,18 +1,47 @@
 """Judges a pretrained encoder, from its run directory alone."""
 
+import functools
+import itertools
 import logging
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
+from flax import nnx
 
-from data_pipeline import atomic
-from fusmae_jax.evaluation import checks, encoder, results, tasks, trainings
-from fusmae_jax.evaluation.labelled_data import open_labelled
-from fusmae_jax.evaluation.session import Session
-from fusmae_jax.training import sharding
+from data_pipeline import atomic, ground
+from fusmae_jax.evaluation import checks, encoder, features, results, retrieval, tasks
+from fusmae_jax.evaluation.encoder import Pretrained, check_blocks
+from fusmae_jax.evaluation.labelled_data import SPLITS, Labelled, open_labelled
+from fusmae_jax.evaluation.store import Found, Setting, Store
+from fusmae_jax.evaluation.tasks import Candidate, Setup
+from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import run_directory, sharding
 
 log = logging.getLogger("fusmae_jax")
 
 fields, check = checks.fields, checks.check_config
+
+# These say what is done, or how; all others say what a score means.
+MAY_CHANGE = (
+    "checkpoint",
+    "step",
+    "cache",
+    "batch_size",
+    "methods",
+    "baselines",
+    "sensors",
+    "fractions",
+    "repeats",
+    "finetune.remat",
+    "finetune.accumulate",
+    "scratch.remat",
+    "scratch.accumulate",
+    "data.dir",
+    "data.eval_dir",
+    "data.allow_overlap",
+)
+STATISTICS = "mean, deviation and 5 percentiles of every band"
 
 
 def run(config, workdir) -> list[results.Row]:
@@ -36,41 +65,211 @@ def run(config, workdir) -> list[results.Row]:
     mesh = sharding.make_mesh(1)
     checkpoint = atomic.absolute(config.checkpoint)
     pretrained = encoder.restore(checkpoint, mesh, config.step)
-    trainings.check_encoder(config, pretrained.objective.encoder().depth)
+    check_depth(config, pretrained.objective.encoder().depth)
     data = open_labelled(config, pretrained)
-    session = Session(config, workdir, mesh, pretrained, data)
-    log.info(describe(session))
-    features = tasks.on_features(session)
-    trainings.run(session)
+    setup, judged = open_setup(config, workdir, mesh, pretrained, data)
+    log.info(describe(config, pretrained, data))
+    for setting, judge in plan(setup, pretrained, judged):
+        if not setup.store.done(setting):
+            setup.store.add(setting, judge(setting))
+    return report(setup, pretrained, judged)
+
+
+def check_depth(config, depth: int) -> None:
+    """Refuses outputs of more blocks than an encoder has."""
+    check_blocks("features.blocks", config.features.blocks, depth)
+    if "dense" in config.methods:
+        check_blocks("dense.blocks", config.dense.blocks, depth)
+
+
+def open_setup(
+    config, workdir, mesh, pretrained: Pretrained, data: Labelled
+) -> tuple[Setup, Encoder]:
+    """Opens `workdir`, which may hold a part of the same evaluation.
+
+    Returns:
+        What all tasks share, and the encoder as it sees the data.
+
+    Raises:
+        InputError: it holds something else, or an option cannot work.
+    """
+    judged = pretrained.look_at(data.description, config.normalize)
+    if config.features.pool == "global" and not judged.summarizes:
+        log.warning(
+            "Nothing has taught this encoder's global token what to say, as its "
+            "pretraining asked it for nothing; pool the mean instead."
+        )
+    groups = ground.groups(data.test.source)
+    if "retrieval" in config.methods:
+        retrieval.check_enough(groups, config.retrieval.ks)
+    splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
+    run_directory.open_workdir(
+        workdir,
+        config,
+        judged.inputs.contract,
+        {"parameters": encoder.digest(pretrained.params), **splits},
+        free=MAY_CHANGE,
+        dtype=pretrained.config.model.dtype,
+    )
+    classes = data.classes
+    if set(config.methods) == {"dense"}:
+        classes = data.description.maps[config.dense.field]
+    meta = {
+        "task": "evaluate",
+        "dataset": data.description.name,
+        "split": data.test.name,
+        "checkpoint": str(pretrained.directory),
+        "step": pretrained.step,
+        "dtype": pretrained.config.model.dtype,
+        "note": note(judged),
+        "config": config.to_dict(),
+    }
+    store = Store(workdir, classes, data.test, meta)
+    return Setup(config, mesh, data, groups, store), judged
+
+
+def note(judged: Encoder) -> str:
+    """What is to be known of numbers of one sensor; "" for nothing."""
+    return "" if judged.knows_one_sensor else results.NEVER_ALONE
+
+
+def candidates(config, pretrained: Pretrained, judged: Encoder) -> Iterator[Candidate]:
+    """Yields what features are taken with: the encoder, and its rivals."""
+    yield Candidate(judged.name, judged, pretrained.encoder_params)
+    for name in config.baselines:
+        if name == "random":
+            yield Candidate(results.RANDOM, judged, pretrained.fresh(config.seed))
+        elif name == "statistics":
+            bare = encoder.Statistics(judged.inputs, judged.patch_size)
+            yield Candidate(results.STATISTICS, bare, nnx.State({}))
+
+
+def take_features(
+    setup: Setup, pretrained: Pretrained, candidate: Candidate
+) -> dict[str, dict[str, np.ndarray]]:
+    """Features of all splits by one encoder, {split: {sensor set: [N, D]}}."""
+    config = setup.config
+    recipe = features.Recipe(**config.features)
+    extractor = features.Extractor(
+        candidate.encoder, candidate.params, recipe, setup.mesh, config.sensors
+    )
+    folder = atomic.absolute(config.cache) or pretrained.directory / "features"
+    return {
+        split: features.extract(
+            extractor,
+            getattr(setup.data, split).source,
+            folder=folder,
+            batch_size=config.batch_size,
+            title=f"{candidate.name}, {split}",
+        )
+        for split in SPLITS
+    }
+
+
+def plan(
+    setup: Setup, pretrained: Pretrained, judged: Encoder
+) -> Iterator[tuple[Setting, Callable[[Setting], Found]]]:
+    """Yields all that is to be judged, and what judges it.
+
+    Features of one encoder are held at a time, and only if something needs them.
+    """
+    config, data = setup.config, setup.data
+    subsets = [
+        data.subset(fraction, seed)
+        for fraction, repeats in zip(config.fractions, config.repeats)
+        for seed in range(repeats)
+    ]
+    every = list(itertools.product(subsets, config.sensors))
+    for rival in candidates(config, pretrained, judged):
+        taken = functools.cache(
+            functools.partial(take_features, setup, pretrained, rival)
+        )
+        recipe = str(features.Recipe(**config.features))
+        recipe = recipe if rival.encoder.trained else STATISTICS
+        for task, judge in tasks.ON_FEATURES.items():
+            if task not in config.methods:
+                continue
+            wanted = every
+            if task == "retrieval":
+                found = tasks.directions(config.sensors, rival.encoder)
+                wanted = [(tasks.EVERYTHING, direction) for direction in found]
+            for subset, s in wanted:
+                setting = Setting(task, rival.name, s, subset, recipe)
+                yield setting, functools.partial(judge_taken, judge, setup, taken)
+    yield from plan_trainings(setup, pretrained, judged, every)
+
+
+def judge_taken(judge, setup: Setup, taken: Callable, setting: Setting) -> Found:
+    """Judges by a task of `tasks.ON_FEATURES`, with features that are taken now."""
+    return judge(setup, setting, taken())
+
+
+def plan_trainings(
+    setup: Setup, pretrained: Pretrained, judged: Encoder, every: list
+) -> Iterator[tuple[Setting, Callable[[Setting], Found]]]:
+    """The same of the tasks that train with the encoder in the loop.
+
+    Args:
+        setup, pretrained, judged: see `plan`.
+        every: subsets of labels and sensor sets, `(Subset, str)`.
+    """
+    config = setup.config
+    tuned = []
+    if "finetune" in config.methods:
+        model = Candidate(judged.name, judged, pretrained.encoder_params)
+        tuned.append(tasks.FineTuning(setup, model, {}))
+    if "supervised" in config.baselines:
+        fresh = pretrained.fresh(config.seed)
+        model = Candidate(results.SUPERVISED, judged, fresh)
+        tuned.append(tasks.FineTuning(setup, model, config.scratch))
+    for tuning in tuned:
+        for subset, s in every:
+            recipe = str(tuning.recipe)
+            yield Setting("finetune", tuning.name, s, subset, recipe), tuning
+    if "dense" not in config.methods:
+        return
+    for rival in candidates(config, pretrained, judged):
+        name = rival.name if rival.encoder.trained else results.PIXELS
+        seen = "tokens" if rival.encoder.trained else "pixels"
+        for subset, s in every:
+            for recipe in tasks.dense_recipes(config):
+                how = f"{recipe.head} head on {seen}"
+                judge = functools.partial(
+                    tasks.judge_densely, setup, candidate=rival, recipe=recipe
+                )
+                yield Setting("dense", name, s, subset, how), judge
+
+
+def report(setup: Setup, pretrained: Pretrained, judged: Encoder) -> list[results.Row]:
+    """Writes, draws and prints what was found; all hosts must call."""
+    config, store = setup.config, setup.store
+    shown = {}
+    if set(config.methods) & tasks.ON_FEATURES.keys():
+        model = Candidate(judged.name, judged, pretrained.encoder_params)
+        shown = take_features(setup, pretrained, model)["test"]
     if jax.process_index() == 0:
-        session.write()
-        session.pack_predictions()
-        from fusmae_jax.evaluation import gallery
+        store.write()
+        store.pack_predictions()
+        from fusmae_jax.evaluation import gallery  # Matplotlib, only now
 
-        gallery.draw(session, features, title=where(session))
-        print(tables(session), flush=True)
-    return session.rows
+        where = f"{setup.data.description.name}, {setup.data.test.name} split"
+        gallery.draw(store, setup.data.test.labels, judged, shown, title=where)
+        print(tables(store.rows, where, note(judged)), flush=True)
+    return store.rows
 
 
-def describe(session: Session) -> str:
+def describe(config, pretrained: Pretrained, data: Labelled) -> str:
     """What is about to happen, in a few words."""
-    data, model = session.data, session.pretrained
     return (
-        f"{model.directory}, step {model.step}: {', '.join(session.config.methods)} on "
-        f"{len(data.classes)} classes of {data.description.name}; {len(data.train)} "
-        f"pairs to learn from, {len(data.validation)} to choose on, {len(data.test)} "
-        "to test on"
+        f"{pretrained.directory}, step {pretrained.step}: {', '.join(config.methods)} "
+        f"on {len(data.classes)} classes of {data.description.name}; "
+        f"{len(data.train)} pairs to learn from, {len(data.validation)} to choose on, "
+        f"{len(data.test)} to test on"
     )
 
 
-def where(session: Session) -> str:
-    """Dataset and split, for titles."""
-    return f"{session.data.description.name}, {session.data.test.name} split"
-
-
-def tables(session: Session) -> str:
+def tables(judged: list[results.Row], where: str, note: str) -> str:
     """The tables that are printed in the end."""
-    title, judged, note = where(session), session.rows, session.note
     names = {name for row in judged for name in row.scores.overall}
     metrics = [m for m in ("map_micro", "map_macro", "oa", "aa", "miou") if m in names]
     parts = []
@@ -78,7 +277,7 @@ def tables(session: Session) -> str:
         # Accuracy of pixels does not belong beside that of pairs.
         alike = [r for r in judged if metric == "miou" or r.task != "dense"]
         if any(metric in row.scores.overall for row in alike):
-            parts.append(results.table(alike, metric, where=title, note=note))
+            parts.append(results.table(alike, metric, where=where, note=note))
     if any(row.task == "retrieval" for row in judged):
-        parts.append(results.retrieval_table(judged, where=title, note=note))
+        parts.append(results.retrieval_table(judged, where=where, note=note))
     return "\n\n".join(parts)

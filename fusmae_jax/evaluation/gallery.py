@@ -4,24 +4,35 @@ import numpy as np
 
 from fusmae_jax import figures
 from fusmae_jax.evaluation import matrices, plots, results
-from fusmae_jax.evaluation.session import Session
+from fusmae_jax.evaluation.store import Store
+from fusmae_jax.objectives.protocol import Encoder
 
 # The metric of a task that is drawn; retrieval has none by class.
 METRICS = ("map_micro", "miou", "oa")
 
 
-def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> None:
+def draw(
+    store: Store,
+    labels: np.ndarray,
+    encoder: Encoder,
+    features: dict[str, np.ndarray],
+    *,
+    title: str,
+) -> None:
     """Draws into `figures/` what people would rather see than read.
 
     Args:
-        session: what was found.
+        store: what was found.
+        labels: of the test pairs, [N, C].
+        encoder: that was judged.
         features: of the test pairs by sensor set, [N, D]; may be empty.
         title: dataset and split.
     """
-    folder, classes = session.workdir / "figures", session.classes
-    for task in dict.fromkeys(row.task for row in session.rows):
-        judged = [row for row in session.rows if row.task == task]
-        note = session.note if any(map(results.shows_one_sensor, judged)) else ""
+    folder, classes = store.workdir / "figures", store.classes
+    alone = "" if encoder.knows_one_sensor else results.NEVER_ALONE
+    for task in dict.fromkeys(row.task for row in store.rows):
+        judged = [row for row in store.rows if row.task == task]
+        note = alone if any(map(results.shows_one_sensor, judged)) else ""
         said = dict(where=title, note=note)
         metric = next((m for m in METRICS if m in judged[0].scores.overall), None)
         if metric is None:
@@ -31,17 +42,17 @@ def draw(session: Session, features: dict[str, np.ndarray], *, title: str) -> No
             made["fractions"] = plots.fractions_figure(judged, metric, **said)
         best = best_setting(judged)
         made["per_class"] = plots.per_class_figure(best, classes, **said)
-        made["confusion"] = confusion(session, best[-1], title)
+        made["confusion"] = confusion(store, labels, best[-1], title)
         for kind, figure in made.items():
             if figure is not None:
                 figures.save(figure, folder / f"{task}_{kind}.png")
     for s, x in features.items():
         figure = plots.projection_figure(
             x,
-            session.data.test.labels,
+            labels,
             classes,
-            title=f"{title}; {session.encoder.name}, {results.SENSORS[s]}",
-            note="" if s == "both" else session.note,
+            title=f"{title}; {encoder.name}, {results.SENSORS[s]}",
+            note="" if s == "both" else alone,
         )
         figures.save(figure, folder / f"projection_{s}.png")
 
@@ -63,7 +74,7 @@ def best_setting(judged: list[results.Row]) -> list[results.Row]:
     ]
 
 
-def confusion(session: Session, row: results.Row, title: str):
+def confusion(store: Store, labels: np.ndarray, row: results.Row, title: str):
     """What is taken for what, None where predictions are gone.
 
     A confusion matrix; where pairs have several labels, which classes are predicted
@@ -75,11 +86,11 @@ def confusion(session: Session, row: results.Row, title: str):
     )
     if row.scores.confusion is not None:
         return matrices.confusion_figure(
-            row.scores.confusion, session.classes, title=title
+            row.scores.confusion, store.classes, title=title
         )
-    predicted = results.read_predictions(session.workdir, results.prediction_key(row))
+    predicted = results.read_predictions(store.workdir, results.prediction_key(row))
     if not predicted:
         return None
     (predicted,) = predicted.values()
-    shares = matrices.cooccurrence(predicted, session.data.test.labels)
-    return matrices.cooccurrence_figure(shares, session.classes, title=title)
+    shares = matrices.cooccurrence(predicted, labels)
+    return matrices.cooccurrence_figure(shares, store.classes, title=title)

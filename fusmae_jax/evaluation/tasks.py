@@ -1,129 +1,339 @@
-"""The tasks an encoder is judged by, on features that are taken once."""
+"""The tasks that judge an encoder: functions that return what they found.
 
+Each is given the `Setup`, an encoder or what was taken by it, the training pairs to
+learn from, and what is to be shown; `evaluate` calls them for all that is wanted.
+"""
+
+import dataclasses
+import functools
 import logging
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
-from fusmae_jax.evaluation import knn, linear_probe, results, retrieval
-from fusmae_jax.evaluation.labelled_data import Subset
+from data_pipeline import subsets
+from fusmae_jax.evaluation import (
+    classifier,
+    dense,
+    features,
+    finetune,
+    knn,
+    linear_probe,
+    results,
+    retrieval,
+    scores,
+)
+from fusmae_jax.evaluation.labelled_data import Labelled, Split, Subset
 from fusmae_jax.evaluation.scores import Scores
-from fusmae_jax.evaluation.session import Session
+from fusmae_jax.evaluation.store import Found, Setting, Store
+from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import metrics
 
 log = logging.getLogger("fusmae_jax")
 
-RETRIEVALS = ("s1->s2", "s2->s1", "s1->s1", "s2->s2", "both->both")
+# No training label is used by retrieval; the setting stands for all of them.
+EVERYTHING = Subset(1.0, 0, np.empty(0, int))
+DIRECTIONS = ("s1->s2", "s2->s1", "s1->s1", "s2->s2", "both->both")
 
 
-def on_features(session: Session) -> dict:
-    """Runs kNN, linear probe and retrieval, with every encoder.
+class Candidate(NamedTuple):
+    """An encoder that is judged, by its name in tables; or a rival of one."""
 
-    Returns:
-        The model's features of the test pairs, {sensor set: [N, D]}; empty where none
-        of these tasks is wanted.
+    name: str
+    encoder: Encoder
+    params: nnx.State
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all tasks share.
+
+    Attributes:
+        config: see `configs/probe_bigearthnet.py`.
+        mesh: the devices.
+        data: the labelled pairs.
+        groups: which test pairs show the same ground, see `ground.groups`.
+        store: where trainings keep their checkpoints.
     """
-    tasks = {"knn": run_knn, "probe": run_probe, "retrieval": run_retrieval}
-    wanted = [tasks[name] for name in tasks if name in session.config.methods]
-    shown = {}
-    for encoder, (taker, params) in session.encoders().items() if wanted else ():
-        features = session.features(encoder, taker, params)
-        shown = shown or features["test"]
-        for task in wanted:
-            task(session, encoder, features)
-        del features  # or two encoders' would be held at once
-    return shown
+
+    config: object
+    mesh: Mesh
+    data: Labelled
+    groups: np.ndarray
+    store: Store
+
+    @property
+    def intervals(self) -> dict:
+        """How scores are resampled."""
+        c = self.config
+        return dict(resamples=c.bootstrap, seed=c.seed, groups=self.groups)
+
+    def score(self, predicted: np.ndarray) -> Scores:
+        """Scores of predictions for the test pairs, [N, C]."""
+        labels = self.data.test.labels
+        if self.data.single:
+            return scores.single_label(predicted, labels, **self.intervals)
+        per_batch = self.config.score_per_batch
+        return scores.multi_label(
+            predicted, labels, per_batch=per_batch, **self.intervals
+        )
+
+    def validated(self, score: float) -> dict[str, float]:
+        """A score on the validation pairs; nothing where these are training pairs."""
+        apart = self.data.validation.name != self.data.train.name
+        return {"validation": score} if apart else {}
+
+    def learnt_from(self, subset: Subset):
+        """The training pairs of a subset."""
+        source = self.data.train.source
+        if len(subset.pairs) == len(self.data.train):
+            return source
+        return subsets.Subset(source, subset.pairs)
 
 
-def run_knn(session: Session, encoder: str, features) -> None:
-    """Labels of the nearest training pairs: nothing is learnt, nothing chosen."""
-    options, train = session.config.knn, session.data.train
-    for subset in session.subsets:
-        for s, x in features["train"].items():
-            if session.done("knn", encoder, s, subset):
-                continue
-            k = min(options.k, len(subset.pairs))
-            predicted = knn.predict(
-                x[subset.pairs],
-                train.labels[subset.pairs],
-                features["test"][s],
-                k=k,
-                temperature=options.temperature,
-            )
-            found, width = session.score(predicted), x.shape[1]
-            chosen = {} if k == options.k else {"k": k}
-            session.add(
-                *("knn", encoder, s, subset, found),
-                width=width,
-                chosen=chosen,
-                predicted=predicted,
-            )
+def judge_by_neighbours(setup: Setup, setting: Setting, taken) -> Found:
+    """Labels of the nearest training pairs: nothing is learnt, nothing chosen.
+
+    Args:
+        setup: what all tasks share.
+        setting: of this one.
+        taken: features of all splits, {split: {sensor set: [N, D]}}.
+    """
+    options, subset, s = setup.config.knn, setting.subset, setting.sensors
+    k = min(options.k, len(subset.pairs))
+    predicted = knn.predict(
+        taken["train"][s][subset.pairs],
+        setup.data.train.labels[subset.pairs],
+        taken["test"][s],
+        k=k,
+        temperature=options.temperature,
+    )
+    chosen = {} if k == options.k else {"k": k}
+    width = taken["test"][s].shape[1]
+    return Found(setup.score(predicted), width, chosen, predicted)
 
 
-def run_probe(session: Session, encoder: str, features) -> None:
+def judge_by_probe(setup: Setup, setting: Setting, taken) -> Found:
     """A linear layer on frozen features: chosen on validation, tested once."""
-    options, data = session.config.probe, session.data
-    grid = linear_probe.Grid(options.learning_rates, options.weight_decays)
-    for subset in session.subsets:
-        for s, x in features["train"].items():
-            if session.done("probe", encoder, s, subset):
-                continue
-            fit = linear_probe.fit(
-                (x[subset.pairs], data.train.labels[subset.pairs]),
-                (features["validation"][s], data.validation.labels),
-                grid,
-                session.mesh,
-                single=data.single,
-                norm=options.norm,
-                epochs=options.epochs,
-                batch_size=min(options.batch_size, len(subset.pairs)),
-                seed=session.config.seed,
-                name=f"probe, {encoder}, {s}, {results.percent(subset.fraction)}",
-            )
-            if fit.at_edge:
-                log.warning(
-                    "The best probe of %s (%s) has the %s of the grid; widen it with "
-                    "--config.probe.learning_rates or weight_decays.",
-                    *(encoder, s, " and the ".join(fit.at_edge)),
-                )
-            (predicted,) = fit.probe.predict(features["test"][s])
-            session.add(
-                *("probe", encoder, s, subset, session.score(predicted)),
-                width=x.shape[1],
-                chosen={
-                    "learning_rate": fit.learning_rate,
-                    "weight_decay": fit.weight_decay,
-                    **session.validated(fit.score),
-                },
-                predicted=predicted,
-            )
+    options, data = setup.config.probe, setup.data
+    subset, s = setting.subset, setting.sensors
+    name = f"{setting.encoder}, {s}, {results.percent(subset.fraction)}"
+    fitted = linear_probe.fit(
+        (taken["train"][s][subset.pairs], data.train.labels[subset.pairs]),
+        (taken["validation"][s], data.validation.labels),
+        linear_probe.Grid(options.learning_rates, options.weight_decays),
+        setup.mesh,
+        single=data.single,
+        norm=options.norm,
+        epochs=options.epochs,
+        batch_size=min(options.batch_size, len(subset.pairs)),
+        seed=setup.config.seed,
+        name=f"probe, {name}",
+    )
+    if fitted.at_edge:
+        log.warning(
+            "The best probe of %s (%s) has the %s of the grid; widen it with "
+            "--config.probe.learning_rates or weight_decays.",
+            *(setting.encoder, s, " and the ".join(fitted.at_edge)),
+        )
+    (predicted,) = fitted.probe.predict(taken["test"][s])
+    chosen = {
+        "learning_rate": fitted.learning_rate,
+        "weight_decay": fitted.weight_decay,
+        **setup.validated(fitted.score),
+    }
+    return Found(setup.score(predicted), taken["test"][s].shape[1], chosen, predicted)
 
 
-def run_retrieval(session: Session, encoder: str, features) -> None:
+def judge_by_retrieval(setup: Setup, setting: Setting, taken) -> Found:
     """Does an image find its partner of the other sensor, and pairs like it?"""
-    options, data = session.config.retrieval, session.data
-    features = features["test"]
-    # No training label is used; the setting stands for all of them.
-    everything = Subset(1.0, 0, np.empty(0, int))
-    for direction in RETRIEVALS:
-        query, gallery = direction.split("->")
-        if not {query, gallery} <= features.keys():
-            continue
+    options = setup.config.retrieval
+    query, gallery = setting.sensors.split("->")
+    found = retrieval.score(
+        taken["test"][query],
+        taken["test"][gallery],
+        setup.data.test.labels,
+        ks=options.ks,
+        same=query == gallery,
+        center=options.center,
+        **setup.intervals,
+    )
+    return Found(Scores(found, {}, None), taken["test"][query].shape[1])
+
+
+# What is judged on features that are taken once.
+ON_FEATURES = {
+    "knn": judge_by_neighbours,
+    "probe": judge_by_probe,
+    "retrieval": judge_by_retrieval,
+}
+
+
+def directions(sensor_sets: Sequence[str], encoder: Encoder) -> list[str]:
+    """From what to what retrieval leads, of the sensor sets that are shown."""
+    found = (direction.split("->") for direction in DIRECTIONS)
+    return [
+        f"{query}->{gallery}"
+        for query, gallery in found
+        if {query, gallery} <= set(sensor_sets)
         # Statistics of radar and of optical images have no number in common.
-        if encoder == results.STATISTICS and query != gallery:
-            continue
-        if session.done("retrieval", encoder, direction, everything):
-            continue
-        found = retrieval.score(
-            features[query],
-            features[gallery],
-            data.test.labels,
-            ks=options.ks,
-            same=query == gallery,
-            groups=session.groups,
-            center=options.center,
-            resamples=session.config.bootstrap,
-            seed=session.config.seed,
+        and (encoder.trained or query == gallery)
+    ]
+
+
+def finetune_recipes(config, changes) -> list[finetune.Recipe]:
+    """The recipes of which validation chooses one: one for each learning rate."""
+    fields = {**config.finetune, **changes}
+    shown = dict(pool=config.features.pool, view=config.features.view)
+    rates = fields.pop("base_lr")
+    return [finetune.Recipe(base_lr=rate, **fields, **shown) for rate in rates]
+
+
+class FineTuning:
+    """Trains everything, for each sensor set apart; tests once.
+
+    All its trainings share what is compiled.
+    """
+
+    def __init__(self, setup: Setup, candidate: Candidate, changes):
+        """Prepares to train `candidate` by the config's recipes with `changes`."""
+        self._setup, self._candidate, self.name = setup, candidate, candidate.name
+        self._recipes = finetune_recipes(setup.config, changes)
+        shown = self._recipes[0]
+        self.recipe = features.Recipe(shown.pool, view=shown.view)
+
+    @functools.cached_property
+    def _tuners(self) -> list[finetune.Finetuner]:
+        setup, (_, encoder, params) = self._setup, self._candidate
+        return [
+            finetune.Finetuner(
+                encoder,
+                params,
+                recipe,
+                setup.mesh,
+                setup.config.labels,
+                classes=len(setup.data.classes),
+                single=setup.data.single,
+            )
+            for recipe in self._recipes
+        ]
+
+    @functools.cached_property
+    def _extractor(self) -> features.Extractor:
+        _, encoder, params = self._candidate
+        mesh, sensors = self._setup.mesh, self._setup.config.sensors
+        return features.Extractor(encoder, params, self.recipe, mesh, sensors)
+
+    def __call__(self, setting: Setting) -> Found:
+        """Judges one setting.
+
+        Raises:
+            Diverged: no training stayed finite.
+        """
+        setup = self._setup
+        names = tuple(setting.folder(recipe.base_lr) for recipe in self._recipes)
+        tuned, chosen = self._tune(setting, names)
+        predicted = self._predict(tuned, setup.data.test, setting.sensors)
+        width = self._candidate.encoder.width * self.recipe.copies
+        return Found(setup.score(predicted), width, chosen, predicted, names)
+
+    def _tune(self, setting: Setting, names: Sequence[str]):
+        """Trains by every recipe; validation chooses where there are several.
+
+        Returns:
+            The classifier, and what was chosen.
+        """
+        setup, subset, s = self._setup, setting.subset, setting.sensors
+        best, highest, chosen = None, -math.inf, {}
+        for train, name in zip(self._tuners, names):
+            rate = train.recipe.base_lr
+            share = results.percent(subset.fraction)
+            what = f"{setting.encoder}, {s}, {share}, rate {rate:g}"
+            try:
+                tuned = train(
+                    setup.learnt_from(subset),
+                    sensor_set=s,
+                    seed=setup.config.seed,
+                    directory=setup.store.training(name),
+                    title=f"fine-tuning {what}",
+                )
+            except metrics.Diverged as error:
+                setup.store.forget(name)
+                log.warning("Fine-tuning %s: %s", what, error)
+                if best is None and name == names[-1]:
+                    raise
+                continue
+            if len(names) == 1:
+                return tuned, {"base_lr": rate}
+            split = setup.data.validation
+            predicted = self._predict(tuned, split, s)
+            score = scores.headline(predicted, split.labels, setup.data.single)
+            if score > highest:
+                best, highest = tuned, score
+                chosen = {"base_lr": rate, **setup.validated(score)}
+        return best, chosen
+
+    def _predict(self, tuned, split: Split, s: str) -> np.ndarray:
+        """Probabilities of a fine-tuned encoder for the pairs of a split, [N, C]."""
+        return classifier.predict(
+            self._extractor,
+            tuned,
+            split.source,
+            sensor_set=s,
+            batch_size=self._setup.config.batch_size,
+            title=f"fine-tuned, {s}, {split.name}",
         )
-        session.add(
-            *("retrieval", encoder, direction, everything, Scores(found, {}, None)),
-            width=features[query].shape[1],
+
+
+def dense_recipes(config) -> list[dense.Recipe]:
+    """The recipes that are compared: one for each kind of head."""
+    fields = dict(config.dense)
+    fields.pop("field")
+    return [dense.Recipe(head=head, **fields) for head in fields.pop("heads")]
+
+
+def judge_densely(
+    setup: Setup, setting: Setting, *, candidate: Candidate, recipe: dense.Recipe
+) -> Found:
+    """A head on frozen tokens, or on bare pixels: chosen on validation, tested once."""
+    config, data, s = setup.config, setup.data, setting.sensors
+    training = setting.folder(recipe.head)
+    title = f"dense, {setting.encoder}, {s}, {recipe.head}"
+    shared = dict(sensor_set=s, mesh=setup.mesh)
+    encoder = candidate.encoder, candidate.params
+    fitted = dense.fit(
+        *encoder,
+        setup.learnt_from(setting.subset),
+        data.validation.source,
+        config.dense.field,
+        recipe=recipe,
+        seed=config.seed,
+        directory=setup.store.training(training),
+        title=title,
+        **shared,
+    )
+    if fitted.at_edge:
+        log.warning(
+            "The best %s has the %s of the grid; widen it with "
+            "--config.dense.learning_rates.",
+            *(title, " and the ".join(fitted.at_edge)),
         )
+    confusions = dense.confusions(
+        *encoder,
+        fitted,
+        data.test.source,
+        config.dense.field,
+        batch_size=config.batch_size,
+        title=f"test, {title}",
+        **shared,
+    )
+    return Found(
+        scores.segmentation(confusions, **setup.intervals),
+        fitted.width,
+        {"learning_rate": fitted.learning_rate, **setup.validated(fitted.score)},
+        trainings=(training,),
+    )
