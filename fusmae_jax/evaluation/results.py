@@ -58,7 +58,7 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One setting that was judged; `report.SCHEMA` says what the fields mean."""
+    """One setting that was judged; `results.SCHEMA` says what the fields mean."""
 
     task: str
     encoder: str

@@ -78,7 +78,8 @@ def read_end(workdir: pathlib.Path) -> tuple[dict, dict]:
     from fusmae_jax.training import checkpoint, run_directory, sharding
 
     config, _ = run_directory.load(workdir)
-    _, wanted = build.abstract_params(config, sharding.make_mesh())
+    objective = build.objective(config)
+    wanted = build.abstract_params(objective, sharding.make_mesh())
     step, params = checkpoint.restore_params(workdir / "checkpoints", wanted)
     if step != STEPS:
         raise RuntimeError(f"The last checkpoint is of step {step}.")
