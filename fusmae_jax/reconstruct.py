@@ -8,11 +8,12 @@ import pathlib
 
 import jax
 import numpy as np
+import scipy
 
 from data_pipeline import atomic, batches, config_fields, data_fields, sources
 from data_pipeline.config_fields import Field, choice, location, whole
 from data_pipeline.dataset_card import SPLITS
-from fusmae_jax import baselines, build, figures
+from fusmae_jax import build, figures
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
@@ -38,13 +39,66 @@ TABLE = {
 }
 
 
+# Simple predictors, for a reconstruction to be held against. Each fills the hidden
+# patches of one image from that image's visible ones, band by band, without learning.
+
+
+def visible_mean(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
+    """Fills hidden patches [N, E] with each band's mean over the visible pixels."""
+    n, e = patches.shape
+    x = patches.reshape(n, patch_size**2, -1)
+    filled = x.copy()
+    filled[hidden] = x[~hidden].mean(axis=(0, 1))
+    return filled.reshape(n, e)
+
+
+def nearest_patch(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
+    """Fills each hidden patch with a copy of the nearest visible one."""
+    del patch_size
+    side = round(len(patches) ** 0.5)
+    places = np.indices((side, side)).reshape(2, -1).T
+    _, nearest = scipy.spatial.cKDTree(places[~hidden]).query(places[hidden])
+    filled = patches.copy()
+    filled[hidden] = patches[~hidden][nearest]
+    return filled
+
+
+def inverse_distance(
+    patches: np.ndarray, hidden: np.ndarray, patch_size: int, neighbours: int = 12
+):
+    """Fills each hidden pixel from its nearest visible pixels, weighted by 1/d^2."""
+    n, e = patches.shape
+    side = round(n**0.5)
+    rows, cols = np.indices((side, side)).reshape(2, -1, 1) * patch_size
+    y, x = np.indices((patch_size, patch_size)).reshape(2, 1, -1)
+    places = np.stack([rows + y, cols + x], axis=-1)  # [N, P*P, 2]
+    pixels = patches.reshape(n, patch_size**2, -1)
+    tree = scipy.spatial.cKDTree(places[~hidden].reshape(-1, 2))
+    k = np.arange(1, min(neighbours, tree.n) + 1)
+    distance, nearest = tree.query(places[hidden].reshape(-1, 2), k=k)
+    weight = 1.0 / distance**2
+    weight /= weight.sum(axis=1, keepdims=True)
+    seen = pixels[~hidden].reshape(-1, pixels.shape[-1])
+    filled = pixels.copy()
+    drawn = np.einsum("pk,pkc->pc", weight, seen[nearest])
+    filled[hidden] = drawn.reshape(filled[hidden].shape)
+    return filled.reshape(n, e)
+
+
+PREDICTORS = {
+    "mean of visible pixels": visible_mean,
+    "nearest visible patch": nearest_patch,
+    "inverse distance": inverse_distance,
+}
+
+
 def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]]:
     """Mean squared errors on hidden patches, {predictor: {sensor: one for each pair}}.
 
     Everything is compared in the space of the loss: with normalised targets, what a
     simple predictor draws is normalised with its own statistics.
     """
-    errors = {name: {} for name in (MODEL, *baselines.PREDICTORS)}
+    errors = {name: {} for name in (MODEL, *PREDICTORS)}
     for s in SENSORS:
 
         def normalize(x, s=s):
@@ -56,7 +110,7 @@ def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]
         guesses = {MODEL: np.asarray(outcome.predicted[s])}
         sizes = itertools.repeat(objective.patch_size)
         with concurrent.futures.ThreadPoolExecutor(batches.cores()) as pool:
-            for name, predictor in baselines.PREDICTORS.items():
+            for name, predictor in PREDICTORS.items():
                 filled = pool.map(predictor, seen, hidden, sizes)
                 guesses[name] = normalize(np.stack(list(filled)))
         for name, guess in guesses.items():

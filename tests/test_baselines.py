@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusmae_jax import baselines, patches
+from fusmae_jax import patches, reconstruct
 
 # A 3 x 3 grid of patches of 2 x 2 pixels; the middle one and a corner are hidden.
 HIDDEN = np.array([0, 0, 0, 0, 1, 0, 0, 0, 1], bool)
@@ -21,7 +21,7 @@ def join(x, size=2):
     return np.asarray(patches.unpatchify(x[None], size)[0])
 
 
-@pytest.mark.parametrize("predict", baselines.PREDICTORS.values())
+@pytest.mark.parametrize("predict", reconstruct.PREDICTORS.values())
 def test_visible_patches_stay_and_hidden_ones_are_not_looked_at(predict):
     x = split(image())
     spoilt = np.where(HIDDEN[:, None], np.nan, x)
@@ -33,7 +33,7 @@ def test_visible_patches_stay_and_hidden_ones_are_not_looked_at(predict):
 
 def test_the_mean_is_each_bands_over_visible_pixels():
     x = split(image())
-    got = baselines.visible_mean(x, HIDDEN, 2)
+    got = reconstruct.visible_mean(x, HIDDEN, 2)
     want = x[~HIDDEN].reshape(-1, 2).mean(axis=0)
     np.testing.assert_allclose(got[HIDDEN], np.tile(want, (2, 4)), rtol=1e-5)
 
@@ -42,7 +42,7 @@ def test_the_nearest_visible_patch_is_copied_whole():
     x = split(image())
     hidden = np.ones(9, bool)
     hidden[[2, 6]] = False  # the upper right corner and the lower left one
-    got = baselines.nearest_patch(x, hidden, 2)
+    got = reconstruct.nearest_patch(x, hidden, 2)
     for place, source in {1: 2, 5: 2, 3: 6, 7: 6}.items():
         np.testing.assert_array_equal(got[place], x[source])
 
@@ -51,7 +51,7 @@ def test_inverse_distance_weighs_the_twelve_nearest_pixels_by_distance_squared()
     # Irregular holes, as ties between equally near pixels leave the twelfth open.
     x = split(image(side=8))
     hidden = np.random.default_rng(3).random(16) < 0.6
-    got = join(baselines.inverse_distance(x, hidden, 2))
+    got = join(reconstruct.inverse_distance(x, hidden, 2))
     seen = join(np.where(hidden[:, None], np.nan, x))
     visible = np.argwhere(np.isfinite(seen[..., 0]))
     checked = 0
@@ -72,7 +72,7 @@ def test_inverse_distance_makes_do_with_fewer_visible_pixels():
     x = split(image())
     hidden = np.ones(9, bool)
     hidden[4] = False
-    got = join(baselines.inverse_distance(x, hidden, 2))
+    got = join(reconstruct.inverse_distance(x, hidden, 2))
     middle = np.argwhere(np.ones((2, 2))) + 2
     distance = np.linalg.norm(middle - (0, 0), axis=1)
     values = join(x)[middle[:, 0], middle[:, 1]]
@@ -90,7 +90,7 @@ def test_a_ramp_is_filled_better_by_its_neighbours_than_by_its_mean():
         return np.square(predict(x, hidden, 4) - x)[hidden].mean()
 
     mean, nearest, inverse = (
-        error(baselines.PREDICTORS[name])
+        error(reconstruct.PREDICTORS[name])
         for name in (
             "mean of visible pixels",
             "nearest visible patch",

@@ -104,7 +104,7 @@ def test_epochs_need_not_end_with_a_step(every, steps):
 
 def make_judge(c, train, held=None):
     held = held or synthetic.Scenes(20, size=24, seed=1)
-    return monitor.Judge(c, tiny.objective(), sharding.make_mesh(1), train, held)
+    return monitor.Monitor(c, tiny.objective(), sharding.make_mesh(1), train, held)
 
 
 class Writer:

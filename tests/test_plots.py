@@ -8,7 +8,7 @@ from data_pipeline import classes
 from data_pipeline.building import preview
 from data_pipeline.errors import InputError
 from fusmae_jax import figures
-from fusmae_jax.evaluation import matrices, plots
+from fusmae_jax.evaluation import plots
 from fusmae_jax.evaluation.results import RIVALS, Row
 from fusmae_jax.evaluation.scores import Score, Scores
 
@@ -239,7 +239,7 @@ def test_pairs_that_are_all_alike_can_be_drawn():
 
 def test_a_confusion_matrix_is_drawn_as_percent_of_its_rows():
     counts = np.array([[30, 10, 0], [0, 0, 0], [1, 1, 2]])
-    fig = matrices.confusion_figure(counts, NAMES, title="a title")
+    fig = plots.confusion_figure(counts, NAMES, title="a title")
     ax = fig.axes[0]
     drawn = ax.images[0].get_array()
     np.testing.assert_allclose(drawn[[0, 2]], [[75, 25, 0], [25, 25, 50]])
@@ -254,13 +254,13 @@ def test_a_confusion_matrix_is_drawn_as_percent_of_its_rows():
 def test_cooccurrence_is_the_share_of_a_classes_pairs_with_each_prediction():
     truth = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
     scores = np.array([[0.9, 0.6, 0.1], [0.5, 0.2, 0.8], [0.7, 0.9, 0.0], [1, 0, 0]])
-    got = matrices.cooccurrence(scores, truth)
+    got = plots.cooccurrence(scores, truth)
     np.testing.assert_allclose(
         got, [[0.75, 0.5, 0.25], [1.0, 1.0, 0.0], [NAN, NAN, NAN]]
     )
-    half = matrices.cooccurrence(scores, truth, threshold=0.45)
+    half = plots.cooccurrence(scores, truth, threshold=0.45)
     np.testing.assert_allclose(half[0], [1.0, 0.5, 0.25])
-    fig = matrices.cooccurrence_figure(got, NAMES, title="a title")
+    fig = plots.cooccurrence_figure(got, NAMES, title="a title")
     np.testing.assert_allclose(fig.axes[0].images[0].get_array()[:2], 100 * got[:2])
     assert "rows do not add up to 100 %" in fig.get_suptitle()
 
@@ -269,7 +269,7 @@ def test_cooccurrence_of_one_label_each_is_the_confusion_matrix():
     metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
     rng = np.random.default_rng(0)
     true, predicted = rng.integers(4, size=(2, 60))
-    got = matrices.cooccurrence(np.eye(4)[predicted], np.eye(4)[true])
+    got = plots.cooccurrence(np.eye(4)[predicted], np.eye(4)[true])
     want = metrics.confusion_matrix(true, predicted, normalize="true")
     np.testing.assert_allclose(got, want)
 
@@ -287,7 +287,7 @@ def test_long_names_of_classes_fit(names, tmp_path):
         plots.per_class_figure(given, names, where=WHERE),
         plots.per_class_figure(given[:1], names, where=WHERE),
         plots.projection_figure(rng.normal(size=(200, 5)), truth, names, title=WHERE),
-        matrices.confusion_figure(rng.integers(99, size=(count,) * 2), names, title=""),
+        plots.confusion_figure(rng.integers(99, size=(count,) * 2), names, title=""),
     ):
         assert_fits(fig)
     assert figures.save(fig, tmp_path / "confusion.png").ndim == 3

@@ -160,9 +160,9 @@ def drawn(path) -> np.ndarray:
 
 def shown(path, picture: np.ndarray) -> float:
     """The share of a picture's colours that are on a sheet."""
-    want = np.unique(np.rint(picture * 255).astype(np.uint8).reshape(-1, 3), axis=0)
-    sheet = {*map(tuple, np.unique(drawn(path).reshape(-1, 3), axis=0).tolist())}
-    return np.mean([tuple(color) in sheet for color in want.tolist()])
+    colors = lambda x: np.unique(x.astype(int) @ (1 << 16, 1 << 8, 1))
+    want = colors(np.rint(picture * 255))
+    return np.isin(want, colors(drawn(path))).mean()
 
 
 def test_every_stored_pixel_is_on_the_sheet_in_its_colour(tmp_path):

@@ -145,9 +145,9 @@ def candidates(config, pretrained: Pretrained, judged: Encoder) -> Iterator[Cand
 
 
 def take_features(
-    setup: Setup, pretrained: Pretrained, candidate: Candidate
+    setup: Setup, pretrained: Pretrained, candidate: Candidate, splits=SPLITS
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Features of all splits by one encoder, {split: {sensor set: [N, D]}}."""
+    """Features of some splits by one encoder, {split: {sensor set: [N, D]}}."""
     config = setup.config
     recipe = features.Recipe(**config.features)
     extractor = features.Extractor(
@@ -162,7 +162,7 @@ def take_features(
             batch_size=config.batch_size,
             title=f"{candidate.name}, {split}",
         )
-        for split in SPLITS
+        for split in splits
     }
 
 
@@ -246,7 +246,7 @@ def report(setup: Setup, pretrained: Pretrained, judged: Encoder) -> list[result
     shown = {}
     if set(config.methods) & tasks.ON_FEATURES.keys():
         model = Candidate(judged.name, judged, pretrained.encoder_params)
-        shown = take_features(setup, pretrained, model)["test"]
+        shown = take_features(setup, pretrained, model, ("test",))["test"]
     if jax.process_index() == 0:
         store.write()
         store.pack_predictions()

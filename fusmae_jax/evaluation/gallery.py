@@ -3,7 +3,7 @@
 import numpy as np
 
 from fusmae_jax import figures
-from fusmae_jax.evaluation import matrices, plots, results
+from fusmae_jax.evaluation import plots, results
 from fusmae_jax.evaluation.store import Store
 from fusmae_jax.objectives.protocol import Encoder
 
@@ -85,12 +85,10 @@ def confusion(store: Store, labels: np.ndarray, row: results.Row, title: str):
         f"{results.SENSORS[row.sensors]}, {results.percent(row.fraction)} of the labels"
     )
     if row.scores.confusion is not None:
-        return matrices.confusion_figure(
-            row.scores.confusion, store.classes, title=title
-        )
+        return plots.confusion_figure(row.scores.confusion, store.classes, title=title)
     predicted = results.read_predictions(store.workdir, results.prediction_key(row))
     if not predicted:
         return None
     (predicted,) = predicted.values()
-    shares = matrices.cooccurrence(predicted, labels)
-    return matrices.cooccurrence_figure(shares, store.classes, title=title)
+    shares = plots.cooccurrence(predicted, labels)
+    return plots.cooccurrence_figure(shares, store.classes, title=title)

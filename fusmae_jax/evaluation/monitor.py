@@ -13,6 +13,11 @@ from fusmae_jax.evaluation.encoder import SENSOR_SETS
 from fusmae_jax.objectives.protocol import Objective
 from fusmae_jax.training import metrics
 
+log = logging.getLogger("fusmae_jax")
+
+BATCH = 256
+# One setting, so that nothing is chosen: the numbers are for comparing epochs.
+QUICK = dict(epochs=30, batch_size=256, settings=[(0.1, 1e-4)])
 MOST = 25_600  # features looked at; more than the directions of any encoder here
 FEWEST = 16  # with less, a handful of alike images would look like a collapse
 
@@ -111,14 +116,7 @@ def _some(features: np.ndarray) -> np.ndarray:
     return features[:: max(1, -(-len(features) // MOST))].astype(np.float64)
 
 
-log = logging.getLogger("fusmae_jax")
-
-BATCH = 256
-# One setting, so that nothing is chosen: the numbers are for comparing epochs.
-QUICK = dict(epochs=30, batch_size=256, settings=[(0.1, 1e-4)])
-
-
-class Judge:
+class Monitor:
     """Judges the parameters of a pretraining every few epochs."""
 
     def __init__(self, config, objective: Objective, mesh: Mesh, train, held):

@@ -34,7 +34,7 @@ class Tools(NamedTuple):
     objective: Objective
     writer: metrics.MetricWriter
     scoring: heldout.Evaluation
-    judge: monitor.Judge
+    judge: monitor.Monitor
     saves: checkpoint.Checkpoints
     guard: guard.Guard
     notice: preemption.Notice

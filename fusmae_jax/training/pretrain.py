@@ -212,7 +212,7 @@ def open_run(config, mesh):
     held_out = heldout.HeldOut(
         objective, mesh, held, seed=config.seed, count=config.eval_pairs
     )
-    judge = monitor.Judge(config, objective, mesh, source, held)
+    judge = monitor.Monitor(config, objective, mesh, source, held)
     return source, objective, held_out, judge
 
 
