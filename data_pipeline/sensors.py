@@ -16,7 +16,8 @@ from data_pipeline.errors import InputError
 
 FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 
-_DTYPES = ("float16", "uint16")  # that pixels can be stored as
+# What is stored, by type, where nothing was measured; types that pixels can have.
+MISSING = {"float16": float("nan"), "uint16": 65535}
 _BY_NAME = ("units", "offsets", "expected", "picture")  # fields that are not saved
 DN_PER_REFLECTANCE = 10000.0
 # ESA's processing baseline 04.00 (25 January 2022) and later add this to every DN,
@@ -274,13 +275,18 @@ def _check(sensor: Sensor) -> None:
     for text in (*texts, *(x for b in sensor.bands for x in (b.name, b.family))):
         if not isinstance(text, str):
             raise TypeError(f"{text!r:.50} where a text belongs")
-    if sensor.dtype not in _DTYPES:
+    if sensor.dtype not in MISSING:
         raise TypeError(f"its pixels are {sensor.dtype!r:.50}")
     for band in sensor.bands:
         if type(band.gsd) is not int or band.gsd <= 0 or band.gsd % FINEST_GSD:
             raise TypeError(f"band {band.name} has a pixel every {band.gsd!r:.50} m")
     if not sensor.bands or len(set(sensor.band_names)) != len(sensor.bands):
         raise TypeError("bands that are missing or repeated")
+
+
+def is_missing(stored):
+    """Where nothing was measured, of pixels as they are stored; NumPy's or JAX's."""
+    return stored != stored if stored.dtype.kind == "f" else stored == MISSING["uint16"]
 
 
 def canonical(name: str) -> str:

@@ -128,7 +128,31 @@ def test_many_bright_pixels_do_not_overflow():
 
 def test_without_pixels_there_is_nothing_to_say():
     summary = Tally(SMALL).summary()
-    assert summary["sensors"]["s1"] == {"VV": {"pixels": 0}, "VH": {"pixels": 0}}
+    nothing = {"pixels": 0, "missing": 0}
+    assert summary["sensors"]["s1"] == {"VV": nothing, "VH": nothing}
+
+
+def test_missing_pixels_are_counted_apart():
+    full, holes = record(0), record(0)
+    for field, dtype in SMALL.layout.dtypes.items():
+        holes[field][:1] = sensors.MISSING[dtype]
+    summary = counted([holes]).summary()
+    for grid in SMALL.layout.grids:
+        for i, band in enumerate(grid.bands):
+            got = summary["sensors"][grid.sensor][band]
+            want = full[grid.field][1:, :, i].astype(np.float64)
+            missing = full[grid.field][:1, :, i].size
+            assert (got["pixels"], got["missing"]) == (want.size, missing)
+            assert got["mean"] == pytest.approx(want.mean(), rel=1e-12)
+            assert got["max"] == want.max()
+
+
+def test_a_sensor_that_is_missing_everywhere_has_no_distribution():
+    empty = record(0)
+    empty["s1_10m"][...] = np.nan
+    summary = counted([empty]).summary()
+    missing = {"pixels": 0, "missing": empty["s1_10m"][..., 0].size}
+    assert summary["sensors"]["s1"] == {"VV": missing, "VH": missing}
 
 
 def test_real_pairs_are_distributed_like_the_published_archive(tmp_path):

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from data_pipeline import atomic, dataset_card, record_format
+from data_pipeline import atomic, dataset_card, record_format, sensors
 from data_pipeline.archives.base import Skipped
 from data_pipeline.building.statistics import Tally
 from data_pipeline.dataset_card import CARD_FILE, SPLITS, Description
@@ -279,6 +279,7 @@ def _distributions(card: Mapping, description: Description) -> Iterable[str]:
         yield f"### {sensor.title}, {sensor.unit}"
         yield _distribution_table(sensor, measured[name], marked)
         yield _prose(f"Published: {sensor.source}.")
+        yield from _missing(sensor, measured[name])
     if marked:
         few = " With so few pairs that is no surprise." if pairs < 1000 else ""
         yield _prose(
@@ -287,6 +288,19 @@ def _distributions(card: Mapping, description: Description) -> Iterable[str]:
             f"less than half or more than twice as large.{few} Otherwise see whether "
             "unit, offset and processing level are what the card says, and normalise "
             "with the statistics of this table rather than the published ones."
+        )
+
+
+def _missing(sensor: Sensor, measured: Mapping) -> Iterable[str]:
+    """How much of a sensor was not measured, where something was not."""
+    missing, pixels = (
+        sum(band.get(key, 0) for band in measured.values())
+        for key in ("missing", "pixels")
+    )
+    if missing:
+        yield _prose(
+            f"{missing / (missing + pixels):.2%} of {sensor.title} was not measured, "
+            f"and is stored as {sensors.MISSING[sensor.dtype]}."
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipeline import sensors
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.dataset_card import Description
 
@@ -124,22 +125,25 @@ class Tally:
 
 
 def _distribution(counts: np.ndarray, dtype: np.dtype) -> dict:
-    """How the pixels of a band are distributed, each stored pixel counted once.
+    """How the measured pixels of a band are distributed, each counted once as stored.
 
     Args:
         counts: number of pixels of each 16-bit code [65536].
         dtype: what the codes stand for; those of floats have their sign flipped.
 
     Returns:
-        `pixels`, their number, and, if there are any: `mean`, `std`, `min`, `max`, and
-        `percentiles`, the least value that so many percent of the pixels do not exceed.
+        `pixels`, their number, `missing`, that of pixels where nothing was measured,
+        and, if any was measured: `mean`, `std`, `min`, `max`, and `percentiles`, the
+        least value that so many percent of the pixels do not exceed.
     """
     codes = counts.nonzero()[0].astype(np.uint16)
-    if not len(codes):
-        return {"pixels": 0}
     counts = counts[codes]
     values = (codes ^ _SIGN if dtype.kind == "f" else codes).view(dtype)
-    values = values.astype(np.float64)
+    measured = ~sensors.is_missing(values)
+    missing = int(counts[~measured].sum())
+    values, counts = values[measured].astype(np.float64), counts[measured]
+    if not len(values):
+        return {"pixels": 0, "missing": missing}
     order = np.argsort(values)
     values, counts = values[order], counts[order]
     pixels = counts.sum()
@@ -149,6 +153,7 @@ def _distribution(counts: np.ndarray, dtype: np.dtype) -> dict:
     at = np.searchsorted(np.cumsum(counts), ranks)
     return {
         "pixels": int(pixels),
+        "missing": missing,
         "mean": float(mean),
         "std": float(np.sqrt(variance)),
         "min": float(values[0]),
