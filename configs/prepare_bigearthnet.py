@@ -25,10 +25,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.pairs_per_shard = 2048  # about 400 MB
     c.workers = 8
     c.strict = False
+    c.most_skipped = 0.1
     c.check_values = True
     c.compression = "zstd:3"
     c.scratch = ""
     c.runner = ""
     c.runner_options = ()
     c.read = ml_collections.ConfigDict()
+    c.read.most_missing = 0.5
     return c.lock()

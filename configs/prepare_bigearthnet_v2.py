@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     with c.unlocked():
         c.archive = "bigearthnet_v2"
         c.read = ml_collections.ConfigDict()
+        c.read.most_missing = 0.5
         c.read.metadata = ""
         c.read.maps = True
         # To keep them put metadata_for_patches_with_snow_cloud_or_shadow.parquet beside

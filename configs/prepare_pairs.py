@@ -27,13 +27,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.unlock()
     c.archive = "geotiff_pairs"
     c.read = read = ml_collections.ConfigDict()
+    read.most_missing = 0.5
     read.name = "pairs"
     read.licence = "Not stated."
     read.s1_bands = ()
     read.s2_bands = ()
     read.s1_unit = "dB"
     read.s2_unit = "DN"
-    read.s2_level = "L2A"
+    read.s2_level = "auto"
     read.s2_offset = "auto"
     read.size = 0
     read.classes = ()

@@ -25,5 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
         c.archive = "so2sat"
         c.pairs_per_shard = 16384  # about 400 MB
         c.read = ml_collections.ConfigDict()
+        c.read.most_missing = 0.5
         c.read.speckle = "lee"
     return c

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         c.holdout_share = 0.01  # of the 251,079 locations
         c.pairs_per_shard = 384  # about 400 MB
         c.read = ml_collections.ConfigDict()
+        c.read.most_missing = 0.5
         c.read.level = "L2A"
         c.read.s2_offset = "0"  # the published archive is older than baseline 04.00
         c.read.void_ids = ""

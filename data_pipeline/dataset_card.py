@@ -114,6 +114,12 @@ def _check(described: Description) -> None:
             raise TypeError("classes that are none, no texts or repeated")
 
 
+def split_name(text: str) -> str:
+    """Our name of a split that others call "val" or "valid"; other texts stay."""
+    word = text.strip().lower()
+    return {"val": "validation", "valid": "validation"}.get(word, text.strip())
+
+
 def index_name(split: str) -> str:
     """File name of the index of a split, see `record_format.Records.index`."""
     return f"index-{split}.npz"

@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from data_pipeline import ground, safe_io
-from data_pipeline.dataset_card import SPLITS
+from data_pipeline.dataset_card import SPLITS, split_name
 from data_pipeline.errors import InputError
 
 FILES = dict(zip(SPLITS, ("train.csv", "val.csv", "test.csv")))  # in a folder of lists
 
-_WORDS = {split: split for split in SPLITS} | {"val": "validation"}
+_WORDS = {word: split_name(word) for word in (*SPLITS, "val", "valid")}
 _NAMES = ("s2_name", "s2v1_name", "patch_id")  # of images that name pairs
 _PARTNERS = {"s1": "s1_name"}  # of their partners, by sensor
 _COLUMNS = (*_NAMES, *_PARTNERS.values(), "split")

@@ -8,11 +8,13 @@ normalising, plotting) asks here: a sensor is data, and no code asks which one i
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from data_pipeline import fill_values
 from data_pipeline.errors import InputError
+from data_pipeline.offsets import DARKEST, OFFSET, remove
 
 FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 
@@ -20,18 +22,6 @@ FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 MISSING = {"float16": float("nan"), "uint16": 65535}
 _BY_NAME = ("units", "offsets", "expected", "picture")  # fields that are not saved
 DN_PER_REFLECTANCE = 10000.0
-# ESA's processing baseline 04.00 (25 January 2022) and later add this to every DN,
-# so that reflectance down to -0.1 fits in an unsigned number.
-OFFSET = 1000
-OFFSET_SINCE = 4.0
-OFFSETS = ("auto", "0", str(OFFSET))  # what a config may say of it, see `offset_of`
-# What was measured and is darker than this becomes this, as in products before that
-# baseline: 0 is left to mean that nothing was measured.
-DARKEST = 1
-
-_PRODUCT = re.compile(r"_N(\d\d)(\d\d)_")
-_TAG = re.compile(r"PROCESSING[_ ]?BASELINE\W{1,4}(\d\d)\.(\d\d)", re.IGNORECASE)
-_CUSTOM = 99.99  # ESA's mark of reprocessing outside the operational baselines
 _MAX_REFLECTANCE = 3.2767  # what the contract can hold; clouds stay far below
 
 _MOST_VALUE = 1e30  # of a statistic; float32 holds more, its square does not
@@ -89,9 +79,10 @@ class Unit:
         name: in configs.
         words: what it is called in sentences.
         convert: makes of an image one in the contract's unit. NaN and values that
-            cannot be stay so: `archive.check_image` refuses them.
+            cannot be stay so: `base.pixels` sees to them.
         least: most values of an image in this unit are not below it,
         most: and not above it.
+        peak: the greatest value of an image is not below it.
     """
 
     name: str
@@ -99,6 +90,24 @@ class Unit:
     convert: Callable[[np.ndarray], np.ndarray] = unchanged
     least: float = -np.inf
     most: float = np.inf
+    peak: float = -np.inf
+
+    def doubt(self, image: np.ndarray) -> str:
+        """Why the measured values of an image cannot be in this unit; "" if they can.
+
+        Whatever surface a single image shows, these differ by orders of magnitude.
+        """
+        measured = image[np.isfinite(image) & (image != 0)]
+        if not measured.size:
+            return ""
+        least, most = measured.min(), measured.max()
+        if np.mean(measured < self.least) > 0.5:
+            return f"most values are below {self.least:g}, the least is {least:.3g}"
+        if np.mean(measured > self.most) > 0.5:
+            return f"most values are above {self.most:g}, the greatest is {most:.3g}"
+        if most < self.peak:
+            return f"no value is above {most:.3g}"
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +116,9 @@ class Expected:
 
     Attributes:
         flat: whether an image can have one value everywhere, other than 0.
+        zero_is_dark: whether a band that is 0 may be dark, though 0 is said to mean
+            that nothing was measured, unless all bands are 0.
+        filled: where 0 stands for what was not measured, see `fill_values`.
         medians: least and greatest median of a band, by family.
         brighter: two bands, of which the first is the brighter one on every surface.
         peak: that the brightest pixel of all bands reaches.
@@ -117,6 +129,10 @@ class Expected:
     """
 
     flat: bool = True
+    zero_is_dark: bool = False
+    filled: Callable[[Sequence[np.ndarray]], list[np.ndarray]] = lambda images: [
+        np.zeros(bands.shape[1:], bool) for bands in images
+    ]
     medians: Mapping[str, tuple[float, float]] = dataclasses.field(
         default_factory=dict, hash=False
     )
@@ -289,18 +305,41 @@ def is_missing(stored):
     return stored != stored if stored.dtype.kind == "f" else stored == MISSING["uint16"]
 
 
+# Names of bands by colour, as STAC's electro-optical extension has them.
+_COMMON = {
+    **{"COASTAL": "B01", "BLUE": "B02", "GREEN": "B03", "RED": "B04", "NIR": "B08"},
+    **{"REDEDGE1": "B05", "REDEDGE2": "B06", "REDEDGE3": "B07", "NIR08": "B8A"},
+    **{"NIR09": "B09", "CIRRUS": "B10", "SWIR16": "B11", "SWIR22": "B12"},
+}
+
+
 def canonical(name: str) -> str:
-    """The contract's spelling of a band's name: "b2" is B02, "vv" is VV."""
+    """The contract's spelling of a band's name: "b2" and "blue" are B02, "vv" is VV."""
     upper = name.strip().upper()
     short = re.fullmatch(r"B0?(\d)(A?)", upper)
     if not short:
-        return upper
+        return _COMMON.get(upper, upper)
     return f"B{short[1]}A" if short[2] else f"B0{short[1]}"
 
 
 def linear_to_db(power: np.ndarray) -> np.ndarray:
     """Backscatter in dB; NaN where the linear power is not positive."""
     return 10.0 * np.log10(np.where(power > 0, power, np.nan))
+
+
+def amplitude_to_db(amplitude: np.ndarray) -> np.ndarray:
+    """Backscatter in dB of its square root; NaN where that is not positive."""
+    return 2 * linear_to_db(amplitude)
+
+
+def clamp_dn(dn: np.ndarray) -> np.ndarray:
+    """DN of which those slightly below 0, as of dark water, become `DARKEST`.
+
+    What no DN can express, less than -1000, stays negative.
+    """
+    if dn.dtype.kind == "u":
+        return dn
+    return np.where((dn < 0) & (dn >= -OFFSET), DARKEST, dn)
 
 
 def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
@@ -315,14 +354,19 @@ def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
     return np.where(dark, DARKEST, dn)
 
 
-def remove_offset(dn: np.ndarray, offset: int) -> np.ndarray:
-    """DN without the offset of its processing baseline, at least `DARKEST`.
-
-    0 stays 0, for it means that nothing was measured; so do negative values.
-    """
-    dn = np.asarray(dn)
-    dn = dn.astype(np.result_type(dn, np.uint16), copy=False)  # wide enough
-    return np.where(dn <= 0, dn, np.maximum(dn, offset + DARKEST) - offset)
+def _fitting(image: np.ndarray, sensor: Sensor) -> str:
+    """The units that an image can be in, and what it then holds, for an error."""
+    said = []
+    for unit in sensor.units:
+        if not unit.doubt(image):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                median = np.nanmedian(unit.convert(image))
+            said.append(f"in {unit.name} of {median:.3g}")
+    if not said:
+        return "leave the pair out"
+    own, option = sensor.units[0].name, f"--config.read.{sensor.name}_unit"
+    medians = " and ".join(said)
+    return f"its median would be {medians} {own}: change {option}, or leave it out"
 
 
 def to_contract(
@@ -351,62 +395,14 @@ def to_contract(
             f"An offset of {offset} on {sensor.name} is unknown; use 0{others}, as its "
             "processing baseline says."
         )
-    given, own = units[unit], sensor.units[0]
-    # The other way round, values stay possible: `value_checks` looks at many images.
-    for beyond, what in (
-        (image < given.least, f"below {given.least:g}, the least is {image.min():g}"),
-        (image > given.most, f"above {given.most:g}, the greatest is {image.max():g}"),
-    ):
-        if beyond.mean() > 0.5:
-            raise InputError(
-                f"Most values are {what}, as those of {own.words} are and those of "
-                f"{given.words} are not; change the unit of {sensor.name} to "
-                f"{own.name}."
-            )
-    converted = given.convert(image)
-    return remove_offset(converted, offset) if sensor.offsets else converted
-
-
-def processing_baseline(text: str) -> float | None:
-    """The processing baseline of a Sentinel-2 product.
-
-    Args:
-        text: product names ("..._N0400_...") or tags ("PROCESSING_BASELINE=04.00").
-
-    Returns:
-        E.g. 4.0 or 5.11; None where the text names none, a custom one (N9999), or
-        several.
-    """
-    found = _PRODUCT.findall(text) + _TAG.findall(text)
-    baselines = {int(major) + int(minor) / 100 for major, minor in found}
-    if len(baselines) != 1 or _CUSTOM in baselines:
-        return None
-    return baselines.pop()
-
-
-def offset_of(choice: str, text: str, name: str, lacking: str) -> int:
-    """What the processing baseline added to each DN of a Sentinel-2 image.
-
-    Args:
-        choice: one of `OFFSETS`, a number, or "auto" for the baseline in the text.
-        text: what the metadata say, see `processing_baseline`.
-        name: what the image is called in errors.
-        lacking: what of it would tell the baseline, in words.
-
-    Raises:
-        InputError: the text names no baseline, and had to.
-    """
-    if choice != "auto":
-        return int(choice)
-    baseline = processing_baseline(text)
-    if baseline is None:
+    image, given = np.asarray(image), units[unit]
+    if doubt := given.doubt(image):
         raise InputError(
-            f"{name} does not say by which processing baseline it was made (it has no "
-            f"{lacking}); pass --config.read.s2_offset={OFFSET} when {OFFSET} was "
-            "added to each DN, as since January 2022, and =0 when not or when it was "
-            "removed."
+            f"{sensor.title} cannot be in {given.words}, as {doubt}; "
+            f"{_fitting(image, sensor)}."
         )
-    return OFFSET if baseline >= OFFSET_SINCE else 0
+    converted = given.convert(image)
+    return remove(converted, offset) if sensor.offsets else converted
 
 
 _V1 = "BigEarthNet v1 training split, after git.tu-berlin.de/rsim/bigearthnet-models-tf"
@@ -424,15 +420,18 @@ S1 = Sensor(
     ),
     source=_V1,
     units=(
-        Unit("dB", "dB"),
+        Unit("dB", "dB", most=0.0),
         Unit("linear", "linear power", linear_to_db, least=0.0),
+        Unit("amplitude", "amplitude", amplitude_to_db, least=0.0),
     ),
     offsets=(),
     expected=Expected(
         flat=False,  # there is speckle everywhere
+        filled=fill_values.zero_backscatter,
         # Above the sensor's noise, and below what only a few walls reach. Linear power
-        # and uncalibrated DN lie higher.
-        medians={"co-polarised": (-36.0, 0.0), "cross-polarised": (-40.0, -5.0)},
+        # and uncalibrated DN lie higher, and so does amplitude taken for power: it
+        # halves every dB. Power taken for amplitude doubles it.
+        medians={"co-polarised": (-30.0, 0.0), "cross-polarised": (-34.0, -9.0)},
         brighter=("VV", "VH"),
         remedy="it is uncalibrated, calibrate it",
     ),
@@ -467,11 +466,13 @@ S2 = Sensor(
     ),
     source=_V1,
     units=(
-        Unit("DN", "DN"),
+        Unit("DN", "DN", clamp_dn, peak=_MAX_REFLECTANCE),
         Unit("reflectance", "reflectance", reflectance_to_dn, most=_MAX_REFLECTANCE),
     ),
     offsets=(0, OFFSET),
     expected=Expected(
+        zero_is_dark=True,
+        filled=fill_values.zero_reflectance,
         peak=256,
         visible="visible",
         # Blue bands alone are as bright through haze.
@@ -509,3 +510,18 @@ S2_L1C = dataclasses.replace(
     },
     source="SSL4EO-S12, S2C, after github.com/zhu-xlab/SSL4EO-S12",
 )
+
+# Sentinel-1 over polar seas and lands: other polarisations of the same radar. Nobody
+# has published their statistics; a dataset of one's own has its own.
+S1_HH = dataclasses.replace(
+    S1,
+    bands=(
+        dataclasses.replace(S1.bands[0], name="HH"),
+        dataclasses.replace(S1.bands[1], name="HV"),
+    ),
+    source=f"of VV and VH: {S1.source}",
+    expected=dataclasses.replace(S1.expected, brighter=("HH", "HV")),
+)
+
+# What a sensor's pixels can be a product of, the usual one first.
+PRODUCTS = {"s1": (S1, S1_HH), "s2": (S2, S2_L1C)}

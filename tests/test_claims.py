@@ -15,7 +15,7 @@ from data_pipeline.archives import (
     base,
     bigearthnet_v1,
     bigearthnet_v2,
-    geotiff_pairs,
+    pair_lists,
     rasters,
     tiff,
 )
@@ -234,11 +234,11 @@ def test_image_that_gdal_would_invent_is_refused(tmp_path, monkeypatch):
     place = rasterio.Affine(10, 0, 0, 0, -10, 0)
     with rasterio.open(path, "w", driver="GTiff", transform=place, **shape, **options):
         pass
-    with pytest.raises(InputError, match="1 x 60000 x 60000 px, which is no patch"):
+    with pytest.raises(InputError, match="1 bands of 60000 x 60000 px, more than"):
         rasters.read(path)
     geotiffs.write(tmp_path / "x.tif", np.ones((3, 4, 4), np.uint16))
     monkeypatch.setattr(rasters, "MOST_BANDS", 2)
-    with pytest.raises(InputError, match="3 x 4 x 4 px, which is no patch"):
+    with pytest.raises(InputError, match="3 bands of 4 x 4 px, more than"):
         rasters.read(path)
 
 
@@ -297,7 +297,7 @@ def test_table_of_more_rows_than_any_is_refused_unread(tmp_path, monkeypatch):
 def test_list_of_pairs_that_is_no_csv_is_an_error(tmp_path, content):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(InputError, match="x.csv cannot be read as a CSV"):
-        geotiff_pairs.find_files(str(tmp_path / "x.csv"))
+        pair_lists.find_files(str(tmp_path / "x.csv"))
 
 
 def test_places_of_a_run_that_are_no_codes_are_an_error(tmp_path):

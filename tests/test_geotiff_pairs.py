@@ -47,7 +47,7 @@ def test_pairs_of_a_folder_are_read_as_tifffile_reads_them(tmp_path):
 
 def test_bands_go_by_name_in_whatever_order_and_spelling_they_lie(tmp_path):
     s1, s2 = s1_image(0), s2_image(0)
-    angle, cirrus = s1[:1] * 0 + 38, s2[:1] * 0 + 7
+    angle, scene = s1[:1] * 0 + 38, s2[:1] * 0 + 7
     order = np.random.default_rng(1).permutation(12)
     names = [S2_BANDS[i].replace("B0", "b") for i in order]
     write(
@@ -57,8 +57,8 @@ def test_bands_go_by_name_in_whatever_order_and_spelling_they_lie(tmp_path):
     )
     write(
         tmp_path / "s2" / "a.tif",
-        np.concatenate([s2[order], cirrus]),
-        (*names, "B10"),
+        np.concatenate([s2[order], scene]),
+        (*names, "SCL"),
     )
 
     record = only_record(tmp_path)
@@ -142,13 +142,16 @@ def test_water_too_dark_for_the_contract_is_measured_and_told_from_no_data(
     write(tmp_path / "s2" / "a.tif", image, S2_BANDS)
     got = only_record(tmp_path, s2_unit=unit, s2_offset=offset)["s2_10m"]
     assert (got[3, :, 0] == 0).all() and (got[:, :, 1:] == 1).all()
-    write(tmp_path / "s2" / "a.tif", image * 0, S2_BANDS)
-    with pytest.raises(InputError, match="0 everywhere, as where nothing was measured"):
-        only_record(tmp_path, s2_unit=unit, s2_offset=offset)
+    image[:, 3] = 0.0  # in all bands
+    write(tmp_path / "s2" / "a.tif", image, S2_BANDS)
+    got = only_record(tmp_path, s2_unit=unit, s2_offset=offset)["s2_10m"]
+    assert (got[3] == sensors.MISSING["uint16"]).all() and (got[4:] == 1).all()
 
 
 def test_metadata_that_says_nothing_of_the_offset_stops_the_build(tmp_path):
-    write_pairs(tmp_path)
+    for i in range(2):
+        write(tmp_path / "s1" / f"p{i}.tif", s1_image(i), S1_BANDS)
+        write(tmp_path / "s2" / f"p{i}.tif", s2_image(i) + 900, S2_BANDS)
     with pytest.raises(InputError, match=r"baseline.*s2_offset=1000 .* and =0"):
         open_archive(tmp_path, s2_offset="auto")
 
@@ -156,13 +159,15 @@ def test_metadata_that_says_nothing_of_the_offset_stops_the_build(tmp_path):
 def test_an_explicit_offset_overrules_the_metadata(tmp_path):
     name = "S2A_MSIL2A_20220301T101031_N0400_R022_T33UUP"
     write(tmp_path / "s1" / f"{name}.tif", s1_image(0), S1_BANDS)
-    write(tmp_path / "s2" / f"{name}.tif", s2_image(0), S2_BANDS)
+    image = s2_image(0) + 900  # which proves nothing
+    write(tmp_path / "s2" / f"{name}.tif", image, S2_BANDS)
 
-    assert only_record(tmp_path, s2_offset="0")["s2_10m"].min() >= 100
-    reduced = only_record(tmp_path, s2_offset="1000")["s2_10m"]
-    np.testing.assert_array_equal(
-        reduced, np.moveaxis(np.maximum(s2_image(0), 1001) - 1000, 0, -1)
-    )
+    assert only_record(tmp_path, s2_offset="0")["s2_10m"].min() >= 1000
+    for offset in ("1000", "auto"):
+        reduced = only_record(tmp_path, s2_offset=offset)["s2_10m"]
+        np.testing.assert_array_equal(
+            reduced, np.moveaxis(np.maximum(image, 1001) - 1000, 0, -1)
+        )
 
 
 def test_acquisition_times_come_from_the_names_of_products(tmp_path):

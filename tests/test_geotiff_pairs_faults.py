@@ -5,7 +5,6 @@ import pytest
 import rasterio
 import tifffile
 
-from data_pipeline.building import value_checks
 from data_pipeline.errors import InputError
 from tests.geotiffs import (
     S1_BANDS,
@@ -67,7 +66,7 @@ def test_another_size_is_refused(tmp_path, size):
 def test_a_missing_band_is_refused(tmp_path):
     write_pairs(tmp_path)
     rewrite(tmp_path, "s2", s2_image(1)[:-1], S2_BANDS[:-1])
-    refuse(tmp_path, "p1.tif has no B12, which the first pair .* has")
+    refuse(tmp_path, "p1.tif has no B12, which most files of the dataset have")
 
 
 def test_a_repeated_band_is_refused(tmp_path):
@@ -123,22 +122,13 @@ def test_an_image_without_coordinates_is_believed(tmp_path):
     only_record(tmp_path, s1_bands=("VV", "VH"))
 
 
-@pytest.mark.parametrize("nodata", [0, np.nan])
-def test_holes_are_refused_with_their_share(tmp_path, nodata):
-    write_pairs(tmp_path)
-    image = s1_image(1)
-    image[1, :4, :2] = nodata
-    rewrite(tmp_path, "s1", image, S1_BANDS, nodata=nodata)
-    refuse(tmp_path, r"p1.tif has no data \(value (0|nan)\) in 3.12% of its pixels")
-
-
 def test_a_nodata_value_that_no_pixel_has_is_no_hole(tmp_path):
     write_pairs(tmp_path, 1)
     write(tmp_path / "s2" / "p0.tif", s2_image(0), S2_BANDS, nodata=0)
     only_record(tmp_path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -200.0])
+@pytest.mark.parametrize("value", [100.0, -200.0])
 def test_backscatter_that_cannot_be_is_refused(tmp_path, value):
     write_pairs(tmp_path)
     image = s1_image(1)
@@ -155,27 +145,16 @@ def test_complex_pixels_are_refused(tmp_path):
 
 def test_a_unit_that_the_values_are_not_in_is_refused(tmp_path):
     write_pairs(tmp_path, 1)
-    with pytest.raises(InputError, match="change the unit of s1 to dB"):
+    with pytest.raises(InputError, match="in dB of -1.*change --config.read.s1_unit"):
         only_record(tmp_path, s1_unit="linear")
-    with pytest.raises(InputError, match="change the unit of s2 to DN"):
+    with pytest.raises(InputError, match="in DN of .*change --config.read.s2_unit"):
         only_record(tmp_path, s2_unit="reflectance")
-
-
-def test_a_unit_that_is_not_said_shows_in_the_sample(tmp_path):
-    write_pairs(tmp_path, 1)
-    power = (10 ** (s1_image(0).astype(np.float64) / 10)).astype(np.float32)
-    write(tmp_path / "s1" / "p0.tif", power, S1_BANDS)
-    archive = open_archive(tmp_path)
-    record = archive.read_pair(archive.find_pairs()[0][0])
-    with pytest.raises(InputError, match="s1_unit=linear"):
-        value_checks.check(archive.description, [record], ("s1_unit",))
 
 
 @pytest.mark.parametrize(
     "read, message",
     [
         (dict(size=20), "band VV, is 16 x 16 px.* 20 x 20"),
-        (dict(s1_bands=("VH", "VV")), "calls its bands .*correct the one"),
         (dict(classes=("a", "b")), "2 classes, but no pair has a label"),
     ],
 )
@@ -185,7 +164,7 @@ def test_wrong_settings_are_refused(tmp_path, read, message):
         only_record(tmp_path, **read)
 
 
-@pytest.mark.parametrize("bands", [(), ("blue", "green")])
+@pytest.mark.parametrize("bands", [(), ("red1", "red2")])
 def test_bands_that_nobody_names_are_refused(tmp_path, bands):
     write(tmp_path / "s1" / "a.tif", s1_image(0), S1_BANDS)
     write(tmp_path / "s2" / "a.tif", s2_image(0)[:2], bands)
@@ -198,5 +177,5 @@ def test_bands_that_nobody_names_are_refused(tmp_path, bands):
 def test_a_first_pair_that_is_not_square_is_refused(tmp_path):
     write(tmp_path / "s1" / "a.tif", s1_image(0)[:, :8], S1_BANDS)
     write(tmp_path / "s2" / "a.tif", s2_image(0)[:, :8], S2_BANDS)
-    with pytest.raises(InputError, match="8 x 16 px"):
+    with pytest.raises(InputError, match="8 x 16 px .* cut the images to squares"):
         open_archive(tmp_path)

@@ -84,7 +84,7 @@ def test_a_source_without_pairs_is_refused(tmp_path):
         ("s1,s2,label\na,b,c\n", r"columns \['s1', 's2', 'label'\]"),
         ("s1,s2\na\n", "Row 1 .* another number of fields than the 2"),
         ("s1,s2\na,b\na,b,c\n", "Row 2 .* another number of fields"),
-        ("s1,s2,split\na,b,val\n", "split='val'.*train, validation, test"),
+        ("s1,s2,split\na,b,dev\n", "split='dev'.*train, validation, test"),
         ("s1,s2\na,\n", "Row 1 .*s2=''"),
         ("s1,s2\n", "has no pairs"),
         ("", "it needs s1 and s2"),

@@ -44,7 +44,7 @@ class Linear(fakes.Archive):
 
 
 def test_values_that_cannot_be_true_are_refused_unless_told(config, monkeypatch):
-    with pytest.raises(InputError, match="Sentinel-1 .* linear"):
+    with pytest.raises(InputError, match="Sentinel-1 .* median of 0"):
         built_of(Linear(), config, monkeypatch)
     assert not pathlib.Path(config.out).exists()
     config.check_values = False

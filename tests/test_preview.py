@@ -297,3 +297,17 @@ def test_long_names_and_many_labels_leave_the_pictures_their_room(tmp_path):
     preview.draw(described, [one], tmp_path / "sheet.png")
     want = preview.picture(one["s1_10m"].astype(np.float32), None, sensors.S1)
     assert shown(tmp_path / "sheet.png", want) == 1
+
+
+@pytest.mark.parametrize("sensor", [sensors.S1, sensors.S2])
+def test_what_was_not_measured_has_a_colour_of_its_own(sensor):
+    low, high = sensor.valid_range
+    rng = np.random.default_rng(0)
+    image = rng.uniform(low, high, (8, 8, len(sensor.bands)))
+    image[:2] = np.nan
+    got = preview.picture(image, image, sensor)
+    np.testing.assert_allclose(
+        got[:2] * 255, np.broadcast_to((214, 116, 214), (2, 8, 3))
+    )
+    assert np.isfinite(got).all() and got[2:].std() > 0
+    assert np.isfinite(preview.picture(image[:2], image[:2], sensor)).all()

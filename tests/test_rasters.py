@@ -76,6 +76,7 @@ def test_what_the_file_says_of_itself_is_read(tmp_path):
     assert raster.bands == ("B02", "", "")
     assert raster.tags["PRODUCT"] == "of the file" and raster.tags["LOOK"] == "right"
     assert raster.nodata == 7
+    np.testing.assert_array_equal(raster.missing, IMAGE == 7)
     assert raster.crs == "EPSG:32633"
     assert raster.transform == (10, 0, 500000, 0, -10, 5000000)
     assert raster.metres == 1
@@ -91,6 +92,7 @@ def test_a_file_without_coordinates_is_read_without_a_warning(tmp_path):
 
     assert raster.pixels.shape == (1, 40, 50)
     assert (raster.crs, raster.transform, raster.nodata) == ("", None, None)
+    assert raster.missing is None and raster.scaling is None
     assert raster.metres is None
 
 

@@ -238,13 +238,13 @@ def test_labels_cover_a_tenth_and_the_main_one_most(tmp_path, parts, labels, mai
     assert (record["labels"], record["main_label"]) == (labels, main)
 
 
-def test_sar_that_is_not_a_number_is_refused(tmp_path):
+def test_sar_that_is_not_a_number_is_missing_in_both_bands(tmp_path):
     write_triplet(tmp_path)
     s1 = tifffile.imread(path_of(tmp_path, "s1"))
     s1[1, 9, 9] = np.nan
     write(path_of(tmp_path, "s1"), s1)
-    with pytest.raises(InputError, match="s1_1_p30.tif, band VH, .* from nan to nan"):
-        read(tmp_path)
+    missing = np.isnan(read(tmp_path)["s1_10m"])
+    assert missing[9, 9].all() and missing.sum() == 2
 
 
 @pytest.mark.parametrize("kind, count", [("s1", 3), ("s2", 12), ("lc", 1)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline import sensors
+from data_pipeline import offsets, sensors
 from data_pipeline.errors import InputError
 
 
@@ -38,16 +38,14 @@ def test_reflectance_about_zero_is_the_darkest_dn_and_what_cannot_be_stays():
 def test_the_offset_is_removed_and_zero_alone_stays_zero(dtype):
     dn = np.array([0, 1, 999, 1000, 1001, 12000], dtype)
 
-    np.testing.assert_array_equal(
-        sensors.remove_offset(dn, 1000), [0, 1, 1, 1, 1, 11000]
-    )
-    np.testing.assert_array_equal(sensors.remove_offset(dn, 0), dn)
+    np.testing.assert_array_equal(offsets.remove(dn, 1000), [0, 1, 1, 1, 1, 11000])
+    np.testing.assert_array_equal(offsets.remove(dn, 0), dn)
 
 
 def test_removing_the_offset_keeps_uint16_and_shows_impossible_values():
-    assert sensors.remove_offset(np.array([5], np.uint16), 1000).dtype == np.uint16
-    assert sensors.remove_offset(np.array([200], np.uint8), 1000) == 1
-    assert sensors.remove_offset(np.array([-9999], np.int16), 1000) == -9999
+    assert offsets.remove(np.array([5], np.uint16), 1000).dtype == np.uint16
+    assert offsets.remove(np.array([200], np.uint8), 1000) == 1
+    assert offsets.remove(np.array([-9999], np.int16), 1000) == -9999
 
 
 @pytest.mark.parametrize(
@@ -64,8 +62,8 @@ def test_removing_the_offset_keeps_uint16_and_shows_impossible_values():
     ],
 )
 def test_the_baseline_is_found_in_names_and_tags(text, baseline, offset):
-    assert sensors.processing_baseline(text) == pytest.approx(baseline)
-    assert sensors.offset_of("auto", text, "x", "tag") == offset
+    assert offsets.processing_baseline(text) == pytest.approx(baseline)
+    assert offsets.chosen("auto", text, "x", "tag") == offset
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_the_baseline_is_found_in_names_and_tags(text, baseline, offset):
     ],
 )
 def test_without_one_sure_baseline_there_is_none(text):
-    assert sensors.processing_baseline(text) is None
+    assert offsets.processing_baseline(text) is None
 
 
 @pytest.mark.parametrize(
@@ -103,8 +101,7 @@ def test_each_unit_is_brought_to_the_contract(sensor, unit, offset, value, want)
 @pytest.mark.parametrize(
     "sensor, unit, known",
     [
-        ("s1", "amplitude", "dB or linear"),
-        ("s1", "DN", "dB or linear"),
+        ("s1", "DN", "dB or linear or amplitude"),
         ("s2", "dB", "DN or reflectance"),
     ],
 )
@@ -126,8 +123,13 @@ def test_offsets_that_nobody_adds_are_refused(sensor, unit, offset):
 @pytest.mark.parametrize(
     "sensor, unit, value, message",
     [
-        ("s1", "linear", -12.0, "least is -12, .* change the unit of s1 to dB"),
-        ("s2", "reflectance", 900.0, "greatest is 900, .* unit of s2 to DN"),
+        ("s1", "linear", -12.0, "least is -12; its median would be in dB of -12 dB"),
+        (
+            *("s1", "dB", 0.1),
+            "above 0, .* in linear of -10 and in amplitude of -20 dB",
+        ),
+        ("s2", "reflectance", 900.0, "greatest is 900; .* in DN of 900 DN"),
+        ("s2", "DN", 0.2, "no value is above 0.2; .* in reflectance of 2e[+]03 DN"),
     ],
 )
 def test_values_that_are_in_the_other_unit_are_refused(sensor, unit, value, message):
@@ -140,11 +142,11 @@ TEXT = "PROCESSING_BASELINE=04.00"
 
 @pytest.mark.parametrize("choice, added", [("auto", 1000), ("0", 0), ("1000", 1000)])
 def test_a_number_goes_before_the_metadata(choice, added):
-    assert choice in sensors.OFFSETS
-    assert sensors.offset_of(choice, TEXT, "x", "tag") == added
+    assert choice in offsets.CHOICES
+    assert offsets.chosen(choice, TEXT, "x", "tag") == added
 
 
 def test_metadata_that_name_no_baseline_leave_the_choice_to_the_user():
     with pytest.raises(InputError, match="^x does not say .*no tag.*s2_offset=1000"):
-        sensors.offset_of("auto", "", "x", "tag")
-    assert sensors.offset_of("0", "", "x", "tag") == 0
+        offsets.chosen("auto", "", "x", "tag")
+    assert offsets.chosen("0", "", "x", "tag") == 0

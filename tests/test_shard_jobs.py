@@ -26,6 +26,7 @@ def shard(tmp_path):
         size=len(pairs),
         archive=made,
         strict=False,
+        most_missing=0.5,
     )
 
 

@@ -12,12 +12,12 @@ import abc
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import safe_io, sensors
-from data_pipeline.config_fields import choice
+from data_pipeline import offsets, safe_io, sensors
+from data_pipeline.config_fields import choice, number
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 
@@ -25,9 +25,18 @@ MOST_BYTES = 1 << 29  # of a file, decompressed too; a patch's take some MB
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # The field of `SETTINGS` that says what was added to Sentinel-2.
 S2_OFFSET = choice(
-    *sensors.OFFSETS,
+    *offsets.CHOICES,
     meaning="What was added to each DN and is taken out, as processing baselines from "
     "04.00 (2022) on add 1000; auto looks for the baseline in names and metadata.",
+)
+
+# What a network is not shown must be less than what it is: at the usual mask ratio a
+# quarter of the patches is shown, and others are asked for.
+MOST_MISSING = number(
+    least=0.0,
+    most=1.0,
+    meaning="Share of a sensor's pixels above which a pair in which so much was not "
+    "measured is left out.",
 )
 
 # BigEarthNet v1 lacks the leading zero of the hour in part of its names.
@@ -86,6 +95,11 @@ class Skipped(_Named):
     wanted: bool = True
 
 
+# What `read_pair` returns beside a record's fields: what pairs have in common that is
+# worth a word, such as "have DN slightly below 0, which became 1"; counted and told.
+REMARKS = "remarks"
+
+
 class Archive(abc.ABC):
     """A source of pairs.
 
@@ -94,9 +108,12 @@ class Archive(abc.ABC):
 
     Attributes:
         description: what its records hold.
+        own_statistics: whether nobody has published statistics of it, so that the
+            dataset is normalised by its own.
     """
 
     description: Description
+    own_statistics = False
 
     @abc.abstractmethod
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
@@ -110,7 +127,8 @@ class Archive(abc.ABC):
     @abc.abstractmethod
     def read_pair(self, pair: Pair) -> dict:
         """The fields of a pair's record: pixels [H, W, C] as the layout has them,
-        pixel labels [H, W], label fields as lists of indices, and the texts.
+        pixel labels [H, W], label fields as lists of indices, the texts, and perhaps
+        `REMARKS`.
 
         Pairs on the same ground must not be trained on and tested on, whichever
         datasets they are in; `ground.of` tells it from their `place`.
@@ -132,6 +150,9 @@ def pixels(
 ) -> dict[str, np.ndarray]:
     """The stored arrays of one sensor, [H, W, C] each, of the contract's type.
 
+    A pixel that is not finite in a band, or that the sensor's `Expected.filled` finds,
+    was not measured: it is `sensors.MISSING` in all bands of its grid.
+
     Args:
         description: of the dataset.
         sensor: which.
@@ -141,45 +162,95 @@ def pixels(
     Raises:
         InputError: an image has another shape, or values that cannot be true.
     """
-    contract, fields = description.sensors[sensor], {}
-    for grid in description.layout.of(sensor):
+    contract, grids = description.sensors[sensor], description.layout.of(sensor)
+    images = []
+    for grid in grids:
         side = description.layout.shapes[grid.field][0]
-        images = []
-        for band in grid.bands:
-            image = read(band)
-            check_image(image, (side, side), contract, f"{name}, band {band},")
-            images.append(image)
-        stacked = np.stack(images, axis=-1)
-        if np.issubdtype(contract.dtype, np.integer) and stacked.dtype.kind == "f":
-            stacked = np.rint(stacked)
-        fields[grid.field] = stacked.astype(contract.dtype)
+        bands = [read(band) for band in grid.bands]
+        for band, image in zip(grid.bands, bands):
+            _check_shape(image, (side, side), f"{name}, band {band},")
+        images.append(np.stack(bands))
+    fields, stored = {}, np.dtype(contract.dtype)
+    for grid, image, missing in zip(grids, images, _missing(contract, images)):
+        for band, values in zip(grid.bands, image):
+            measured = values if missing is None else values[~missing]
+            check_image(measured, contract, f"{name}, band {band},")
+        if missing is not None:  # 0 until it is whole numbers, for NaN is none
+            image = np.where(missing, 0, image)
+        if stored.kind == "u" and image.dtype.kind == "f":
+            image = np.rint(image)
+        # Bands last and contiguous, as records have them.
+        image = np.moveaxis(image, 0, -1).astype(stored, order="C")
+        if missing is not None:
+            image[missing] = sensors.MISSING[contract.dtype]
+        fields[grid.field] = image
     return fields
 
 
-def check_image(
-    image: np.ndarray, shape: tuple[int, int], sensor: sensors.Sensor, name: str
-) -> None:
-    """Refuses an image [H, W] that cannot be what the contract says.
+def _missing(contract: sensors.Sensor, images: Sequence[np.ndarray]):
+    """Where nothing was measured, for each grid [H, W]; None where all was."""
+    found = [None] * len(images)
+    for i, image in enumerate(images):
+        if image.dtype.kind == "f" and not np.isfinite(image.sum(dtype=np.float64)):
+            found[i] = ~np.isfinite(image).all(axis=0)
+    if all((image == 0).any() for image in images):
+        for i, empty in enumerate(contract.expected.filled(images)):
+            if empty.any():
+                found[i] = empty if found[i] is None else found[i] | empty
+    return found
+
+
+def missing_shares(description: Description, fields: Mapping) -> dict[str, float]:
+    """The share of each sensor's pixels that was not measured, of a record's fields."""
+    shares = dict.fromkeys(description.sensors, 0.0)
+    for grid in description.layout.grids:
+        share = float(sensors.is_missing(fields[grid.field][..., 0]).mean())
+        shares[grid.sensor] = max(shares[grid.sensor], share)
+    return shares
+
+
+def check_missing(description: Description, fields: Mapping, most: float) -> None:
+    """Refuses a pair of which too much is missing.
 
     Raises:
-        InputError: another shape, values out of range, not finite, or all the same.
+        InputError: with the share.
     """
+    for name, share in missing_shares(description, fields).items():
+        if share > most:
+            raise InputError(
+                f"{share:.1%} of the pixels of {description.sensors[name].title} were "
+                f"not measured, more than read.most_missing={most:g}; leave the pair "
+                "out, or raise that."
+            )
+
+
+def _check_shape(image: np.ndarray, shape: tuple[int, int], name: str) -> None:
     if image.shape != shape:
         raise InputError(
-            f"{name} is {' x '.join(map(str, image.shape))} px, where this archive has "
-            f"{' x '.join(map(str, shape))}; unpack it again."
+            f"{name} is {' x '.join(map(str, image.shape))} px, where the dataset has "
+            f"{' x '.join(map(str, shape))}; cut it to that, or leave the pair out."
         )
+
+
+def check_image(image: np.ndarray, sensor: sensors.Sensor, name: str) -> None:
+    """Refuses measured values [N] or [H, W] that cannot be what the contract says.
+
+    Raises:
+        InputError: values out of range, not finite, or all the same.
+    """
+    if not image.size:
+        return
     low, high = sensor.valid_range
     least, most = image.min(), image.max()
     if not (low <= least and most <= high):  # also false for NaN
         raise InputError(
             f"{name} holds values from {least} to {most}, where {sensor.title} in "
-            f"{sensor.unit} stays within {low:g} and {high:g}; unpack it again or "
-            "leave the pair out."
+            f"{sensor.unit} stays within {low:g} and {high:g}; correct its unit or "
+            "what marks missing pixels, or leave the pair out."
         )
     if least == most and (most == 0 or not sensor.expected.flat):
         raise InputError(
-            f"{name} is {most:g} everywhere, as where nothing was measured; unpack it "
+            f"{name} is {most:g} everywhere, as where nothing was measured; write it "
             "again or leave the pair out."
         )
 

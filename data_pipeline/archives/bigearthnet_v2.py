@@ -22,7 +22,7 @@ from data_pipeline import classes, ground, layout, safe_io, sensors
 from data_pipeline.archives import base, lmdb_reader, rasters, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.config_fields import flag, location
-from data_pipeline.dataset_card import SPLITS, Description
+from data_pipeline.dataset_card import SPLITS, Description, split_name
 from data_pipeline.errors import InputError
 
 LICENCE = """\
@@ -230,7 +230,9 @@ def _pair(row: "Row") -> Pair:
     # Half a million pairs share the few names of classes instead of having copies.
     labels = tuple(sys.intern(label) for label in row.labels)
     where = (row.s2v1_name, labels)
-    return Pair({"s2": row.patch_id, "s1": row.s1_name}, row.tile, row.split, where)
+    return Pair(
+        {"s2": row.patch_id, "s1": row.s1_name}, row.tile, split_name(row.split), where
+    )
 
 
 def _labels(name: str, labels: tuple[str, ...]) -> list[int]:
@@ -280,7 +282,7 @@ class Row(NamedTuple):
         """Why the row can make no pair, or "" when it can."""
         if not self.tile:
             return "it is not named like a Sentinel-2 patch of BigEarthNet v2"
-        if self.split not in SPLITS:
+        if split_name(self.split) not in SPLITS:
             return f"its split {self.split!r} is none of {', '.join(SPLITS)}"
         return ""
 

@@ -25,10 +25,14 @@ class Raster:
     """The content of a GeoTIFF.
 
     Attributes:
-        pixels: [C, H, W], of the file's type.
+        pixels: [C, H, W], of the file's type, or float32 where the file has a scale and
+            offset, which are applied. A band of opacity is not among them.
+        missing: where a nodata value, a mask or opacity says that nothing was
+            measured, [C, H, W]; None for nowhere.
+        nodata: the value that says so, or None.
+        scaling: scale and offset of the first band, None where it has none.
         bands: description of each band, "" where it has none.
         tags: metadata of the file and of its bands; the file's own come first.
-        nodata: value that stands for "not measured", or None.
         crs: coordinate reference system, "" where unknown.
         transform: from (column, row) to coordinates, six numbers, or None.
         metres: that one unit of the coordinates is, or None where they are degrees.
@@ -36,9 +40,11 @@ class Raster:
     """
 
     pixels: np.ndarray
+    missing: np.ndarray | None
+    nodata: float | None
+    scaling: tuple[float, float] | None
     bands: tuple[str, ...]
     tags: dict[str, str]
-    nodata: float | None
     crs: str
     transform: tuple[float, ...] | None
     metres: float | None
@@ -97,9 +103,11 @@ def _read(name: str, opened: Callable) -> Raster:
             # Whether a patch needs coordinates is for its archive to say.
             warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
             with opened() as file:
-                _check_size(file)
+                _check_size(file, name)
                 content = _content(file)
         reason = next((text for text in complaints if "IO error" in text), "")
+    except InputError:
+        raise
     except (errors.RasterioError, ValueError) as error:
         reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
     if reason:
@@ -109,32 +117,63 @@ def _read(name: str, opened: Callable) -> Raster:
     return content
 
 
-def _check_size(file) -> None:
-    """Raises a ValueError for an image that is larger or has more bands than any patch.
+def _check_size(file, name: str) -> None:
+    """Refuses an image that is larger or has more bands than any patch.
 
     GDAL invents what a file lacks: of a few bytes can come any number of pixels.
     """
     size = file.count * file.height * file.width
     widest = max((np.dtype(name).itemsize for name in file.dtypes), default=0)
     if file.count > MOST_BANDS or size * widest > base.MOST_BYTES:
-        shape = f"{file.count} x {file.height} x {file.width}"
-        raise ValueError(f"an image of {shape} px, which is no patch")
+        raise InputError(
+            f"{name} has {file.count} bands of {file.height} x {file.width} px, more "
+            "than a pair's image can have; cut it, and its partner alike, into images "
+            "of a few hundred pixels, as gdal_retile.py does."
+        )
 
 
 def _content(file) -> Raster:
+    from rasterio.enums import ColorInterp
+
     tags = {}
     for index in file.indexes:
         tags |= file.tags(index)
+    kinds = dict(zip(file.indexes, file.colorinterp))
+    opacity = [i for i in kinds if kinds[i] == ColorInterp.alpha]
+    indexes = [i for i in kinds if i not in opacity]
+    at = [i - 1 for i in indexes]
+    scaling = [(file.scales[i], file.offsets[i]) for i in at]
+    missing, pixels = _masked(file, indexes, opacity), file.read(indexes)
+    scaled = any(pair != (1.0, 0.0) for pair in scaling)
+    if scaled:
+        scale, offset = np.array(scaling, np.float32).T[:, :, None, None]
+        pixels = pixels.astype(np.float32) * scale + offset
     return Raster(
-        pixels=file.read(),
-        bands=tuple(text or "" for text in file.descriptions),
-        tags=tags | file.tags(),
+        pixels=pixels,
+        missing=missing,
         nodata=file.nodata,
+        scaling=scaling[0] if scaled else None,
+        bands=tuple(file.descriptions[i] or "" for i in at),
+        tags=tags | file.tags(),
         crs=file.crs.to_string() if file.crs else "",
         transform=None if file.transform.is_identity else tuple(file.transform)[:6],
         metres=_metres(file.crs),
         others=bool(file.subdatasets),
     )
+
+
+def _masked(file, indexes, opacity) -> np.ndarray | None:
+    """Where a nodata value, a mask or opacity says that nothing was measured."""
+    from rasterio.enums import MaskFlags
+
+    flags = [file.mask_flag_enums[i - 1] for i in indexes]
+    if opacity:  # GDAL itself looks at it in files of 2 or 4 bands alone
+        empty = np.repeat(file.read(opacity[:1]) == 0, len(indexes), axis=0)
+        return empty if empty.any() else None
+    if all(MaskFlags.all_valid in flag for flag in flags):
+        return None
+    empty = file.read_masks(indexes) == 0
+    return empty if empty.any() else None
 
 
 def _metres(crs) -> float | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
-from data_pipeline import layout, sensors
+from data_pipeline import layout, offsets, sensors
 from data_pipeline.archives import base, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.config_fields import choice, location
@@ -125,7 +125,7 @@ class Ssl4eo(base.Archive):
         root: that folder.
         level: of the Sentinel-2 products.
         void: numbers of locations to leave out.
-        offset: of Sentinel-2, one of sensors.OFFSETS.
+        offset: of Sentinel-2, one of offsets.CHOICES.
     """
 
     root: str
@@ -211,7 +211,7 @@ class Ssl4eo(base.Archive):
             return int(self.offset)
         path = os.path.join(folder, METADATA)
         text = base.read_file(path).decode(errors="replace")
-        return sensors.offset_of(self.offset, text, path, "PROCESSING_BASELINE")
+        return offsets.chosen(self.offset, text, path, "PROCESSING_BASELINE")
 
     def _pixels(self, sensor: str, folder: str, *, offset: int) -> dict:
         """Fields of one sensor, without what its processing added to each DN."""
@@ -224,7 +224,7 @@ class Ssl4eo(base.Archive):
                     f"{path} is of type {image.dtype}, where SSL4EO-S12 has "
                     f"{DTYPES[sensor]}; unpack it again."
                 )
-            return sensors.remove_offset(image, offset) if offset else image
+            return offsets.remove(image, offset) if offset else image
 
         return base.pixels(self.description, sensor, read, folder)
 

@@ -55,6 +55,7 @@ class SplitReport(NamedTuple):
     count: int
     bytes: int
     tally: Tally
+    remarks: Mapping[str, int] = {}
 
 
 def make(
@@ -76,12 +77,12 @@ def make(
         build: options of the build.
     """
     summaries = {}
-    for split in sorted(splits, key=(*SPLITS, *splits).index):
-        count, size, tally = splits[split]
+    for split in _ordered(splits):
+        count, size, tally, _ = splits[split]
         summary = _rounded(tally.summary())
         summaries[split] = {"pairs": count, "bytes": size} | summary
     written = sum(report.count for report in splits.values())
-    reference = next(iter(summaries))  # the training split where there is one
+    first = reference(splits)
     return {
         "description": description.describe(),
         "pairs": {
@@ -91,12 +92,37 @@ def make(
             "unlisted": unlisted,
         },
         "splits": summaries,
-        "reference_split": reference,
-        "differing": differing(description, summaries[reference]["sensors"]),
+        "reference_split": first,
+        "differing": differing(description, summaries[first]["sensors"]),
         "skipped": reasons(skipped),
+        "remarks": all_remarks(splits),
         "build": dict(sorted(build.items())),
         "files": dict(sorted(checksums.items())),
     }
+
+
+def _ordered(splits: Iterable[str]) -> list[str]:
+    return sorted(splits, key=(*SPLITS, *splits).index)
+
+
+def reference(splits: Iterable[str]) -> str:
+    """The split that statistics are taken from: for training, where there is one."""
+    return _ordered(splits)[0]
+
+
+def missing_share(splits: Mapping[str, Mapping], sensor: str) -> float:
+    """The share of a sensor's stored pixels that was not measured, in all splits."""
+    bands = [b for part in splits.values() for b in part["sensors"][sensor].values()]
+    missing, pixels = (sum(b.get(k, 0) for b in bands) for k in ("missing", "pixels"))
+    return missing / max(missing + pixels, 1)
+
+
+def all_remarks(splits: Mapping[str, SplitReport]) -> dict[str, int]:
+    """How many of the pairs that were written have what was worth a remark."""
+    total = collections.Counter()
+    for report in splits.values():
+        total.update(report.remarks)
+    return dict(sorted(total.items()))
 
 
 def differing(description: Description, measured: Mapping) -> list[dict]:
@@ -279,7 +305,7 @@ def _distributions(card: Mapping, description: Description) -> Iterable[str]:
         yield f"### {sensor.title}, {sensor.unit}"
         yield _distribution_table(sensor, measured[name], marked)
         yield _prose(f"Published: {sensor.source}.")
-        yield from _missing(sensor, measured[name])
+        yield from _missing(card, sensor)
     if marked:
         few = " With so few pairs that is no surprise." if pairs < 1000 else ""
         yield _prose(
@@ -291,16 +317,13 @@ def _distributions(card: Mapping, description: Description) -> Iterable[str]:
         )
 
 
-def _missing(sensor: Sensor, measured: Mapping) -> Iterable[str]:
+def _missing(card: Mapping, sensor: Sensor) -> Iterable[str]:
     """How much of a sensor was not measured, where something was not."""
-    missing, pixels = (
-        sum(band.get(key, 0) for band in measured.values())
-        for key in ("missing", "pixels")
-    )
-    if missing:
+    share = missing_share(card["splits"], sensor.name)
+    if share:
         yield _prose(
-            f"{missing / (missing + pixels):.2%} of {sensor.title} was not measured, "
-            f"and is stored as {sensors.MISSING[sensor.dtype]}."
+            f"{share:.2%} of {sensor.title} was not measured, and is stored as "
+            f"{sensors.MISSING[sensor.dtype]}."
         )
 
 
@@ -355,6 +378,8 @@ def _classes(card: Mapping, description: Description) -> Iterable[str]:
 
 
 def _skipped(card: Mapping) -> Iterable[str]:
+    for remark, pairs in card["remarks"].items():
+        yield _prose(f"{pairs:,} of the pairs that were written {remark}.")
     if not card["skipped"]:
         return
     yield "## What was skipped"

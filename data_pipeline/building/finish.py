@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipeline import atomic, dataset_card, record_format
-from data_pipeline.archives.base import Skipped
-from data_pipeline.building import card, preview, shard_jobs
+from data_pipeline.archives.base import Archive, Skipped
+from data_pipeline.building import card, plan, preview, shard_jobs
 from data_pipeline.building.shard_jobs import Shard
 from data_pipeline.building.statistics import Tally
 from data_pipeline.dataset_card import Description
@@ -39,37 +39,29 @@ class Found:
 
 
 def finish(
-    out: pathlib.Path,
-    description: Description,
+    config,
+    archive: Archive,
     work: Mapping[str, Sequence[Shard]],
     checked: Mapping[pathlib.Path, dict],
     found: Found,
-    build: dict,
 ) -> None:
     """Writes what makes shards a dataset: metadata, index, card and contact sheet.
 
     Args:
-        out: folder of the dataset.
-        description: of it.
+        config: of the build.
+        archive: what was read.
         work: shards of each split.
         checked: what `shard_jobs.check` returned for each, by path.
         found: what the search came to.
-        build: options that the card mentions.
 
     Raises:
-        InputError: no pair is left, or two have the same id.
+        InputError: no pair is left, too many were skipped, or two have the same id.
     """
+    out, description = pathlib.Path(config.out), archive.description
     reports, infos, skipped, empty = {}, {}, list(found.skipped), ""
     for split, members in work.items():
-        report, infos[split], bad = summarise(description, members)
+        reports[split], infos[split], bad = summarise(description, members)
         skipped += bad
-        if report.count:
-            reports[split] = report
-            continue
-        for shard in members:  # TFDS knows no split without records
-            shard.path.unlink()
-        del infos[split]
-        empty += f"; no good pair is left in {split}"
     # The same archive elsewhere gives the same list.
     folder = os.path.join(found.source, "")
     skipped = [
@@ -77,16 +69,28 @@ def finish(
         for skip in skipped
     ]
     write_skipped(out, skipped)
-    if not reports:
+    reason = too_many_skipped(reports, skipped, config.most_skipped)
+    if reason:
+        for shard in [shard for members in work.values() for shard in members]:
+            if shard_jobs.read_result(shard)["skipped"]:
+                shard.path.unlink()  # the same command reads its pairs again
         raise InputError(
-            f"All {len(skipped)} pairs are bad, the first because: "
-            f"{skipped[0].reason} See {out / 'skipped.csv'}."
+            f"{reason} See {out / 'skipped.csv'}; mend them, or set "
+            "--config.most_skipped=1.0 to go without, and give the same command again."
         )
+    for split in [split for split, report in reports.items() if not report.count]:
+        for shard in work[split]:  # TFDS knows no split without records
+            shard.path.unlink()
+        del reports[split], infos[split]
+        empty += f"; no good pair is left in {split}"
+    if archive.own_statistics:
+        description = with_own_statistics(description, reports)
     kept = {split: [checked[shard.path] for shard in work[split]] for split in reports}
     write_index(out, kept)
     record_format.write_metadata(out, description, infos)
     written = [shard.path for split in kept for shard in work[split]]
     sums = {path.name: checked[path]["sha256"] for path in written}
+    build = plan.facts(config)
     content = card.make(description, reports, skipped, found.unlisted, sums, build)
     card.write(out, content)  # from here on the dataset is complete
     try:
@@ -98,22 +102,66 @@ def finish(
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
     bad = len(skipped)
     print(f"{out}: of {total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
+    for remark, pairs in content["remarks"].items():
+        print(f"{pairs} of them {remark}.")
+    for name, sensor in description.sensors.items():
+        share = card.missing_share(content["splits"], name)
+        if share:
+            print(f"{share:.2%} of the pixels of {sensor.title} were not measured.")
+
+
+def too_many_skipped(
+    reports: Mapping[str, card.SplitReport], skipped: Sequence[Skipped], most: float
+) -> str:
+    """Why a dataset lacks more pairs than anybody can want, or ""."""
+    written = sum(report.count for report in reports.values())
+    faults = [skip for skip in skipped if skip.wanted]
+    if not written:
+        return (
+            f"All {len(skipped)} pairs are bad, the first because: {skipped[0].reason}"
+        )
+    if len(faults) > most * (written + len(faults)):
+        worst = card.reasons(faults)[0]
+        return (
+            f"{len(faults)} of {written + len(faults)} pairs cannot be used, more than "
+            f"most_skipped={most:g}; the commonest reason, of {worst['count']}, is: "
+            f"{worst['example']['reason']}"
+        )
+    return ""
+
+
+def with_own_statistics(
+    description: Description, reports: Mapping[str, card.SplitReport]
+) -> Description:
+    """The description with statistics of the data themselves, of the first split."""
+    split = card.reference(reports)
+    measured = reports[split].tally.summary()["sensors"]
+    own = {
+        name: sensor.with_statistics(
+            {b.name: measured[name][b.name].get("mean", b.mean) for b in sensor.bands},
+            {b.name: measured[name][b.name].get("std") or b.std for b in sensor.bands},
+            f"computed from split {split} of {description.name}",
+        )
+        for name, sensor in description.sensors.items()
+    }
+    return dataclasses.replace(description, sensors=own)
 
 
 def summarise(
     description: Description, members: Sequence[Shard]
 ) -> tuple[card.SplitReport, list[record_format.ShardInfo], list[Skipped]]:
     """What the results of a split's shards come to, read one after another."""
-    tally, infos, skipped = Tally(description), [], []
+    tally, infos, skipped, remarks = Tally(description), [], [], collections.Counter()
     for shard in members:
         result = shard_jobs.read_result(shard)
         tally.merge(Tally.from_json(description, result["tally"]))
         info = {name: result[name] for name in record_format.ShardInfo._fields}
         infos.append(record_format.ShardInfo(**info))
+        remarks.update(result["remarks"])
         for *names, reason in result["skipped"]:
             skipped.append(Skipped(dict(zip(NAMED, names)), reason))
     count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
-    return card.SplitReport(count, size, tally), infos, skipped
+    return card.SplitReport(count, size, tally, remarks), infos, skipped
 
 
 def write_skipped(out: pathlib.Path, skipped: Sequence[Skipped]) -> None:

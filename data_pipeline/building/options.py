@@ -4,6 +4,7 @@ import importlib
 import types
 
 from data_pipeline import atomic, config_fields, record_format
+from data_pipeline.archives.base import MOST_MISSING
 from data_pipeline.building import splits
 from data_pipeline.config_fields import (
     Field,
@@ -52,6 +53,12 @@ TABLE = {
     "pairs_per_shard": whole(1, meaning="Pairs in a file of records."),
     "workers": whole(0, 4096, meaning="Processes that build; 0 builds in this one."),
     "strict": flag(meaning="Whether the first bad pair ends the build, not listed."),
+    "most_skipped": number(
+        least=0.0,
+        most=1.0,
+        meaning="Share of the pairs that may be skipped for a fault; of more, the "
+        "build fails.",
+    ),
     "check_values": flag(meaning="Whether data that cannot be dB or DN are refused."),
     "compression": choice(
         *record_format.COMPRESSION,
@@ -122,6 +129,7 @@ def fields(config) -> dict[str, Field]:
     archive = config.get("archive")
     config_fields.check_value("archive", archive, TABLE["archive"])
     settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
+    settings = {"most_missing": MOST_MISSING, **settings}
     return TABLE | config_fields.within("read", settings)
 
 

@@ -195,6 +195,7 @@ def units(
                 size=len(part),
                 archive=archive,
                 strict=config.strict,
+                most_missing=config.read.most_missing,
                 options=record_format.COMPRESSION[config.compression],
             )
             rows = json.dumps([dataclasses.astuple(pair) for pair in part])

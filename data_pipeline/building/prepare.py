@@ -53,8 +53,8 @@ def prepare(config) -> None:
     try:
         archive = open_archive(config)
         chosen, found = _search(config, archive)
-        sample = _sample(archive, chosen) if config.check_values else None
-    except OSError as error:
+        sample = _sample(config, archive, chosen) if config.check_values else None
+    except (OSError, shard_jobs.Stopped) as error:
         raise InputError(
             f"{config.source} cannot be read ({error}); see to the disk or the "
             "network, then give the same command again."
@@ -84,7 +84,7 @@ def _search(config, archive: Archive) -> tuple[dict[str, list[Pair]], Found]:
 
 def _build(config, archive: Archive, work: Mapping, found: Found) -> None:
     """Writes, checks and finishes."""
-    out, todo = pathlib.Path(config.out), [s for part in work.values() for s in part]
+    todo = [shard for part in work.values() for shard in part]
     plan.check_space(todo, archive)
     if config.runner:
         shard_jobs.run_beam(todo, config.runner, config.runner_options)
@@ -92,10 +92,12 @@ def _build(config, archive: Archive, work: Mapping, found: Found) -> None:
         shard_jobs.run_local(shard_jobs.build, todo, config.workers, "writing")
     checked = shard_jobs.run_local(shard_jobs.check, todo, config.workers, "checking")
     checked = {shard.path: part for shard, part in zip(todo, checked)}
-    finish.finish(out, archive.description, work, checked, found, plan.facts(config))
+    finish.finish(config, archive, work, checked, found)
 
 
-def _sample(archive: Archive, chosen: Mapping[str, Sequence[Pair]]) -> list[dict]:
+def _sample(
+    config, archive: Archive, chosen: Mapping[str, Sequence[Pair]]
+) -> list[dict]:
     """Records of a few pairs from all over the archive; bad ones are left out.
 
     Raises:
@@ -105,7 +107,10 @@ def _sample(archive: Archive, chosen: Mapping[str, Sequence[Pair]]) -> list[dict
     sample, faults = [], []
     for i in np.unique(np.linspace(0, len(pairs) - 1, SAMPLED).astype(int)):
         try:
-            sample.append(archive.read_pair(pairs[i]))
+            most = config.read.most_missing
+            sample.append(shard_jobs.read_record(archive, pairs[i], most))
+        except shard_jobs.Stopped:
+            raise
         except InputError as error:
             faults.append(str(error))  # the build lists it, or stops there
     if not sample:

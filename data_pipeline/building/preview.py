@@ -30,6 +30,7 @@ HUES = {
 }
 OTHERS = (0.55, 0.35)  # lightness and saturation of classes with other names
 NO_COLOR = (58, 62, 68)  # of pixels without a class
+MISSING_COLOR = (214, 116, 214)  # of pixels that were not measured
 
 
 def drawn_bands(sensor: sensors.Sensor) -> tuple[str, ...]:
@@ -57,7 +58,8 @@ def picture(pixels: np.ndarray, like: np.ndarray, sensor: sensors.Sensor) -> np.
     """An RGB picture in [0, 1] of images [..., C] in native units.
 
     Between the limits of the sensor or, where it has none, from the 2nd to the 98th
-    percentile of `like`, all colours alike, which keeps hues true.
+    percentile of `like`, all colours alike, which keeps hues true. NaN, where nothing
+    was measured, has a colour that no image has.
     """
     style = sensor.picture
     if style.limits:
@@ -66,9 +68,13 @@ def picture(pixels: np.ndarray, like: np.ndarray, sensor: sensors.Sensor) -> np.
         limits += [style.difference] * (len(limits) == 2)
         low, high = np.transpose(limits)
     else:
-        low, high = np.percentile(rgb(like, sensor), (2, 98))
+        measured = rgb(like, sensor)
+        measured = measured[np.isfinite(measured)]
+        low, high = np.percentile(measured, (2, 98)) if measured.size else (0.0, 1.0)
         high = max(high, low + style.least_range)
-    return np.clip((rgb(pixels, sensor) - low) / (high - low), 0.0, 1.0)
+    drawn = np.clip((rgb(pixels, sensor) - low) / (high - low), 0.0, 1.0)
+    missing = np.isnan(drawn).any(axis=-1, keepdims=True)
+    return np.where(missing, np.divide(MISSING_COLOR, 255), drawn)
 
 
 def class_colors(names: Sequence[str]) -> np.ndarray:
@@ -162,7 +168,8 @@ def _on_finest_grid(
         stored = record[grid.field]
         factor = description.layout.size // len(stored)
         for band in set(grid.bands) & set(sensor.band_names):
-            image = stored[..., grid.bands.index(band)].astype(np.float32)
+            image = stored[..., grid.bands.index(band)]
+            image = np.where(sensors.is_missing(image), np.nan, image.astype("f4"))
             bands[band] = image.repeat(factor, axis=0).repeat(factor, axis=1)
     return np.stack([bands[band] for band in sensor.band_names], axis=-1)
 

@@ -5,6 +5,7 @@ restarted build passes it over, whichever runner it is and wherever: processes o
 machine, or an Apache Beam cluster.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -23,7 +24,7 @@ import tqdm
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipeline import atomic, record_format, safe_io
-from data_pipeline.archives.base import Archive, Pair
+from data_pipeline.archives.base import REMARKS, Archive, Pair, check_missing
 from data_pipeline.building.statistics import Tally
 from data_pipeline.errors import InputError
 
@@ -46,6 +47,7 @@ class Shard:
         size: how many they are.
         archive: what to read from.
         strict: whether the first bad pair stops the build.
+        most_missing: share of a sensor's pixels above which a pair is bad.
         options: of ArrayRecord.
     """
 
@@ -55,6 +57,7 @@ class Shard:
     size: int
     archive: Archive
     strict: bool
+    most_missing: float
     options: str = record_format.OPTIONS
 
     @property
@@ -66,6 +69,7 @@ class Shard:
 RESULT = {
     *record_format.ShardInfo._fields,
     "skipped",
+    "remarks",
     "tally",
 }  # what is said of a shard
 
@@ -93,16 +97,18 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
         if not (shard.strict and read_result(shard)["skipped"]):
             return count(shard.size)
     skipped, tally = [], Tally(shard.archive.description)
+    remarks = collections.Counter()
 
     def examples():
         for pair in shard.pairs:
             try:
-                record = _read(shard, pair)
+                record = read_record(shard.archive, pair, shard.most_missing)
             except InputError as error:
                 if shard.strict or isinstance(error, Stopped):
                     raise
                 skipped.append((*pair.names, str(error)))
             else:
+                remarks.update(set(record.pop(REMARKS, ())))
                 tally.add(record)
                 yield record
             count(1)
@@ -112,7 +118,11 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
         info = record_format.write_shard(
             shard.path, examples(), features, shard.options
         )
-        result = info._asdict() | {"skipped": skipped, "tally": tally.to_json()}
+        result = info._asdict() | {
+            "skipped": skipped,
+            "remarks": dict(sorted(remarks.items())),
+            "tally": tally.to_json(),
+        }
         atomic.write_whole(shard.result, json.dumps(result))
     except OSError as error:
         raise Stopped(
@@ -120,12 +130,18 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
         ) from error
 
 
-def _read(shard: Shard, pair: Pair) -> dict:
-    """The record of a pair; InputError means that the pair is bad."""
+def read_record(archive: Archive, pair: Pair, most_missing: float) -> dict:
+    """The record of a pair, see `Archive.read_pair`.
+
+    Raises:
+        InputError: the pair is bad, or too much of it is missing.
+        Stopped: the disk or the network fails.
+    """
     try:
-        record = shard.archive.read_pair(pair)
+        record = archive.read_pair(pair)
         for field in record_format.TEXTS:
             record[field].encode()  # names of files may be no text
+        check_missing(archive.description, record, most_missing)
         return record
     except OSError as error:
         raise Stopped(
@@ -142,7 +158,7 @@ def _read(shard: Shard, pair: Pair) -> dict:
 
 
 def read_result(shard: Shard) -> dict:
-    """What became of a shard: `count`, `bytes`, `digest`, `skipped` and `tally`.
+    """What became of a shard: `count`, `bytes`, `digest`, and the rest of `RESULT`.
 
     Raises:
         InputError: it was never written, as when a cluster loses a job; or it

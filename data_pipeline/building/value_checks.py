@@ -5,14 +5,17 @@ mistakes stand out: another unit, exchanged polarisations, an offset left in or 
 twice. What real images of a sensor look like is data of it, `sensors.Expected`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
-from data_pipeline.sensors import DARKEST, OFFSET, Sensor
+from data_pipeline.offsets import DARKEST, OFFSET
+from data_pipeline.sensors import Sensor, is_missing
 
 # With the offset in, no band has anything darker than about `OFFSET`, and yet the
 # visible bands are as dark as vegetation: that sets it apart from sand and cloud.
@@ -31,7 +34,7 @@ class Wrong(NamedTuple):
 def check(
     description: Description,
     records: Sequence[Mapping[str, np.ndarray]],
-    settings: Collection[str] = (),
+    settings: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
     """Refuses values that cannot be what the description says.
 
@@ -49,9 +52,11 @@ def check(
         values = {}
         for grid in description.layout.of(name):
             for i, band in enumerate(grid.bands):
-                images = [record[grid.field][..., i].ravel() for record in records]
-                values[band] = np.concatenate(images)
-        for look in (_unit, _order, _holes, _offset):
+                images = [record[grid.field][..., i] for record in records]
+                measured = [image[~is_missing(image)] for image in images]
+                values[band] = np.concatenate(measured)
+        unit = settings.get(f"{name}_unit", sensor.units[0].name)
+        for look in (functools.partial(_unit, unit=unit), _order, _holes, _offset):
             for wrong in look(sensor, values):
                 setting = f"{name}_{wrong.setting}"
                 known = setting in settings
@@ -63,21 +68,26 @@ def check(
                 )
 
 
-def _unit(sensor: Sensor, values: Mapping[str, np.ndarray]) -> Iterator[Wrong]:
-    """Values that lie where those of another unit lie."""
-    expected, (own, other) = sensor.expected, sensor.units
-    advice = f"if it is {other.words}, set {{}}={other.name}, and if {expected.remedy}"
+def _unit(
+    sensor: Sensor, values: Mapping[str, np.ndarray], unit: str
+) -> Iterator[Wrong]:
+    """Values that lie where those of another unit than `unit`, as given, lie."""
+    expected, own = sensor.expected, sensor.units[0]
+    others = [known for known in sensor.units if known.name != unit]
+    ways = [f"if it is {other.words}, set {{0}}={other.name}" for other in others]
+    advice = f"{', '.join(ways)}, and if {expected.remedy}"
     for band in sensor.bands:
         low, high = expected.medians.get(band.family, (-np.inf, np.inf))
-        median = np.median(values[band.name].astype(np.float32))
+        measured = values[band.name].astype(np.float32)
+        median = np.median(measured) if measured.size else low
         if not low <= median <= high:
             yield Wrong(
                 f"{band.name} has a median of {median:.3g} {own.name}, where real "
-                f"images have one between {low:g} and {high:g}, as {other.words} has",
+                f"images have one between {low:g} and {high:g}",
                 "unit",
                 advice,
             )
-    most = max(image.max() for image in values.values())
+    most = max(image.max(initial=0) for image in values.values())
     if most < expected.peak:
         yield Wrong(
             f"has no {own.name} above {most} in any of {len(values)} bands, where "

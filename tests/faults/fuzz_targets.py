@@ -15,8 +15,8 @@ from data_pipeline import dataset_card, name_lists, record_format, sources
 from data_pipeline.archives import (
     bigearthnet_v1,
     bigearthnet_v2,
-    geotiff_pairs,
     lmdb_reader,
+    pair_lists,
     rasters,
     tars,
     tiff,
@@ -200,7 +200,7 @@ def tar(folder: pathlib.Path) -> Target:
 def pairs(folder: pathlib.Path) -> Target:
     """The CSV of somebody's own pairs."""
     seed = "s1,s2,id,split,labels\na.tif,b.tif,x,train,water;forest\nc.tif,é.tif,,,\n"
-    return Target([seed.encode()], by_path(folder / "x.csv", geotiff_pairs.find_files))
+    return Target([seed.encode()], by_path(folder / "x.csv", pair_lists.find_files))
 
 
 def splits(folder: pathlib.Path) -> Target:
