@@ -229,7 +229,8 @@ def run(config, workdir) -> None:
     description = sources.describe(config.data)
     wanted = build.check_data(contract, description)
     source = sources.open_split(config.data, config.split, (*wanted, "id"))
-    inputs = build.inputs(trained, contract, description.layout)
+    missing = sources.has_missing(config.data)
+    inputs = build.inputs(trained, contract, description.layout, missing)
     seen = run_directory.trained_on(trained_in, sources.place_codes(source))
     if seen:
         log.warning(
