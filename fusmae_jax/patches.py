@@ -223,11 +223,12 @@ def hidden_error(
         missing: whether the target may be NaN, where nothing was measured. A patch then
             counts by the share of it that was; where nothing counts the error is 0.
     """
-    predicted, total = predicted.astype(jnp.float32), hidden.sum()
-    if missing:
-        known = ~jnp.isnan(target)
-        target = jnp.where(known, target, predicted)  # no error, and no gradient
-        total = (hidden * known.mean(axis=-1)).sum()
-        total = jnp.where(total > 0.0, total, 1.0)
+    predicted = predicted.astype(jnp.float32)
+    if not missing:
+        error = jnp.square(predicted - target).mean(axis=-1)
+        return (error * hidden).sum() / hidden.sum()
+    known = ~jnp.isnan(target)
+    target = jnp.where(known, target, predicted)  # no error, and no gradient
     error = jnp.square(predicted - target).mean(axis=-1)
-    return (error * hidden).sum() / total
+    total = (hidden * known.mean(axis=-1)).sum()
+    return (error * hidden).sum() / jnp.where(total > 0.0, total, 1.0)

@@ -24,31 +24,36 @@ REMAT = {
 }
 
 
-def attend_across(
-    attn: nnx.Dict,
+def add_attention(
+    residual: dict[str, jax.Array],
     tokens: dict[str, jax.Array],
+    attn: nnx.Dict,
     absent: nnx.Dict,
     present: Present | None,
 ) -> dict[str, jax.Array]:
-    """What the tokens of each sensor read in the other's, {sensor: [B, K, D]} each.
+    """Adds what each sensor's tokens read in the other's, {sensor: [B, K, D]}.
 
     Patches that are absent are overlooked. Where a sensor is absent as a whole there
     would be nothing to attend to: its learned token then stands at all its places.
 
     Args:
+        residual: what it is added to.
+        tokens: the same, normalised.
         attn: attention from a sensor to the other, by the first.
-        tokens: normalised.
         absent: the learned token of each sensor.
         present: which samples have a sensor, or show which of these K patches.
     """
-    read, present = {}, present or dict.fromkeys(SENSORS)
-    for s in SENSORS:
-        other, here, mask = tokens[OTHER[s]], present[OTHER[s]], None
-        context = layers.where_present(here, other, absent[OTHER[s]][...])
-        if here is not None and here.ndim == 2:
-            mask = here | ~here.any(axis=1, keepdims=True)
-        read[s] = attn[s](tokens[s], context, mask)
-    return read
+    present = present or dict.fromkeys(SENSORS)
+    context = {
+        s: layers.where_present(present[s], tokens[s], absent[s][...]) for s in SENSORS
+    }
+    mask = {
+        s: here | ~here.any(axis=1, keepdims=True)
+        for s, here in present.items()
+        if here is not None and here.ndim == 2
+    }
+    read = lambda s, other: attn[s](tokens[s], context[other], mask.get(other))
+    return {s: residual[s] + read(s, OTHER[s]) for s in SENSORS}
 
 
 class XAttnEncoder(nnx.Module):
@@ -77,8 +82,8 @@ class XAttnEncoder(nnx.Module):
     ) -> jax.Array:
         """Fuses {sensor: [B, K, D]} into one sequence [B, K_s1 + K_s2, D]."""
         y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        seen = attend_across(self.attn, y, self.absent, present)
-        x = jnp.concatenate([tokens[s] + seen[s] for s in SENSORS], axis=1)
+        x = add_attention(tokens, y, self.attn, self.absent, present)
+        x = jnp.concatenate([x[s] for s in SENSORS], axis=1)
         return x + self.mlp(self.norm2(x))
 
 
@@ -277,8 +282,7 @@ class XAttnDecoder(nnx.Module):
     ) -> dict[str, jax.Array]:
         """Maps tokens {sensor: [B, K, D]} to tokens of the same shapes."""
         y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        seen = attend_across(self.attn, y, self.absent, present)
-        x = {s: tokens[s] + seen[s] for s in SENSORS}
+        x = add_attention(tokens, y, self.attn, self.absent, present)
         return {s: x[s] + self.mlp[s](self.norm2[s](x[s])) for s in SENSORS}
 
 
