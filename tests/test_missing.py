@@ -8,15 +8,16 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib import image
 
 from data_pipeline import dataset_card, layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import inputs, patches
-from fusmae_jax.evaluation import dense_task, encoder, features, finetune
+from fusmae_jax import figures, inputs, patches, reconstruct
+from fusmae_jax.evaluation import dense_task, encoder, evaluate, features, finetune
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Encoded
-from fusmae_jax.training import sharding
-from tests import datasets, tiny
+from fusmae_jax.training import metrics, pretrain, sharding
+from tests import datasets, judging, tiny
 
 SIZE, PATCH, BATCH = 24, 6, 4
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -534,3 +535,113 @@ def test_fine_tuning_on_holes_stays_finite_and_blind_to_what_stands_in_them(full
     got = step(fields)
     assert finite(got)
     trees_equal(got, step(spoilt(fields)))
+
+
+# Pictures, and what a reconstruction is held against
+
+
+def test_missing_pixels_have_a_colour_of_their_own_in_every_panel():
+    rng, images = np.random.default_rng(0), {}
+    for s, sensor in sensors.SENSORS.items():
+        image = rng.normal(1000.0, 200.0, (8, 8, len(sensor.bands)))
+        hole = image.copy()
+        hole[:2] = np.nan
+        hidden = np.zeros((8, 8), bool)
+        hidden[:4] = True
+        images[s] = dict(scene=hole, target=hole, prediction=hole, hidden=hidden)
+    sample = dict(name="pair", box=WHOLE) | images
+    fig = figures.reconstruction_figure([sample], sensors.SENSORS, note="")
+    for i, ax in enumerate(fig.axes):
+        drawn = np.asarray(ax.images[0].get_array())
+        own = (drawn == figures.MISSING).all(axis=-1)
+        assert own[:2].all() and not own[2:].any()
+        if figures.COLUMNS[i % 4] == "masked":
+            np.testing.assert_array_equal(drawn[2:4], figures.GREY)
+    for image in images.values():  # a scene of which nothing is left
+        for name in ("scene", "target", "prediction"):
+            image[name] = np.full_like(image[name], np.nan)
+    fig = figures.reconstruction_figure([sample], sensors.SENSORS, note="")
+    drawn = np.asarray(fig.axes[3].images[0].get_array())
+    np.testing.assert_array_equal(drawn, np.broadcast_to(figures.MISSING, drawn.shape))
+
+
+@pytest.mark.parametrize("predict", reconstruct.PREDICTORS.values())
+def test_simple_predictors_fill_from_measured_pixels_alone(predict):
+    rng = np.random.default_rng(0)
+    seen, hidden = rng.normal(size=(9, 8)).astype(np.float32), np.arange(9) == 4
+    seen[1] = np.nan  # a neighbour
+    seen[3, :2] = np.nan  # both bands of a pixel of another
+    filled = predict(seen, hidden, 2)[hidden].reshape(4, 2)
+    assert np.isfinite(filled).all()
+    known = seen[~hidden].reshape(-1, 2)
+    known = known[~np.isnan(known).any(axis=1)]
+    assert (known.min(0) <= filled).all() and (filled <= known.max(0)).all()
+    if predict is reconstruct.visible_mean:
+        np.testing.assert_allclose(filled, np.tile(known.mean(0), (4, 1)), rtol=1e-5)
+    nothing = predict(np.where(hidden[:, None], seen, np.nan), hidden, 2)
+    np.testing.assert_array_equal(nothing[hidden], 0.0)
+
+
+def test_errors_of_reconstructions_are_of_measured_pixels(full, key):
+    goal = objective(normalize="none")
+    outcome = redraw(goal, holes(full), goal.draw_fixed(key, np.arange(BATCH)))
+    found = reconstruct.compare(outcome, goal)
+    assert finite(found)
+    for s, pairs in (("s1", BATCH), ("s2", BATCH - 1)):
+        assert {len(by_sensor[s]) for by_sensor in found.values()} == {pairs}
+    # Of one pair what is asked for is known.
+    outcome.hidden["s1"] = outcome.hidden["s1"] * (np.arange(BATCH) == 0)[:, None]
+    want = plain_error(goal, outcome, "s1")
+    np.testing.assert_allclose(found[reconstruct.MODEL]["s1"][0], want, rtol=1e-4)
+
+
+# From end to end
+
+
+@pytest.fixture
+def holed(monkeypatch):
+    """Procedural scenes with holes; a third lack a whole sensor, some of them both."""
+    whole = synthetic.Scenes.__getitem__
+
+    def with_holes(self, index):
+        pair = whole(self, index)
+        lacking = {1: ("s2",), 2: SENSORS}.get(index % 6, ())
+        for grid in GRIDS.grids:
+            if grid.field in pair:
+                x = pair[grid.field]
+                rows = slice(None) if grid.sensor in lacking else slice(len(x) // 4)
+                x[rows] = RESERVED[grid.field]
+        return pair
+
+    monkeypatch.setattr(synthetic.Scenes, "__getitem__", with_holes)
+    monkeypatch.setattr(sources, "has_missing", lambda data: True)
+
+
+def test_a_run_on_pairs_with_holes_trains_judges_and_draws(holed, tmp_path):
+    config = tiny.config()
+    config.epochs, config.mask.drop_sensor = 1, 0.25
+    config.judge.update(every=1, train_pairs=20, eval_pairs=16)
+    state = pretrain.run(config, tmp_path)
+    assert finite(state.params) and int(state.skipped) == 0
+    rows = metrics.read_metrics(tmp_path)
+    numbers = {k: v for row in rows for k, v in row.items() if "loss" in k}
+    assert {"loss_s1", "eval_loss_s2"} <= numbers.keys()
+    assert None not in numbers.values() and any("probe_both" in row for row in rows)
+    assert all(row.get("invalid_pixels", 0) == 0 for row in rows)
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert finite(found["mean_squared_error"])
+    drawn = image.imread(tmp_path / "figures" / "reconstruction.png")[..., :3]
+    assert (np.abs(drawn - figures.MISSING).max(axis=-1) < 0.01).mean() > 0.02
+
+
+def test_every_task_has_scores_of_pairs_with_holes(holed, tmp_path_factory):
+    trained = judging.trained(tmp_path_factory)
+    methods = ("knn", "probe", "retrieval", "dense", "finetune")
+    config = judging.config(trained, methods=methods, sensors=("s1",))
+    config.data.count = 40
+    config.dense.update(epochs=1, batch_size=16)
+    config.finetune.update(epochs=1, batch_size=16, warmup_epochs=0)
+    rows = evaluate.run(config, tmp_path_factory.mktemp("missing") / "out")
+    assert {row.task for row in rows} == {*methods}
+    for row in rows:
+        assert finite([score.value for score in row.scores.overall.values()])

@@ -133,6 +133,8 @@ class HeldOut:
             note: a line under the figure.
         """
         box = self.objective.inputs.center
+        if self.objective.inputs.missing:
+            note += "; what was not measured is pink"
         samples = [
             {"name": name, "box": box}
             | {
