@@ -3,6 +3,9 @@
 Training, checkpoints, evaluation and whatever uses an encoder know these alone. A new
 method is one file beside this one, with a class of its own, and `build`, which makes it
 of a config; and a file in `models/` if its network is new.
+
+Where `inputs.missing` says so, pixels of images may be NaN, as nothing was measured
+there: see `Encoder.present` and `patches`.
 """
 
 import functools
