@@ -32,6 +32,7 @@ LOWERING = {"gpu": "cuda"}
 # Float32 products that take stored pixels to an image: rows and columns of four grids.
 RESAMPLING = 8
 CLASSES = 19  # of BigEarthNet
+MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
 
 
@@ -75,7 +76,9 @@ def load(name: str, **changes):
 class Maker:
     """Makes the steps of a config for the devices of a mesh."""
 
-    def __init__(self, config, mesh: Mesh, platform: str | None = None):
+    def __init__(
+        self, config, mesh: Mesh, platform: str | None = None, missing: bool = False
+    ):
         """Prepares shapes.
 
         Args:
@@ -83,11 +86,13 @@ class Maker:
             mesh: the devices; those of a CPU stand for any others until a program is
                 compiled.
             platform: what programs are for, by default what the mesh is made of.
+            missing: whether the data have pixels that were not measured.
         """
         self.config, self.mesh = config, mesh
         target = build.target(mesh)
         target["platform"] = platform or target["platform"]
-        self.objective = build.objective(config, **target)
+        seen = build.inputs(config, missing=missing)
+        self.objective = build.objective(config, seen, **target)
         _, params = self.objective.abstract
         self._shapes = params
         whole = jax.tree.map(lambda _: sharding.whole(mesh), params)
@@ -225,20 +230,20 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
         platform: what for.
     """
 
-    def pretrain(name: str, fsdp: int = 1, **changes) -> Named:
+    def pretrain(name: str, fsdp: int = 1, missing: bool = False, **changes) -> Named:
         def make():
             config = load(name, fsdp=fsdp, **changes)
-            maker = Maker(config, mesh_of(fsdp), platform)
+            maker = Maker(config, mesh_of(fsdp), platform, missing)
             return maker.pretrain(config.batch_size)[0]
 
         changed = {"fsdp": fsdp} if fsdp > 1 else {}
         changed |= {field.split("__")[-1]: value for field, value in changes.items()}
         words = [name, *(f"{field}={value}" for field, value in changed.items())]
-        return Named(" ".join(words), make)
+        return Named(" ".join(words) + missing * MISSING, make)
 
     @functools.cache
-    def base() -> Maker:
-        return Maker(load("pretrain_base"), mesh_of(1), platform)
+    def base(missing: bool = False) -> Maker:
+        return Maker(load("pretrain_base"), mesh_of(1), platform, missing)
 
     for size in ("small", "base", "large", "huge"):
         yield pretrain(f"pretrain_{size}")
@@ -247,6 +252,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", model__remat="dots")
     yield pretrain("pretrain_base", model__remat="full")
     yield pretrain("pretrain_base", mask__drop_sensor=0.25)
+    yield pretrain("pretrain_base", missing=True)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
@@ -254,6 +260,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield Named("held-out pairs, floor", lambda: base().floor(64))
     yield Named("features (judge, kNN, probe)", lambda: base().features(256))
     yield Named("features, one sensor", lambda: base().features(256, alone=True))
+    yield Named("features" + MISSING, lambda: base(True).features(256))
     yield Named("fine-tune", lambda: base().finetune(128))
     yield Named("fine-tune, one sensor", lambda: base().finetune(128, alone=True))
     yield Named("fine-tune remat=full", lambda: base().finetune(128, remat="full"))

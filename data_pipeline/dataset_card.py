@@ -157,6 +157,26 @@ def _is_card(card: dict) -> bool:
     )
 
 
+def has_missing(card: Mapping) -> bool:
+    """Whether some pixel of a dataset was not measured, as its card counts them.
+
+    Raises:
+        InputError: the card counts otherwise.
+    """
+    try:
+        return any(
+            band.get("missing", 0) > 0
+            for split in card["splits"].values()
+            for bands in split.get("sensors", {}).values()
+            for band in bands.values()
+        )
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"The {CARD_FILE} does not count pixels as it should ({error!r:.99}); "
+            f"{HOW_TO_BUILD}."
+        ) from error
+
+
 def read_description(
     directory: str | os.PathLike, statistics: str = "published"
 ) -> Description:

@@ -74,6 +74,16 @@ def describe(data) -> Description:
     return dataset_card.read_description(folders(data)[0], _statistics(data))
 
 
+def has_missing(data) -> bool:
+    """Whether some pixel of `config.data` was not measured, in whatever split.
+
+    Raises:
+        InputError: there is no such data, and what to do about it.
+    """
+    found = {folder for split in SPLITS for folder in folders(data, split)}
+    return any(map(dataset_card.has_missing, map(dataset_card.read_card, found)))
+
+
 class Places(NamedTuple):
     """The places of a split, where nothing else of it is wanted."""
 

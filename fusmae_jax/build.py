@@ -75,6 +75,7 @@ def inputs(
     config,
     known: Mapping[str, sensors.Sensor] = sensors.SENSORS,
     layout: Layout | None = None,
+    missing: bool = False,
 ) -> Inputs:
     """How pairs are seen.
 
@@ -82,6 +83,7 @@ def inputs(
         config: see `configs/pretrain_base.py`.
         known: see `contract`.
         layout: of the data; by default that of procedural scenes.
+        missing: whether the data have pixels that were not measured.
     """
     layout = layout or layouts.native(config.data.size, sensors.SENSORS)
     return Inputs(
@@ -90,6 +92,7 @@ def inputs(
         scene_size=layout.size,
         grids={s: layout.of(s) for s in config.bands},
         resampling=config.view.resampling,
+        missing=missing,
     )
 
 

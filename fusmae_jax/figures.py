@@ -13,6 +13,7 @@ from data_pipeline import atomic
 from data_pipeline.building.preview import picture
 
 GREY = 0.82  # of hidden patches
+MISSING = (0.98, 0.72, 0.98)  # a pink of no scene: pixels that were not measured
 COLUMNS = ("input", "masked", "prediction", "target")
 
 
@@ -22,8 +23,8 @@ def reconstruction_figure(samples, contract, *, note: str):
     Args:
         samples: one dict per pair: `name`, `box` (the view's top, left, height and
             width in fractions of the scene), and for each sensor a dict of images
-            [H, W, C] in native units: `scene`, `prediction`, `target`, and `hidden`
-            [H, W] bool.
+            [H, W, C] in native units, NaN where nothing was measured: `scene`,
+            `prediction`, `target`, and `hidden` [H, W] bool.
         contract: the sensors by name.
         note: a line under the figure.
     """
@@ -37,10 +38,12 @@ def reconstruction_figure(samples, contract, *, note: str):
         row[0].set_ylabel(label, fontsize=6)
         for start, name in ((0, "s2"), (len(COLUMNS), "s1")):
             sensor, images = contract[name], sample[name]
-            target = picture(images["target"], images["target"], sensor)
-            masked = np.where(images["hidden"][..., None], GREY, target)
-            scene = picture(images["scene"], images["target"], sensor)
-            predicted = picture(images["prediction"], images["target"], sensor)
+            scene, predicted, target = (
+                _picture(images[kind], images["target"], sensor)
+                for kind in ("scene", "prediction", "target")
+            )
+            grey = images["hidden"] & ~_missing(images["target"])
+            masked = np.where(grey[..., None], GREY, target)
             for ax, shown in zip(row[start:], (scene, masked, predicted, target)):
                 ax.imshow(shown, interpolation="nearest")
                 ax.set(xticks=[], yticks=[])
@@ -61,6 +64,19 @@ def reconstruction_figure(samples, contract, *, note: str):
             ax.set_title(f"{title}\n{column}", fontsize=9)
     fig.supxlabel(note, fontsize=8, color="0.35")
     return fig
+
+
+def _missing(image: np.ndarray) -> np.ndarray:
+    """Which pixels of an image [H, W, C] were not measured, [H, W]."""
+    return np.isnan(image).any(axis=-1)
+
+
+def _picture(image: np.ndarray, like: np.ndarray, sensor) -> np.ndarray:
+    """What `preview.picture` makes of measured pixels, [H, W, 3]."""
+    missing, like = _missing(image), like[~_missing(like)]
+    image = np.where(missing[..., None], 0.0, image)
+    like = like if len(like) else image  # nothing of the one will be drawn either
+    return np.where(missing[..., None], MISSING, picture(image, like, sensor))
 
 
 def loss_figure(rows: list[dict]):

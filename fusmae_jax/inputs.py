@@ -18,8 +18,11 @@ from data_pipeline.errors import InputError
 
 SENSORS = ("s1", "s2")
 RESAMPLING = ("linear", "cubic")
-# Which samples have a sensor, {sensor: [B] bool}; None where all have both.
+# Which samples have a sensor, {sensor: [B] bool}, or which of their patches show
+# something of it, [B, N] bool; then pixels may be missing, and are NaN in the images.
+# None where all samples have both, whole.
 Present = dict[str, jax.Array]
+LEAST_MEASURED = 0.5  # of what a pixel is resampled from; missing if it is less
 VIEWS = ("center", "whole", "tiles")  # the parts of a scene, see `Inputs.boxes`
 TRIES = 10  # at a crop that fits into its scene, before a square one is taken
 INVALID_ADVICE = (
@@ -40,6 +43,8 @@ class Inputs:
         grids: how the data store each sensor, {sensor: grids}; None where every band is
             on its own grid.
         resampling: "linear" or "cubic".
+        missing: whether the data have pixels that were not measured. If not, none is
+            looked for, and programs are those of data without a hole.
     """
 
     contract: dict[str, sensors.Sensor]
@@ -47,6 +52,7 @@ class Inputs:
     scene_size: int
     grids: dict[str, tuple[sensors.Grid, ...]] | None = None
     resampling: str = "linear"
+    missing: bool = False
 
     def images(
         self, fields: dict[str, jax.Array], view: "View", size: int = 0
@@ -59,8 +65,11 @@ class Inputs:
             size: side of the images in pixels; `self.size` unless said.
 
         Returns:
-            Each band minus its mean, over its standard deviation. Pixels that are not
-            finite in the record count as the band's mean.
+            Each band minus its mean, over its standard deviation. Values that are not
+            finite in the record count as the band's mean. With `missing` a pixel is NaN
+            in all bands where, on any of the sensor's grids, more than half of what it
+            is resampled from was not measured; elsewhere it is made of what was, so
+            that a hole draws its neighbours nowhere.
         """
         size = size or self.size
         return {s: self._image(fields, view, s, size) for s in self.contract}
@@ -77,14 +86,36 @@ class Inputs:
             columns = [grid.bands.index(name) for name in names]
             mean = jnp.array([bands[name].mean for name in names], jnp.float32)
             std = jnp.array([bands[name].std for name in names], jnp.float32)
-            pixels = turn_images(fields[grid.field][..., columns], view.turn)
-            pixels = pixels.astype(jnp.float32)
+            stored = turn_images(fields[grid.field][..., columns], view.turn)
+            pixels = stored.astype(jnp.float32)
             pixels = (pixels - mean[None, None, None]) / std[None, None, None]
             # Before the resample, or one bad pixel would spoil its row and column.
             pixels = jnp.where(jnp.isfinite(pixels), pixels, 0.0)
-            resampled = resample(pixels, box, size, self.resampling)
+            if self.missing:
+                resampled = self._resample_measured(pixels, stored, box, size)
+            else:
+                resampled = resample(pixels, box, size, self.resampling)
             images |= {name: resampled[..., i] for i, name in enumerate(names)}
-        return jnp.stack([images[name] for name in sensor.band_names], axis=-1)
+        image = jnp.stack([images[name] for name in sensor.band_names], axis=-1)
+        if self.missing:
+            bad = jnp.isnan(image).any(axis=-1, keepdims=True)
+            image = jnp.where(bad, jnp.nan, image)
+        return image
+
+    def _resample_measured(self, pixels, stored, box, size: int) -> jax.Array:
+        """Resamples those of `pixels` that are measured, by `stored`; see `images`.
+
+        Weights of the kernel, of which cubic has negative ones, need not sum to 1 any
+        more. They are divided by their sum, which is no less than a half: where it is,
+        nothing counts as measured.
+        """
+        known = ~sensors.is_missing(stored).any(axis=-1, keepdims=True)
+        pixels = jnp.where(known, pixels, 0.0)
+        pixels = jnp.concatenate([pixels, known.astype(pixels.dtype)], axis=-1)
+        resampled = resample(pixels, box, size, self.resampling)
+        weight = resampled[..., -1:]
+        there = weight >= LEAST_MEASURED
+        return jnp.where(there, resampled[..., :-1] / weight, jnp.nan)
 
     def native_scenes(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Whole scenes in native units on the 10 m grid, {sensor: [B, H, W, C]}."""
@@ -328,7 +359,11 @@ def native_units(images: jax.Array, sensor: sensors.Sensor) -> jax.Array:
     return images * std.reshape(shape) + mean.reshape(shape)
 
 
-def invalid_pixels(fields: dict[str, jax.Array]) -> jax.Array:
-    """The number of stored values that are not finite."""
+def invalid_pixels(fields: dict[str, jax.Array], missing: bool = False) -> jax.Array:
+    """The number of stored values that are not finite.
+
+    With `missing` NaN says that nothing was measured, and infinite ones are left.
+    """
     floats = [x for x in fields.values() if jnp.issubdtype(x.dtype, jnp.floating)]
-    return sum((~jnp.isfinite(x)).sum() for x in floats)
+    bad = jnp.isinf if missing else lambda x: ~jnp.isfinite(x)
+    return sum(bad(x).sum() for x in floats)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.errors import InputError
-from fusmae_jax.inputs import SENSORS
+from fusmae_jax.inputs import SENSORS, Present
 
 MASK_MODES = ("independent", "consistent")
 NORMALIZATIONS = ("none", "patch", "group")  # of targets
@@ -45,6 +45,16 @@ def unpatchify(patches: jax.Array, p: int) -> jax.Array:
     x = patches.reshape(b, side, side, p, p, c)
     x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, rows, P, cols, P, C]
     return x.reshape(b, side * p, side * p, c)
+
+
+def present(images: dict[str, jax.Array], p: int, here: Present | None) -> Present:
+    """Which patches of images [B, H, W, C] show something, {sensor: [B, N] bool}.
+
+    They have a pixel that is not NaN, and their sensor is `here`, [B].
+    """
+    known = {s: ~jnp.isnan(x).all(axis=-1, keepdims=True) for s, x in images.items()}
+    shown = {s: patchify(x, p).any(axis=-1) for s, x in known.items()}
+    return {s: x if here is None else x & here[s][:, None] for s, x in shown.items()}
 
 
 def check_width(dim: int) -> None:
@@ -146,7 +156,7 @@ def put_back(tokens: jax.Array, mask: Mask) -> jax.Array:
 
 
 def normalize_patches(
-    patches: jax.Array, how: str, families: Sequence[str]
+    patches: jax.Array, how: str, families: Sequence[str], missing: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Turns patches into what the decoder has to predict.
 
@@ -157,6 +167,8 @@ def normalize_patches(
             family of bands apart (as MAESTRO), so that bright bands do not drown the
             others.
         families: the family of each of the C bands.
+        missing: whether there are pixels that were not measured; they are NaN in all
+            bands, stay so, and do not count.
 
     Returns:
         The targets and the mean and deviation taken out, each broadcastable to
@@ -168,17 +180,18 @@ def normalize_patches(
             f"Target normalisation {how!r} is not one of {list(NORMALIZATIONS)}."
         )
     b, n, e = patches.shape
+    average = jnp.nanmean if missing else jnp.mean
     x = patches.reshape(b, n, -1, len(families))  # [B, N, P*P, C]
     if how == "none":
         one = jnp.ones((1, 1, 1, 1))
         return patches, 0 * one, one
     if how == "patch":
-        mean = x.mean(axis=(2, 3), keepdims=True)
-        variance = jnp.square(x - mean).mean(axis=(2, 3), keepdims=True)
+        mean = average(x, axis=(2, 3), keepdims=True)
+        variance = average(jnp.square(x - mean), axis=(2, 3), keepdims=True)
     else:
-        average = _family_average(families)
-        mean = average(x.mean(axis=2, keepdims=True))  # [B, N, 1, C]
-        variance = average(jnp.square(x - mean).mean(axis=2, keepdims=True))
+        of_family = _family_average(families)
+        mean = of_family(average(x, axis=2, keepdims=True))  # [B, N, 1, C]
+        variance = of_family(average(jnp.square(x - mean), axis=2, keepdims=True))
     std = jnp.sqrt(variance + 1e-6)
     return ((x - mean) / std).reshape(b, n, e), mean, std
 
@@ -199,7 +212,7 @@ def restore_patches(patches: jax.Array, mean: jax.Array, std: jax.Array) -> jax.
 
 
 def hidden_error(
-    predicted: jax.Array, target: jax.Array, hidden: jax.Array
+    predicted: jax.Array, target: jax.Array, hidden: jax.Array, missing: bool = False
 ) -> jax.Array:
     """Mean squared error over hidden patches only.
 
@@ -207,6 +220,15 @@ def hidden_error(
         predicted: [B, M, E].
         target: [B, M, E].
         hidden: how much each patch counts, 0.0 where it was visible, [B, M].
+        missing: whether the target may be NaN, where nothing was measured. A patch then
+            counts by the share of it that was; where nothing counts the error is 0.
     """
-    error = jnp.square(predicted.astype(jnp.float32) - target).mean(axis=-1)
-    return (error * hidden).sum() / hidden.sum()
+    predicted = predicted.astype(jnp.float32)
+    if not missing:
+        error = jnp.square(predicted - target).mean(axis=-1)
+        return (error * hidden).sum() / hidden.sum()
+    known = ~jnp.isnan(target)
+    target = jnp.where(known, target, predicted)  # no error, and no gradient
+    error = jnp.square(predicted - target).mean(axis=-1)
+    total = (hidden * known.mean(axis=-1)).sum()
+    return (error * hidden).sum() / jnp.where(total > 0.0, total, 1.0)

@@ -41,6 +41,8 @@ TABLE = {
 
 # Simple predictors, for a reconstruction to be held against. Each fills the hidden
 # patches of one image from that image's visible ones, band by band, without learning.
+# NaN in visible patches was not measured; where there is nothing to see all are zeros,
+# the mean of the data.
 
 
 def visible_mean(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
@@ -48,18 +50,25 @@ def visible_mean(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
     n, e = patches.shape
     x = patches.reshape(n, patch_size**2, -1)
     filled = x.copy()
-    filled[hidden] = x[~hidden].mean(axis=(0, 1))
+    seen = x[~hidden].reshape(-1, x.shape[-1])
+    seen = seen[~np.isnan(seen).any(axis=1)]
+    filled[hidden] = seen.mean(axis=0) if len(seen) else 0.0
     return filled.reshape(n, e)
 
 
 def nearest_patch(patches: np.ndarray, hidden: np.ndarray, patch_size: int):
-    """Fills each hidden patch with a copy of the nearest visible one."""
-    del patch_size
+    """Fills each hidden patch with a copy of the nearest visible one without a hole.
+
+    Where every one has a hole, with the mean of what is visible.
+    """
     side = round(len(patches) ** 0.5)
     places = np.indices((side, side)).reshape(2, -1).T
-    _, nearest = scipy.spatial.cKDTree(places[~hidden]).query(places[hidden])
+    whole = ~hidden & ~np.isnan(patches).any(axis=1)
+    if not whole.any():
+        return visible_mean(patches, hidden, patch_size)
+    _, nearest = scipy.spatial.cKDTree(places[whole]).query(places[hidden])
     filled = patches.copy()
-    filled[hidden] = patches[~hidden][nearest]
+    filled[hidden] = patches[whole][nearest]
     return filled
 
 
@@ -73,12 +82,16 @@ def inverse_distance(
     y, x = np.indices((patch_size, patch_size)).reshape(2, 1, -1)
     places = np.stack([rows + y, cols + x], axis=-1)  # [N, P*P, 2]
     pixels = patches.reshape(n, patch_size**2, -1)
-    tree = scipy.spatial.cKDTree(places[~hidden].reshape(-1, 2))
+    seen = pixels[~hidden].reshape(-1, pixels.shape[-1])
+    there = ~np.isnan(seen).any(axis=1)
+    if not there.any():
+        return visible_mean(patches, hidden, patch_size)
+    seen = seen[there]
+    tree = scipy.spatial.cKDTree(places[~hidden].reshape(-1, 2)[there])
     k = np.arange(1, min(neighbours, tree.n) + 1)
     distance, nearest = tree.query(places[hidden].reshape(-1, 2), k=k)
     weight = 1.0 / distance**2
     weight /= weight.sum(axis=1, keepdims=True)
-    seen = pixels[~hidden].reshape(-1, pixels.shape[-1])
     filled = pixels.copy()
     drawn = np.einsum("pk,pkc->pc", weight, seen[nearest])
     filled[hidden] = drawn.reshape(filled[hidden].shape)
@@ -96,7 +109,8 @@ def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]
     """Mean squared errors on hidden patches, {predictor: {sensor: one for each pair}}.
 
     Everything is compared in the space of the loss: with normalised targets, what a
-    simple predictor draws is normalised with its own statistics.
+    simple predictor draws is normalised with its own statistics. Pairs in which nothing
+    that is hidden was measured are left out.
     """
     errors = {name: {} for name in (MODEL, *PREDICTORS)}
     for s in SENSORS:
@@ -112,10 +126,14 @@ def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]
         with concurrent.futures.ThreadPoolExecutor(batches.cores()) as pool:
             for name, predictor in PREDICTORS.items():
                 filled = pool.map(predictor, seen, hidden, sizes)
-                guesses[name] = normalize(np.stack(list(filled)))
+                filled = np.where(np.isnan(seen), np.nan, np.stack(list(filled)))
+                guesses[name] = normalize(filled)
+        measured = ~np.isnan(target)
+        counts = (hidden * measured.mean(axis=-1)).sum(1)
         for name, guess in guesses.items():
-            error = np.square(guess - target).mean(axis=-1)
-            errors[name][s] = list((error * hidden).sum(1) / hidden.sum(1))
+            error = np.where(measured, np.square(guess - target), 0.0).mean(axis=-1)
+            error = (error * hidden).sum(1)
+            errors[name][s] = list(error[counts > 0.0] / counts[counts > 0.0])
     return errors
 
 
@@ -134,7 +152,7 @@ def compare_all(held_out: HeldOut, params, draws: int) -> dict[str, dict[str, fl
                         total.setdefault(name, {}).setdefault(s, []).extend(errors)
             bar.update()
     return {
-        name: {s: float(np.mean(errors)) for s, errors in found.items()}
+        name: {s: float(np.mean(errors or [0.0])) for s, errors in found.items()}
         for name, found in total.items()
     }
 
@@ -229,7 +247,8 @@ def run(config, workdir) -> None:
     description = sources.describe(config.data)
     wanted = build.check_data(contract, description)
     source = sources.open_split(config.data, config.split, (*wanted, "id"))
-    inputs = build.inputs(trained, contract, description.layout)
+    missing = sources.has_missing(config.data)
+    inputs = build.inputs(trained, contract, description.layout, missing)
     seen = run_directory.trained_on(trained_in, sources.place_codes(source))
     if seen:
         log.warning(

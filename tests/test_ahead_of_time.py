@@ -28,12 +28,13 @@ def no_cudnn():
         yield
 
 
-def maker(platform, **changes):
+def maker(platform, missing=False, **changes):
     config = tiny.config()
     config.model.dtype = "bfloat16"
     with config.unlocked():
         config.update_from_flattened_dict(changes)
-    return programs.Maker(config, sharding.make_mesh(config.fsdp), platform)
+    mesh = sharding.make_mesh(config.fsdp)
+    return programs.Maker(config, mesh, platform, missing)
 
 
 def lower(program, platform):
@@ -48,6 +49,7 @@ CHANGES = [
     {"model.remat": "dots"},
     {"model.remat": "full"},
     {"mask.drop_sensor": 0.5},
+    {"missing": True},
     {"model.fuse_early": False},
     {"model.global_token": "decoders"},
     {"model.dtype": "float32"},
@@ -69,13 +71,14 @@ def test_a_training_step_is_lowered_for_machines_that_are_not_here(changes, plat
 
 @pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
 def test_so_is_every_step_of_an_evaluation(platform):
-    make = maker(platform)
+    make, holed = maker(platform), maker(platform, missing=True)
     steps = {
         "held out": make.held_out(8, redraw=False),
         "redrawn": make.held_out(8, redraw=True),
         "floor": make.floor(8),
         "features": make.features(8),
         "features, one sensor": make.features(8, alone=True),
+        "features, missing pixels": holed.features(8),
         "fine-tune, one sensor": make.finetune(8, alone=True),
         "dense": make.dense(8, "linear")[0],
         "dense, test": make.dense(8, "linear")[1],
@@ -113,6 +116,7 @@ def test_there_is_a_name_for_each_step_and_none_twice():
     assert len(names) == len(set(names)) >= 20
     for part in ("small", "huge", "fsdp", "drop_sensor", "remat", "fine-tune", "probe"):
         assert any(part in name for name in names)
+    assert sum(programs.MISSING in name for name in names) == 2
 
 
 @pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)

@@ -37,19 +37,21 @@ def tokens(
     here: Present | None,
     blocks: int,
 ) -> jax.Array:
-    """Maps of tokens, [B, h, w, D], the mean over the sensors that are present.
+    """Maps of tokens, [B, h, w, D], the mean over the sensors that are present there.
 
     They have mean 0 and variance 1 over D, so that the mean of two sensors and one
     alone, and any encoder, come to the head at one scale. The measurements of an
     encoder that has no parameters stand side by side and stay as they are: bands are
-    normalised already, and a patch would lose its brightness.
+    normalised already, and a patch would lose its brightness. Zeros stand where no
+    sensor is.
     """
+    here = encoder.present(images, here)
     found = encoder(params, images, here).last(blocks).tokens
     if not encoder.trained:
         x = jnp.concatenate([found[s] for s in SENSORS], axis=-1)
     else:
         there = shown(here, len(images["s1"]))
-        there = {s: there[s][:, None, None] for s in SENSORS}
+        there = {s: x.reshape(len(x), -1, 1) for s, x in there.items()}
         total = sum(jnp.where(there[s], found[s], 0.0) for s in SENSORS)
         x = total / jnp.maximum(sum(there.values()), 1)
         x = jax.nn.standardize(x.astype(jnp.float32), axis=-1, epsilon=1e-6)

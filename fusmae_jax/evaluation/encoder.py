@@ -31,7 +31,8 @@ class Statistics(Encoder):
     """What pixels say without any network.
 
     Its tokens are the pixels of a patch, its summary the mean, deviation and
-    percentiles of every band, [B, 7 * bands]; of an absent sensor all are zeros.
+    percentiles of every band, [B, 7 * bands], of what was measured. Of an absent
+    sensor, and of missing pixels, all are zeros.
 
     Attributes:
         inputs: how the data are seen.
@@ -57,16 +58,23 @@ class Statistics(Encoder):
     def __call__(self, params, images, present=None, **options) -> Encoded:
         """See `protocol`."""
         del params, options
-        here = shown(present, len(images["s1"]))
+        here, missing = shown(present, len(images["s1"])), self.inputs.missing
+        mean, std, percentile = (
+            (jnp.nanmean, jnp.nanstd, jnp.nanpercentile)
+            if missing
+            else (jnp.mean, jnp.std, jnp.percentile)
+        )
         tokens, parts = {}, []
         for s in SENSORS:
-            pixels = patches.patchify(images[s], self.patch_size)
-            tokens[s] = jnp.where(here[s][:, None, None], pixels, 0.0)
-            x = images[s].reshape(len(images[s]), -1, images[s].shape[-1])  # [B, HW, C]
-            percentiles = jnp.percentile(x, jnp.array(PERCENTILES), axis=1)
-            stats = [x.mean(axis=1), x.std(axis=1), *percentiles]
+            x, there = images[s], here[s].reshape(len(images[s]), -1)
+            pixels = jnp.where(jnp.isnan(x), 0.0, x) if missing else x
+            pixels = patches.patchify(pixels, self.patch_size)
+            tokens[s] = jnp.where(there[..., None], pixels, 0.0)
+            x = x.reshape(len(x), -1, x.shape[-1])  # [B, HW, C]
+            percentiles = percentile(x, jnp.array(PERCENTILES), axis=1)
+            stats = [mean(x, axis=1), std(x, axis=1), *percentiles]
             stats = jnp.concatenate(stats, axis=1)
-            parts.append(jnp.where(here[s][:, None], stats, 0.0))
+            parts.append(jnp.where(there.any(axis=1, keepdims=True), stats, 0.0))
         return Encoded(tokens, jnp.concatenate(parts, axis=1))
 
 
@@ -129,20 +137,23 @@ class Pretrained:
     directory: pathlib.Path
     mesh: Mesh
 
-    def look_at(self, description: Description, statistics: str) -> Encoder:
+    def look_at(
+        self, description: Description, statistics: str, missing: bool = False
+    ) -> Encoder:
         """The encoder, ready for the pairs of a dataset.
 
         Args:
             description: of the dataset.
             statistics: that normalise its bands: "run" for those of the pretraining
                 data, else those that `description` has.
+            missing: whether the dataset has pixels that were not measured.
 
         Raises:
             InputError: it lacks a band of the model, or has it in another unit.
         """
         build.check_data(self.contract, description)
         known = self.contract if statistics == "run" else description.sensors
-        seen = build.inputs(self.config, known, description.layout)
+        seen = build.inputs(self.config, known, description.layout, missing)
         return build.to_judge(self.config, seen, self.mesh).encoder()
 
     @property

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from data_pipeline import atomic, ground
+from data_pipeline import atomic, ground, sources
 from fusmae_jax.evaluation import checks, encoder, features, results, retrieval, tasks
 from fusmae_jax.evaluation.encoder import Pretrained, check_blocks
 from fusmae_jax.evaluation.labelled_data import SPLITS, Labelled, open_labelled
@@ -93,7 +93,8 @@ def open_setup(
     Raises:
         InputError: it holds something else, or an option cannot work.
     """
-    judged = pretrained.look_at(data.description, config.normalize)
+    missing = sources.has_missing(config.data)
+    judged = pretrained.look_at(data.description, config.normalize, missing)
     if config.features.pool == "global" and not judged.summarizes:
         log.warning(
             "Nothing has taught this encoder's global token what to say, as its "

@@ -88,18 +88,36 @@ class Recipe:
 
 
 def pool(encoded: Encoded, here: Present | None, how: str) -> jax.Array:
-    """One vector a sample, [B, D] or for "sensors" [B, 2 * D], see `Recipe`."""
+    """One vector a sample, [B, D] or for "sensors" [B, 2 * D], see `Recipe`.
+
+    Zeros where no token is `here`, which says it of samples [B] or of tokens [B, N].
+    """
     if how == "global":
         return encoded.summary
     here = shown(here, len(encoded.summary))
-    means = {s: encoded.tokens[s].mean(axis=1) for s in SENSORS}
+    means, counts = {}, {}
+    for s in SENSORS:
+        x = encoded.tokens[s]
+        there = jnp.broadcast_to(here[s].reshape(len(x), -1), x.shape[:2])
+        counts[s] = there.sum(axis=1, keepdims=True)
+        total = jnp.where(there[..., None], x, 0.0).sum(axis=1)
+        means[s] = total / jnp.maximum(counts[s], 1)
     if how == "sensors":
-        return jnp.concatenate(
-            [jnp.where(here[s][:, None], means[s], 0.0) for s in SENSORS], axis=1
-        )
-    counts = {s: here[s][:, None] * encoded.tokens[s].shape[1] for s in SENSORS}
-    total = sum(jnp.where(here[s][:, None], means[s], 0.0) * counts[s] for s in SENSORS)
+        return jnp.concatenate([means[s] for s in SENSORS], axis=1)
+    total = sum(means[s] * counts[s] for s in SENSORS)
     return total / jnp.maximum(sum(counts.values()), 1)
+
+
+def mean_of_views(views) -> jax.Array:
+    """The mean of features [B, D] of several views, each with a count [B, 1] or None.
+
+    The counts say how many tokens stand behind them; None for as many in all.
+    """
+    features, counts = zip(*views)
+    if counts[0] is None:
+        return sum(features) / len(features)
+    total = sum(x * count for x, count in views)
+    return total / jnp.maximum(sum(counts), 1)
 
 
 class Extractor:
@@ -132,16 +150,20 @@ class Extractor:
         self.mesh = mesh
         parts = encoder.inputs.boxes(recipe.view)
         self._boxes = sharding.to_all([np.float32(box) for box in parts], mesh)
-        self._mean = jax.jit(lambda parts: sum(parts) / len(parts))
+        self._mean = jax.jit(mean_of_views)
         self.step = jax.jit(self._features, out_shardings=sharding.whole(mesh))
 
     def _features(self, params, fields, here, box):
         rows = len(next(iter(fields.values())))
         images = self._encoder.inputs.images(fields, inputs.fixed_view(rows, box))
+        here = self._encoder.present(images, here)
+        count = None
+        if self._encoder.inputs.missing:
+            count = sum(x.sum(axis=1, keepdims=True) for x in here.values())
         encoded = self._encoder(params, images, here)
         if not self._encoder.trained:
-            return encoded.summary
-        return pool(encoded.last(self._recipe.blocks), here, self._recipe.pool)
+            return encoded.summary, count
+        return pool(encoded.last(self._recipe.blocks), here, self._recipe.pool), count
 
     def __call__(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Starts on a batch of stored pixels; {sensor set: [B, D]}, mean of views."""

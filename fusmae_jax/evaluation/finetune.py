@@ -310,6 +310,7 @@ class Finetuner:
         images, targets, branches = self.draw(step_key, fields)
 
         def loss_fn(params, images, targets, branches, here):
+            here = self._encoder.present(images, here)
             encoded = self._encoder(
                 params["encoder"],
                 images,

@@ -24,6 +24,38 @@ REMAT = {
 }
 
 
+def add_attention(
+    residual: dict[str, jax.Array],
+    tokens: dict[str, jax.Array],
+    attn: nnx.Dict,
+    absent: nnx.Dict,
+    present: Present | None,
+) -> dict[str, jax.Array]:
+    """Adds what each sensor's tokens read in the other's, {sensor: [B, K, D]}.
+
+    Patches that are absent are overlooked. Where a sensor is absent as a whole there
+    would be nothing to attend to: its learned token then stands at all its places.
+
+    Args:
+        residual: what it is added to.
+        tokens: the same, normalised.
+        attn: attention from a sensor to the other, by the first.
+        absent: the learned token of each sensor.
+        present: which samples have a sensor, or show which of these K patches.
+    """
+    present = present or dict.fromkeys(SENSORS)
+    context = {
+        s: layers.where_present(present[s], tokens[s], absent[s][...]) for s in SENSORS
+    }
+    mask = {
+        s: here | ~here.any(axis=1, keepdims=True)
+        for s, here in present.items()
+        if here is not None and here.ndim == 2
+    }
+    read = lambda s, other: attn[s](tokens[s], context[other], mask.get(other))
+    return {s: residual[s] + read(s, OTHER[s]) for s in SENSORS}
+
+
 class XAttnEncoder(nnx.Module):
     """Early fusion in place of the first block: each sensor attends to the other.
 
@@ -49,14 +81,9 @@ class XAttnEncoder(nnx.Module):
         self, tokens: dict[str, jax.Array], present: Present | None = None
     ) -> jax.Array:
         """Fuses {sensor: [B, K, D]} into one sequence [B, K_s1 + K_s2, D]."""
-        present = present or dict.fromkeys(SENSORS)
         y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        context = {
-            s: layers.where_present(present[s], y[s], self.absent[s][...])
-            for s in SENSORS
-        }
-        fused = [tokens[s] + self.attn[s](y[s], context[OTHER[s]]) for s in SENSORS]
-        x = jnp.concatenate(fused, axis=1)
+        x = add_attention(tokens, y, self.attn, self.absent, present)
+        x = jnp.concatenate([x[s] for s in SENSORS], axis=1)
         return x + self.mlp(self.norm2(x))
 
 
@@ -84,8 +111,8 @@ class Encoder(nnx.Module):
     global token joins after the XAttnEncoder (as in MultiMAE: at the end of the
     sequence, without a position).
 
-    Any sample may lack a sensor. What is in its place is never read: a learned token
-    stands there, at every place, to which no other token attends.
+    Any sample may lack a sensor, or patches of it. What is in their place is never
+    read: a learned token stands there, to which no other token attends.
     """
 
     def __init__(
@@ -139,11 +166,16 @@ class Encoder(nnx.Module):
         ids: jax.Array,
         present: jax.Array | None = None,
     ) -> jax.Array:
-        """Embeds patches [B, K, E] that stand at grid places ids [B, K]."""
+        """Embeds patches [B, K, E] that stand at grid places ids [B, K].
+
+        Where patches are present one by one, their missing pixels count as the mean.
+        """
         code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
         position = code.at[ids].get(mode="promise_in_bounds")
         # Pixels too, or one that is not finite would spoil the gradient.
         pixels = layers.where_present(present, pixels, 0.0)
+        if present is not None and present.ndim == 2:
+            pixels = jnp.where(jnp.isnan(pixels), 0.0, pixels)
         x = self.embed[sensor](pixels).astype(jnp.float32)
         x = layers.where_present(present, x, self.absent[sensor][...])
         return (x + position).astype(self.arithmetic.dtype)
@@ -161,7 +193,8 @@ class Encoder(nnx.Module):
         Args:
             pixels: the patches, {sensor: [B, K, E]}.
             ids: their places in the grid, {sensor: [B, K]}.
-            present: which samples have a sensor.
+            present: which samples have a sensor, [B], or which of these patches
+                [B, K].
             branches: for training, see `layers.drop_path`, one for each of `blocks`.
         """
         here = present or dict.fromkeys(SENSORS)
@@ -178,10 +211,10 @@ class Encoder(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
         mask = present and jnp.concatenate(
             [
-                jnp.repeat(present["s1"][:, None], k, axis=1),
-                jnp.repeat(present["s2"][:, None], n - k - 1, axis=1),
-                jnp.ones((len(x), 1 + fill), bool),
-            ],
+                jnp.broadcast_to(present[s].reshape(len(x), -1), tokens[s].shape[:2])
+                for s in SENSORS
+            ]
+            + [jnp.ones((len(x), 1 + fill), bool)],
             axis=1,
         )
         # Behind no block at all there is still what went in.
@@ -216,8 +249,8 @@ class Encoder(nnx.Module):
     ) -> Encoded:
         """Encodes whole images {sensor: [B, H, W, C]}, nothing hidden.
 
-        A sample may lack a sensor: `present` says which it has, and whatever stands in
-        the images of the other is not read. For `branches` see `__call__`.
+        A sample may lack a sensor, or patches of it: `present` says what it has, and
+        whatever stands elsewhere is not read. For `branches` see `__call__`.
         """
         pixels = {s: patches.patchify(images[s], self.patch_size) for s in SENSORS}
         everything = jnp.arange(self.side**2)[None]
@@ -248,13 +281,8 @@ class XAttnDecoder(nnx.Module):
         self, tokens: dict[str, jax.Array], present: Present | None = None
     ) -> dict[str, jax.Array]:
         """Maps tokens {sensor: [B, K, D]} to tokens of the same shapes."""
-        present = present or dict.fromkeys(SENSORS)
         y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        context = {
-            s: layers.where_present(present[s], y[s], self.absent[s][...])
-            for s in SENSORS
-        }
-        x = {s: tokens[s] + self.attn[s](y[s], context[OTHER[s]]) for s in SENSORS}
+        x = add_attention(tokens, y, self.attn, self.absent, present)
         return {s: x[s] + self.mlp[s](self.norm2[s](x[s])) for s in SENSORS}
 
 
@@ -444,12 +472,13 @@ class FusMAE(nnx.Module):
     ) -> Reconstruction:
         """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws it.
 
-        Where a sensor is absent it is hidden whole, and redrawn from the other alone.
+        Where a sensor is absent it is hidden whole, and redrawn from the other alone;
+        so is a patch that is.
 
         Args:
             images: the images.
             masks: which of their patches are hidden, by sensor.
-            present: which samples have a sensor.
+            present: which samples have a sensor, [B], or which patches [B, N].
             whole: whether to redraw the visible patches too, M = N of them in the
                 order of the masks; else the hidden ones, M = N - K.
         """
@@ -460,6 +489,10 @@ class FusMAE(nnx.Module):
         k = {s: ids[s].shape[1] for s in SENSORS}
         # Hidden patches are dropped before they are embedded, let alone attended to.
         visible = {s: pixels[s][:, : k[s]] for s in SENSORS}
+        present = present and {
+            s: here if here.ndim == 1 else patches.take(here, ids[s])
+            for s, here in present.items()
+        }
         tokens, summary, _ = self.encoder(visible, ids, present)
         summary = summary if self.global_token == "decoders" else None
         if self.fuse is not None:

@@ -33,7 +33,7 @@ def token(initializer, dim: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array:
-    """`x` [B, N, D] where its sensor is present [B], and `instead` elsewhere.
+    """`x` [B, N, D] where its sensor is present, [B] or [B, N]; `instead` elsewhere.
 
     None stands for a sensor that every sample has, and costs nothing.
     """
@@ -41,7 +41,7 @@ def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array
         return x
     # Rounded last, so that the gradient of a token is a float32 sum.
     instead = jnp.broadcast_to(instead, x.shape).astype(x.dtype)
-    return jnp.where(present[:, None, None], x, instead)
+    return jnp.where(present.reshape(len(x), -1, 1), x, instead)
 
 
 class Linear(nnx.Module):

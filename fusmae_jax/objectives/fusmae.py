@@ -156,7 +156,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         predicted: predicted patches in the space of the targets, [B, N, E].
-        patches: the images' patches, normalised per band, [B, N, E].
+        patches: the images' patches, normalised per band, NaN where nothing was
+            measured, [B, N, E].
         hidden: 1.0 where a patch was hidden, [B, N].
     """
 
@@ -234,6 +235,11 @@ class Objective(protocol.Objective):
         jax.eval_shape(lambda: self.draw(jax.random.key(0), 1))
 
     @property
+    def separable(self) -> bool:
+        """See `protocol`; pairs count by how much of them was measured."""
+        return not self.inputs.missing
+
+    @property
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
         return self.model["patch_size"]
@@ -282,7 +288,11 @@ class Objective(protocol.Objective):
         draw: Draw,
         weight: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array], tuple]:
-        """Mean squared error on hidden patches, `loss_s1` and `loss_s2`, weighted."""
+        """Mean squared error on hidden patches, `loss_s1` and `loss_s2`, weighted.
+
+        Where pixels are missing, of those that were measured; patches without any are
+        the last to be shown.
+        """
         del extra
         loss, metrics, _ = self._score(model, fields, draw, weight, False)
         return loss, metrics, ()
@@ -296,18 +306,20 @@ class Objective(protocol.Objective):
     def _score(self, model, fields, draw: Draw, weight, whole: bool):
         """Loss, its parts, and with `whole` the `Outcome`, see `loss`."""
         images = self.inputs.images(fields, draw.view)
+        noise, present = draw.noise, draw.present
+        if self.inputs.missing:
+            present = patches.present(images, self.patch_size, present)
+            noise = self._last(noise, present)
         keep = patches.num_visible(self.num_patches, self.mask_ratio)
-        masks = {s: patches.mask_from_noise(draw.noise[s], keep) for s in SENSORS}
-        redrawn = model(
-            images, masks, draw.present, whole=whole or draw.present is not None
-        )
+        masks = {s: patches.mask_from_noise(noise[s], keep) for s in SENSORS}
+        redrawn = model(images, masks, present, whole=whole or draw.present is not None)
         metrics, hidden = {}, {}
         for s in SENSORS:
             hidden[s], count = self._hidden(redrawn.patches[s], keep, draw, s)
             target, _, _ = self.target(s, redrawn.patches[s])
             if weight is not None:
                 count = count * weight[:, None]
-            error = patches.hidden_error(redrawn.predicted[s], target, count)
+            error = self._error(redrawn.predicted[s], target, count)
             metrics[f"loss_{s}"] = error
         loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in SENSORS)
         if not whole:
@@ -323,6 +335,20 @@ class Objective(protocol.Objective):
                 )
             ),
         )
+
+    def _last(self, noise, present: inputs.Present) -> dict[str, jax.Array]:
+        """Noise that puts patches that show nothing behind all others.
+
+        Masks that are the same for both sensors stay so: patches that both have come
+        first, and then those that one has.
+        """
+        lacking = {s: 1.0 - present[s] for s in SENSORS}
+        if self.mask_mode == "consistent":
+            lacking = dict.fromkeys(SENSORS, sum(lacking.values()))
+        return {s: noise[s] + lacking[s] for s in SENSORS}
+
+    def _error(self, predicted, target, count) -> jax.Array:
+        return patches.hidden_error(predicted, target, count, self.inputs.missing)
 
     def _hidden(self, redrawn: jax.Array, keep: int, draw: Draw, s: str):
         """Which of the patches `redrawn` [B, M, E] were hidden, and how each counts.
@@ -343,13 +369,15 @@ class Objective(protocol.Objective):
     def target(self, s: str, seen: jax.Array):
         """What is asked for of patches [B, N, E], see `patches.normalize_patches`."""
         families = self.inputs.contract[s].families
-        return patches.normalize_patches(seen, self.normalize, families)
+        missing = self.inputs.missing
+        return patches.normalize_patches(seen, self.normalize, families, missing)
 
     def pictures(self, outcome: Outcome) -> dict[str, dict[str, jax.Array]]:
         """Targets and predictions as images in native units, see `protocol`.
 
         A prediction of normalised targets is given each patch's own mean and deviation
-        back; patches that were visible are shown as they are.
+        back; patches that were visible are shown as they are. Pixels that were not
+        measured are NaN in both.
         """
         p, drawn = self.patch_size, {}
         for s in SENSORS:
@@ -357,7 +385,10 @@ class Objective(protocol.Objective):
             hidden = outcome.hidden[s][..., None]
             _, mean, std = self.target(s, seen)
             predicted = patches.restore_patches(outcome.predicted[s], mean, std)
-            predicted = jnp.where(hidden == 1.0, predicted, seen)
+            shown = hidden == 0.0
+            if self.inputs.missing:
+                shown |= jnp.isnan(seen)
+            predicted = jnp.where(shown, seen, predicted)
             covered = jnp.broadcast_to(hidden, (*hidden.shape[:2], p * p))
             image = lambda x: inputs.native_units(patches.unpatchify(x, p), sensor)
             drawn[s] = {
@@ -385,14 +416,19 @@ class Objective(protocol.Objective):
             # Of constants, which XLA would sum up while it compiles, for minutes.
             along = np.convolve(np.ones(self.inputs.size), np.ones(5), "same")
             count = np.outer(along, along).astype(np.float32)[None, :, :, None]
+            known = images
+            if self.inputs.missing:
+                there = ~jnp.isnan(images[..., :1])
+                known, count = jnp.where(there, images, 0.0), sum_around(1.0 * there)
             # A mean has a share of each of its pixels' noise, which is lost with it.
-            rest = (images - sum_around(images) / count) / jnp.sqrt(1 - 1 / count)
+            # Nothing is known of a pixel without neighbours, 0 / 0.
+            rest = (images - sum_around(known) / count) / jnp.sqrt(1 - 1 / count)
             seen, rest = (patches.patchify(x, self.patch_size) for x in (images, rest))
             _, _, std = self.target(s, seen)
             rest = patches.restore_patches(rest, 0.0 * std, 1.0 / std)
             count = jnp.broadcast_to(weight[:, None], rest.shape[:2])
             zeros = jnp.zeros_like(rest)
-            found[f"floor_{s}"] = patches.hidden_error(rest, zeros, count)
+            found[f"floor_{s}"] = self._error(zeros, rest, count)
         return found
 
     def encoder(self) -> "Encoder":
@@ -407,7 +443,7 @@ class Objective(protocol.Objective):
         """Says so where a GPU would be faster, were heads or numbers others."""
         names = ("dtype", "platform", "devices", "attention")
         arithmetic = Arithmetic(*(self.model[name] for name in names))
-        masked = self.drop_sensor > 0.0
+        masked = self.drop_sensor > 0.0 or self.inputs.missing
         slow = [
             str(width)
             for width in heads(self.model)

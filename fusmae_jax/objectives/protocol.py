@@ -3,6 +3,9 @@
 Training, checkpoints, evaluation and whatever uses an encoder know these alone. A new
 method is one file beside this one, with a class of its own, and `build`, which makes it
 of a config; and a file in `models/` if its network is new.
+
+Where `inputs.missing` says so, pixels of images may be NaN, as nothing was measured
+there: see `Encoder.present` and `patches`.
 """
 
 import functools
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import streams
+from fusmae_jax import patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs, Present
 
 
@@ -212,6 +215,20 @@ class Encoder:
         """Parameters that nothing has trained."""
         raise NotImplementedError
 
+    def present(
+        self, images: dict[str, jax.Array], here: Present | None
+    ) -> Present | None:
+        """What there is to read of images, of the sensors that are `here`, [B].
+
+        Whoever encodes images or looks at their tokens asks here first.
+
+        Returns:
+            `here`, or where pixels may be missing which patches have any, [B, N].
+        """
+        if not self.inputs.missing:
+            return here
+        return patches.present(images, self.patch_size, here)
+
     def __call__(
         self,
         params: nnx.State,
@@ -226,8 +243,9 @@ class Encoder:
         Args:
             params: of the encoder.
             images: {sensor: [B, H, W, C]}, from `inputs`.
-            present: which samples have a sensor; what stands in the images of an absent
-                one is not read. None where all have all.
+            present: which samples have a sensor, or which patches of it, as the method
+                `present` says; what stands in the images elsewhere is not read. None
+                where all have all.
             branches: for training, which branches of the blocks count, see
                 `layers.drop_path`.
             remat: what of a block is computed again for the gradient, see `FusMAE`.

@@ -49,7 +49,9 @@ class HeldOut:
                 hosts=jax.process_count(),
             )
         )
-        invalid = sum(int(inputs.invalid_pixels(fields)) for fields, _ in parts)
+        missing = objective.inputs.missing
+        counts = (inputs.invalid_pixels(fields, missing) for fields, _ in parts)
+        invalid = sum(map(int, counts))
         if invalid:
             log.warning("%d held-out pixels %s", invalid, inputs.INVALID_ADVICE)
         self._parts = [sharding.to_devices(part, mesh) for part in parts]
@@ -131,6 +133,8 @@ class HeldOut:
             note: a line under the figure.
         """
         box = self.objective.inputs.center
+        if self.objective.inputs.missing:
+            note += "; what was not measured is pink"
         samples = [
             {"name": name, "box": box}
             | {

@@ -206,8 +206,8 @@ def open_run(config, mesh):
     build.objective(config, **target).abstract
     with cluster.together("open its data"):
         source, held = open_data(config)
-    description = source.description
-    seen = build.inputs(config, description.sensors, description.layout)
+    description, missing = source.description, sources.has_missing(config.data)
+    seen = build.inputs(config, description.sensors, description.layout, missing)
     objective = build.objective(config, seen, **target)
     held_out = heldout.HeldOut(
         objective, mesh, held, seed=config.seed, count=config.eval_pairs

@@ -127,7 +127,8 @@ def make_train_step(
         )
         grads, params = split(grads), split(state.params)
         state = dataclasses.replace(state, params=params)
-        metrics["invalid_pixels"] = inputs.invalid_pixels(fields)
+        missing = objective.inputs.missing
+        metrics["invalid_pixels"] = inputs.invalid_pixels(fields, missing)
         metrics["lr"] = rate(state.step)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
