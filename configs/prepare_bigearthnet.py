@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "prepare"
     c.archive = "bigearthnet_v1"
+    c.download = ""
+    c.download_parts = ()
     c.source = ""
     c.out = ""
     c.splits = ""

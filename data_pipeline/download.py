@@ -1,0 +1,486 @@
+"""Files of public archives: fetched, resumed, and verified before anything reads them.
+
+What has come of FILE lies in FILE.part, of which a request asks for the rest only. It
+becomes FILE when size and checksum are the published ones, and FILE.verified notes that
+they were, so that no run reads it through again. The network is not believed: of no
+file more bytes are kept than it can have.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import http.client
+import json
+import logging
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import tqdm
+
+from data_pipeline import atomic, locks, safe_io
+from data_pipeline.config_fields import Field, choice, location, several
+from data_pipeline.errors import InputError
+
+TIMEOUT = 60  # seconds without a byte
+PAUSES = (1, 5, 25, 60, 120)  # seconds, before a request that failed is made again
+MOST_UNSAID = 1 << 30  # bytes of a file whose size neither we nor its server tell
+
+log = logging.getLogger("fusmae_jax")
+
+_BLOCK = 1 << 20
+_REFUSED = {
+    401: "asks for a login; fetch it by hand",
+    403: "refuses it, as where a login is needed; fetch it by hand",
+    404: "does not have it any more; look up where it has moved",
+    410: "does not have it any more; look up where it has moved",
+}
+_LATER = (408, 425, 429, 500, 502, 503, 504)  # what a server says when it is busy
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A published file of an archive.
+
+    Attributes:
+        part: what it is of, one of the choices of `config.download_parts`.
+        url: where it is; not all are served by HTTP, which alone is spoken here.
+        checksum: as published, "md5:..." or "sha256:...".
+        size: exact number of bytes; None where it is not known to us.
+        about: bytes as its host rounds them, where the exact number is not known.
+        name: of the file in the folder; "" for the last part of the address.
+        needed: tells of a config whether what it reads is in this file.
+        tar: bytes, more or less, of the .tar that is made here of a .tar.gz and read in
+            place; 0 where nothing is made.
+        unpack: command that unpacks it, with {folder} for where it is.
+        option: what a build from the folder is passed because of it, likewise.
+    """
+
+    part: str
+    url: str
+    checksum: str
+    size: int | None = None
+    about: int = 0
+    name: str = ""
+    needed: Callable[..., bool] = lambda config: True
+    tar: int = 0
+    unpack: str = ""
+    option: str = ""
+
+    @property
+    def file(self) -> str:
+        """Its path in the folder."""
+        return self.name or self.url.rpartition("/")[2]
+
+
+class _Dropped(Exception):
+    """A request brought no whole file, and the next one may."""
+
+
+def fields(downloads: Sequence[Download]) -> dict[str, Field]:
+    """The fields of a config that can download these."""
+    parts = tuple(dict.fromkeys(item.part for item in downloads))
+    any_part = choice(*parts) if parts else choice("none")
+    return {
+        "download": location(
+            meaning="Folder to fetch the archive into, instead of building; what is "
+            "there already is kept."
+        ),
+        "download_parts": several(
+            any_part,
+            meaning="Parts of the archive to fetch; empty for those that a build with "
+            "this config reads.",
+        ),
+    }
+
+
+def fetch(config, downloads: Sequence[Download]) -> None:
+    """Fetches into `config.download` what a `prepare` config wants of an archive.
+
+    What is verified already is not fetched again. Prints what to do next.
+
+    Raises:
+        InputError: a file cannot be fetched or is not the published one, or there is no
+            room for it; what has come stays, and the next call goes on from there.
+    """
+    folder, parts = pathlib.Path(config.download), config.download_parts
+    wanted = [
+        item
+        for item in downloads
+        if (item.part in parts if parts else item.needed(config))
+    ]
+    try:
+        with _alone(folder):
+            missing = [item for item in wanted if not _is_there(folder, item)]
+            _check_served(folder, missing)
+            _check_space(folder, wanted, missing)
+            for item in missing:
+                _fetch(folder, item)
+            for item in wanted:
+                if item.tar and not _is_noted(_tar(folder, item), item):
+                    _decompress(folder, item)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder} cannot be written or read "
+            f"({error.strerror or error}); {atomic.advice(error)}, which goes on from "
+            "what has come."
+        ) from error
+    print(_advice(str(folder), wanted))
+
+
+def _advice(folder: str, items: Sequence[Download]) -> str:
+    """What to do with what was fetched."""
+    unpack = [item.unpack.format(folder=shlex.quote(folder)) for item in items]
+    options = [f"--config.source={shlex.quote(folder)}"]
+    options += [item.option.format(folder=shlex.quote(folder)) for item in items]
+    commands = "".join(f"\n    {line}" for line in dict.fromkeys(filter(None, unpack)))
+    unpacked = f" Unpack them:\n{commands}\n\nThen build" if commands else " Now build"
+    return (
+        f"{folder} has the {len(items)} files, verified.{unpacked} from there with the "
+        "same command, but without what it says of downloads and with\n\n"
+        f"    {' '.join(dict.fromkeys(filter(None, options)))}"
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other downloads out of a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / "download.lock"
+    try:
+        locks.lock(lock)
+    except locks.Locked as error:
+        raise InputError(
+            f"{folder} is being downloaded into by {error}; let it end, or pass "
+            "another --config.download=DIR."
+        ) from None
+    try:
+        yield
+    finally:
+        locks.unlock(lock)
+
+
+def _is_there(folder: pathlib.Path, item: Download) -> bool:
+    """Whether a file, or the tar made of it, is there and the published one."""
+    path = folder / item.file
+    if not path.exists():
+        return bool(item.tar) and _is_noted(_tar(folder, item), item)
+    if not _is_noted(path, item):
+        if wrong := _fault(path, item):
+            raise InputError(
+                f"{path} is not the published file: {wrong}; delete it or move it "
+                "away, then give the same command again."
+            )
+        _note(path, item)
+    return True
+
+
+def _check_served(folder: pathlib.Path, items: Sequence[Download]) -> None:
+    """Refuses what is not served by HTTP, with the command that gets it."""
+    others = [item for item in items if not item.url.startswith(("http:", "https:"))]
+    if others:
+        urls = " ".join(shlex.quote(item.url) for item in others)
+        raise InputError(
+            f"{len(others)} files that are missing in {folder} are served by FTP with "
+            "a login that is published with them, which is not spoken here; fetch them "
+            f"with `wget --continue --directory-prefix={shlex.quote(str(folder))} "
+            f"{urls}`, then give the same command again, which verifies them."
+        )
+
+
+def _check_space(
+    folder: pathlib.Path, wanted: Sequence[Download], missing: Sequence[Download]
+) -> None:
+    """Refuses to begin what the disk cannot hold, as far as sizes are known."""
+    sizes = [(_part(folder / item.file), item.size or item.about) for item in missing]
+    tars = [(_tar(folder, item), item) for item in wanted if item.tar]
+    sizes += [(_part(tar), x.tar) for tar, x in tars if not _is_noted(tar, x)]
+    _check_room(folder, sum(max(size - _size(part), 0) for part, size in sizes))
+
+
+def _check_room(folder: pathlib.Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder} needs {needed / 1e9:.1f} GB more and has {free / 1e9:.1f} GB "
+            "free; make room, pass another --config.download=DIR, or name fewer "
+            "--config.download_parts."
+        )
+
+
+def _fetch(folder: pathlib.Path, item: Download) -> None:
+    """Fetches a file, in as many requests as it takes while they bring anything."""
+    path = folder / item.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, failed, most = _part(path), 0, _size(_part(path))
+    while True:
+        try:
+            _receive(item, part)
+            break
+        except _Dropped as error:
+            failed = 0 if _size(part) > most else failed
+            most = max(most, _size(part))
+            if failed == len(PAUSES):
+                raise InputError(
+                    f"{item.url} cannot be fetched ({error}); give the same command "
+                    f"again later, which goes on from the {_size(part)} bytes that "
+                    "have come."
+                ) from error
+            pause = PAUSES[failed]
+            log.warning("%s: %s; going on in %d s.", path.name, error, pause)
+            time.sleep(pause)
+            failed += 1
+    if wrong := _fault(part, item):
+        _discard(part)
+        raise InputError(
+            f"{item.url} is not the file that was published: {wrong}; nothing of it "
+            "was kept, so give the same command again, and if that ends likewise, look "
+            "for a newer version of the archive."
+        )
+    os.replace(part, path)
+    _note(path, item)
+    _discard(part)
+
+
+def _receive(item: Download, part: pathlib.Path) -> None:
+    """Makes one request, for what `part` lacks, and appends what comes.
+
+    Raises:
+        _Dropped: less came than was to come.
+        InputError: the server does not serve it, or serves another file.
+        OSError: of the disk.
+    """
+    have = _size(part)
+    if item.size is not None and have > item.size:
+        have = _discard(part)
+    if have and have == item.size:
+        return
+    with contextlib.ExitStack() as stack:
+        answer = _ask(item, part, have)
+        if answer is None:
+            return  # there is no more of it
+        stack.enter_context(answer)
+        start, end = _extent(answer, part, have)
+        if None not in (item.size, end) and item.size != end:
+            raise InputError(
+                f"{item.url} has {end} bytes, where {item.size} were published; it was "
+                "changed there, or a page of another kind is in its place."
+            )
+        _check_room(part.parent, (end or start) - start)
+        end = item.size if end is None else end
+        stack.enter_context(atomic.named(part))
+        file = stack.enter_context(part.open("r+b" if start else "wb"))
+        file.seek(start)
+        atomic.write_whole(_tag(part), answer.headers.get("ETag", ""))
+        progress = stack.enter_context(_progress(item.file, end, start))
+        while block := _read(answer):
+            start += len(block)
+            if start > (MOST_UNSAID if end is None else end):
+                _discard(part)
+                raise InputError(
+                    f"{item.url} sends more than the {end or MOST_UNSAID} bytes that "
+                    "it can have; nothing of it was kept."
+                )
+            file.write(block)
+            progress.update(len(block))
+        file.flush()
+        os.fsync(file)
+    if end is not None and start < end:
+        raise _Dropped(f"the connection ended {end - start} bytes early")
+
+
+def _ask(
+    item: Download, part: pathlib.Path, have: int
+) -> http.client.HTTPResponse | None:
+    """The answer of the server; None where it says that `have` bytes are all."""
+    headers = {"User-Agent": "fusmae_jax", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        with contextlib.suppress(OSError, ValueError):
+            tag = safe_io.read(_tag(part), _BLOCK).decode("ascii")
+            if tag.isprintable() and tag.startswith('"'):  # not one of a weak kind
+                headers["If-Range"] = tag
+    try:
+        with _network():
+            request = urllib.request.Request(item.url, headers=headers)
+            return _opener().open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        said = f"{error.code} {error.reason}"
+        if error.code == 416:
+            if error.headers.get("Content-Range", "") == f"bytes */{have}":
+                return None
+            _discard(part)
+            raise _Dropped("the file is shorter than what has come of it") from None
+        if error.code in _LATER:
+            raise _Dropped(f"the server says {said}") from None
+        refused = _REFUSED.get(error.code, "does not send it; try it in a browser")
+        raise InputError(
+            f"The server of {item.url} {refused} and put it into {part.parent}, where "
+            f"the same command verifies it. ({said})"
+        ) from None
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Speaks HTTP alone, wherever a server redirects to; proxies are as usual."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[None]:
+    """Tells errors of the network from those of the disk."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise InputError(
+                f"The server cannot prove who it is ({reason}); see to the clock and "
+                "the certificates of this machine."
+            ) from error
+        raise _Dropped(str(reason) or type(reason).__name__) from error
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    with _network():
+        return answer.read1(_BLOCK)
+
+
+def _extent(
+    answer: http.client.HTTPResponse, part: pathlib.Path, have: int
+) -> tuple[int, int | None]:
+    """Where in the file an answer begins, and how long all of it is, if that is told.
+
+    A server that does not resume, or whose file was changed, sends it from the start.
+    """
+    if answer.status != 206:
+        told = answer.headers.get("Content-Length", "")
+        return 0, int(told) if re.fullmatch(r"\d{1,18}", told) else None
+    told = answer.headers.get("Content-Range", "")
+    place = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", told)
+    if not place or int(place[1]) != have:
+        _discard(part)
+        raise _Dropped(f"the server sends {told!r:.60}, where byte {have} was asked")
+    return have, None if place[2] == "*" else int(place[2])
+
+
+def _fault(path: pathlib.Path, item: Download) -> str:
+    """How a file differs from what was published; "" where it does not."""
+    size = _size(path)
+    if not path.is_file():
+        return "it is no file"
+    if item.size is not None and size != item.size:
+        return f"it has {size} bytes, and {item.size} were published"
+    method, _, published = item.checksum.partition(":")
+    digest = hashlib.new(method, usedforsecurity=False)
+    with (
+        safe_io.open_file(path) as file,
+        _progress(f"verifying {item.file}", size) as progress,
+    ):
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            progress.update(len(block))
+    found = digest.hexdigest()
+    return "" if found == published else f"its {method} is {found}, not {published}"
+
+
+def _decompress(folder: pathlib.Path, item: Download) -> None:
+    """Makes the .tar of a .tar.gz, whose own checksum of the content is checked."""
+    path, tar = folder / item.file, _tar(folder, item)
+    part = _part(tar)
+    try:
+        with (
+            atomic.whole(tar, part),
+            safe_io.open_file(path) as packed,
+            gzip.open(packed) as source,
+            part.open("wb") as file,
+            _progress(f"decompressing {item.file}", _size(path)) as progress,
+        ):
+            while block := source.read(_BLOCK):
+                file.write(block)
+                progress.update(packed.tell() - progress.n)
+            file.flush()
+            os.fsync(file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path} cannot be decompressed ({error}), though its checksum was right; "
+            "see to the disk, then give the same command again."
+        ) from error
+    _note(tar, item)
+
+
+def _state(path: pathlib.Path, item: Download) -> dict:
+    status = path.stat()
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "checksum": item.checksum,
+    }
+
+
+def _note(path: pathlib.Path, item: Download) -> None:
+    """Notes that a file, as it is now, is the published one or was made of it."""
+    atomic.write_whole(_mark(path), json.dumps(_state(path, item)))
+
+
+def _is_noted(path: pathlib.Path, item: Download) -> bool:
+    try:
+        return safe_io.read_json(_mark(path)) == _state(path, item)
+    except (OSError, ValueError):
+        return False
+
+
+def _mark(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.verified")
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def _tag(part: pathlib.Path) -> pathlib.Path:
+    """Where the version of the file that `part` is of is kept, as its server says."""
+    return part.with_name(f"{part.name}.etag")
+
+
+def _tar(folder: pathlib.Path, item: Download) -> pathlib.Path:
+    return folder / item.file.removesuffix(".gz")
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _discard(part: pathlib.Path) -> int:
+    """Deletes what has come of a file; 0 bytes of it are there then."""
+    part.unlink(missing_ok=True)
+    _tag(part).unlink(missing_ok=True)
+    return 0
+
+
+def _progress(title: str, total: int | None, done: int = 0) -> tqdm.tqdm:
+    return tqdm.tqdm(
+        desc=title, total=total, initial=done, unit="B", unit_scale=True, leave=False
+    )
