@@ -264,36 +264,33 @@ def _receive(item: Download, part: pathlib.Path) -> None:
         have = _discard(part)
     if have and have == item.size:
         return
-    with contextlib.ExitStack() as stack:
-        answer = _ask(item, part, have)
-        if answer is None:
-            return  # there is no more of it
-        stack.enter_context(answer)
+    answer = _ask(item, part, have)
+    if answer is None:
+        return  # there is no more of it
+    with answer:
         start, end = _extent(answer, part, have)
-        if None not in (item.size, end) and item.size != end:
-            raise InputError(
-                f"{item.url} has {end} bytes, where {item.size} were published; it was "
-                "changed there, or a page of another kind is in its place."
-            )
-        _check_room(part.parent, (end or start) - start)
+        _check_answer(item, answer, end)
         end = item.size if end is None else end
-        stack.enter_context(atomic.named(part))
-        file = stack.enter_context(part.open("r+b" if start else "wb"))
-        file.seek(start)
-        atomic.write_whole(_tag(part), answer.headers.get("ETag", ""))
-        progress = stack.enter_context(_progress(item.file, end, start))
-        while block := _read(answer):
-            start += len(block)
-            if start > (MOST_UNSAID if end is None else end):
-                _discard(part)
-                raise InputError(
-                    f"{item.url} sends more than the {end or MOST_UNSAID} bytes that "
-                    "it can have; nothing of it was kept."
-                )
-            file.write(block)
-            progress.update(len(block))
-        file.flush()
-        os.fsync(file)
+        _check_room(part.parent, 0 if end is None else end - start)
+        with (
+            atomic.named(part),
+            part.open("r+b" if start else "wb") as file,
+            _progress(item.file, end, start) as progress,
+        ):
+            atomic.write_whole(_tag(part), answer.headers.get("ETag", ""))
+            file.seek(start)
+            while block := _read(answer):
+                start += len(block)
+                if start > (MOST_UNSAID if end is None else end):
+                    _discard(part)
+                    raise InputError(
+                        f"{item.url} sends more than the {end or MOST_UNSAID} bytes "
+                        "that it can have; nothing of it was kept."
+                    )
+                file.write(block)
+                progress.update(len(block))
+            file.flush()
+            os.fsync(file)
     if end is not None and start < end:
         raise _Dropped(f"the connection ended {end - start} bytes early")
 
@@ -361,6 +358,22 @@ def _network() -> Iterator[None]:
                 "the certificates of this machine."
             ) from error
         raise _Dropped(str(reason) or type(reason).__name__) from error
+
+
+def _check_answer(
+    item: Download, answer: http.client.HTTPResponse, size: int | None
+) -> None:
+    """Refuses another file than the published one before any of it is kept."""
+    if answer.headers.get_content_type() == "text/html":
+        raise InputError(
+            f"{item.url} is a page now, as where a login is needed or the server is "
+            "not at work; open it in a browser, or give the same command again later."
+        )
+    if None not in (item.size, size) and item.size != size:
+        raise InputError(
+            f"{item.url} has {size} bytes, where {item.size} were published; look for "
+            "a newer version of the archive."
+        )
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:

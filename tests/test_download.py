@@ -1,5 +1,6 @@
 """Archives are fetched from a server that fails in every way servers do."""
 
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -11,15 +12,17 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import launch
 from data_pipeline import atomic, download, locks
+from data_pipeline.archives import bigearthnet_v1
 from data_pipeline.building import options, prepare
 from data_pipeline.download import Download
 from data_pipeline.errors import InputError
-from tests import bad_configs, disks
+from tests import bad_configs, builds, disks, packing
 
 CONTENT = bytes(range(256)) * 12_000  # three blocks of what is read at once
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -37,6 +40,7 @@ class Server(http.server.ThreadingHTTPServer):
         resumes: whether it knows Range.
         tells: whether it says how long a file is.
         extra: what it sends behind a file without telling.
+        silent: seconds for which it then keeps the connection, once.
     """
 
     daemon_threads = True
@@ -45,7 +49,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.asked, self.sent, self.tags = {}, [], 0, {}
         self.cut, self.status, self.resumes, self.tells = [], [], True, True
-        self.extra = b""
+        self.extra, self.silent = b"", 0
 
     def url(self, path="/a.bin"):
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -86,6 +90,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             content = content[: server.cut.pop(0)]
         server.sent += len(content)
         self.wfile.write(content + server.extra)
+        self.wfile.flush()
+        time.sleep(server.silent)
+        server.silent = 0
 
     def answer(self, status, headers):
         self.send_response(status)
@@ -253,10 +260,30 @@ def test_sha256_is_known_too(server, folder):
 
 
 def test_a_file_of_another_size_is_not_fetched(server, folder):
-    server.files["/a.bin"] = b"<html>Maintenance</html>"
+    server.files["/a.bin"] = b"a newer version"
     said = refused(folder, one(server))
-    assert f"24 bytes, where {len(CONTENT)} were published" in said
-    assert server.sent <= 24 and left(folder) == []
+    assert f"15 bytes, where {len(CONTENT)} were published" in said
+    assert server.sent <= 15 and left(folder) == []
+
+
+def test_a_page_in_the_place_of_a_file_costs_nothing_that_has_come(server, folder):
+    server.cut = [1_000_000, 0, 0]
+    refused(folder, one(server, size=None))
+    server.status = [
+        (302, {"Location": "/login"}),
+        (200, {"Content-Type": "text/html"}),
+    ]
+    said = refused(folder, one(server, size=None))
+    assert "is a page now, as where a login is needed" in said
+    fetch(folder, one(server, size=None))
+    assert server.sent == len(CONTENT)
+
+
+def test_a_server_that_falls_silent_is_asked_again(server, folder, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    server.cut, server.silent = [1_000_000], 1
+    fetch(folder, one(server))
+    assert server.ranges() == [None, "bytes=1000000-"]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
@@ -499,6 +526,39 @@ def test_what_cannot_be_decompressed_leaves_no_tar(server, folder, packed, damag
     said = refused(folder, one(server, checksum=checksum, **changes))
     assert "cannot be decompressed" in said
     assert left(folder) == ["a.tar.gz", "a.tar.gz.verified"]
+
+
+def test_what_was_fetched_is_built_as_it_is_told(server, tmp_path, monkeypatch, capsys):
+    whole = builds.false_archive(tmp_path)
+    folder = tmp_path / "fetched"
+    pairs, _ = prepare.open_archive(whole).find_pairs()
+    served = {f"splits/{n}": b"" for n in ("train.csv", "val.csv", "test.csv")}
+    lines = [f"{pair.images['s2']},{pair.images['s1']}\n" for pair in pairs]
+    served["splits/train.csv"] = "".join(lines).encode()
+    for name, top in [("S1", "BigEarthNet-S1-v1.0"), ("S2", "BigEarthNet-v1.0")]:
+        tar = packing.pack(tmp_path / "archive" / top, tmp_path / "a.tar")
+        served[f"BigEarthNet-{name}-v1.0.tar.gz"] = gzip.compress(tar.read_bytes())
+    items = []
+    for item in bigearthnet_v1.DOWNLOADS:
+        content = served[item.file]
+        server.files[f"/{item.file}"] = content
+        changes = {"size": len(content), "tar": item.tar and 1_000_000}
+        changes["checksum"] = f"md5:{hashlib.md5(content).hexdigest()}"
+        changes["url"] = server.url(f"/{item.file}")
+        items.append(dataclasses.replace(item, **changes))
+    monkeypatch.setattr(bigearthnet_v1, "DOWNLOADS", tuple(items))
+
+    prepare.prepare(config(folder))
+    told = capsys.readouterr().out
+    told = dict(re.findall(r"--config\.(\w+)=(\S+)", told))
+    assert told == {"source": str(folder), "splits": f"{folder}/splits"}
+    for name, changes in {"a": {}, "b": told}.items():
+        built = whole.copy_and_resolve_references()
+        built.update(changes)
+        built.out = str(tmp_path / name)
+        built.splits = told["splits"]
+        prepare.prepare(built)
+        assert sorted(builds.ids(built, "train")) == [pair.name for pair in pairs]
 
 
 ARCHIVES = [n for n in options.ARCHIVES if hasattr(options.reader(n), "DOWNLOADS")]
