@@ -260,8 +260,6 @@ def _receive(item: Download, part: pathlib.Path) -> None:
         OSError: of the disk.
     """
     have = _size(part)
-    if item.size is not None and have > item.size:
-        have = _discard(part)
     if have and have == item.size:
         return
     answer = _ask(item, part, have)
@@ -486,11 +484,10 @@ def _size(path: pathlib.Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _discard(part: pathlib.Path) -> int:
-    """Deletes what has come of a file; 0 bytes of it are there then."""
+def _discard(part: pathlib.Path) -> None:
+    """Deletes what has come of a file."""
     part.unlink(missing_ok=True)
     _tag(part).unlink(missing_ok=True)
-    return 0
 
 
 def _progress(title: str, total: int | None, done: int = 0) -> tqdm.tqdm:

@@ -170,6 +170,12 @@ def test_what_was_cut_off_is_resumed_and_only_the_rest_asked_for(server, folder,
     assert left(folder) == ["a.bin", "a.bin.verified"]
 
 
+def test_requests_go_on_while_they_bring_anything(server, folder):
+    server.cut = [500_000] * 6
+    fetch(folder, one(server))
+    assert len(server.asked) == 7 and server.sent == len(CONTENT)
+
+
 def test_another_command_goes_on_from_what_has_come(server, folder):
     server.cut = [1_000_000, 0, 0]
     said = refused(folder, one(server))
@@ -367,6 +373,8 @@ def test_a_file_that_is_there_is_verified_once(server, folder, monkeypatch):
 
 def test_a_file_that_was_changed_since_is_noticed_and_left_alone(server, folder):
     fetch(folder, one(server))
+    (folder / "a.bin").write_bytes(CONTENT[::-1])
+    assert "a.bin is not the published file: its md5 is" in refused(folder, one(server))
     (folder / "a.bin").write_bytes(b"mine")
     said = refused(folder, one(server))
     assert "a.bin is not the published file: it has 4 bytes" in said
