@@ -177,8 +177,9 @@ def _is_there(folder: pathlib.Path, item: Download) -> bool:
     if not _is_noted(path, item):
         if wrong := _fault(path, item):
             raise InputError(
-                f"{path} is not the published file: {wrong}; delete it or move it "
-                "away, then give the same command again."
+                f"{path} is not the published file: {wrong}; fetch the rest of it as "
+                "it was begun, delete it or move it away, then give the same command "
+                "again."
             )
         _note(path, item)
     return True
@@ -269,7 +270,7 @@ def _receive(item: Download, part: pathlib.Path) -> None:
         start, end = _extent(answer, part, have)
         _check_answer(item, answer, end)
         end = item.size if end is None else end
-        _check_room(part.parent, 0 if end is None else end - start)
+        _check_room(part.parent, 0 if end is None else end - have)
         with (
             atomic.named(part),
             part.open("r+b" if start else "wb") as file,

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -22,7 +21,7 @@ from data_pipeline.archives import bigearthnet_v1
 from data_pipeline.building import options, prepare
 from data_pipeline.download import Download
 from data_pipeline.errors import InputError
-from tests import bad_configs, builds, disks, packing
+from tests import bad_configs, builds, disks, packing, processes
 
 CONTENT = bytes(range(256)) * 12_000  # three blocks of what is read at once
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -50,6 +49,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.files, self.asked, self.sent, self.tags = {}, [], 0, {}
         self.cut, self.status, self.resumes, self.tells = [], [], True, True
         self.extra, self.silent = b"", 0
+        self.ended = threading.Event()
 
     def url(self, path="/a.bin"):
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -91,8 +91,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.sent += len(content)
         self.wfile.write(content + server.extra)
         self.wfile.flush()
-        time.sleep(server.silent)
-        server.silent = 0
+        silent, server.silent = server.silent, 0
+        server.ended.wait(silent)
 
     def answer(self, status, headers):
         self.send_response(status)
@@ -114,6 +114,7 @@ def server(monkeypatch):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        server.ended.set()
         server.shutdown()
         thread.join()
 
@@ -383,7 +384,9 @@ def test_a_file_that_was_changed_since_is_noticed_and_left_alone(server, folder)
 
 def test_a_folder_in_the_place_of_a_file_is_named(server, folder):
     (folder / "a.bin").mkdir(parents=True)
-    assert "it is no file; delete it" in refused(folder, one(server))
+    assert "it is no file; fetch the rest of it as it was begun, delete" in refused(
+        folder, one(server)
+    )
 
 
 def test_a_mark_that_is_no_mark_is_not_believed(server, folder):
@@ -651,3 +654,23 @@ def test_files_that_are_not_served_by_http_are_fetched_by_hand_and_verified(fold
     (folder / "ROIs1970_fall_lc.tar.gz").write_bytes(b"short")
     with pytest.raises(InputError, match="fall_lc.tar.gz is not the published file"):
         prepare.prepare(loaded)
+
+
+def test_a_killed_process_is_gone_on_from_by_the_same_command(server, folder):
+    server.cut, server.silent = [1_000_000], 60
+    script = (
+        "import sys; from data_pipeline import download\n"
+        "from tests.test_download import MD5, config\n"
+        f"item = download.Download('S1', {server.url()!r}, MD5, {len(CONTENT)})\n"
+        f"download.fetch(config({str(folder)!r}), [item])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=processes.ROOT)
+    part = folder / "a.bin.part"
+    here = lambda: part.exists() and part.stat().st_size >= 900_000
+    processes.wait_for(process, here, timeout=60)
+    process.kill()
+    process.wait()
+    have = part.stat().st_size
+    fetch(folder, one(server))
+    assert server.ranges() == [None, f"bytes={have}-"]
+    assert (folder / "a.bin").read_bytes() == CONTENT
