@@ -8,7 +8,6 @@ file more bytes are kept than it can have.
 
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import http.client
 import json
@@ -22,12 +21,12 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import tqdm
 
 from data_pipeline import atomic, locks, safe_io
+from data_pipeline.archives import tars
 from data_pipeline.config_fields import Field, choice, location, several
 from data_pipeline.errors import InputError
 
@@ -37,6 +36,8 @@ MOST_UNSAID = 1 << 30  # bytes of a file whose size neither we nor its server te
 
 log = logging.getLogger("fusmae_jax")
 
+PART, MARK = ".part", ".verified"  # what is added to the name of a file
+TAG = ".etag"  # and to that of a part: the version that it is of, as its server says
 _BLOCK = 1 << 20
 _REFUSED = {
     401: "asks for a login; fetch it by hand",
@@ -57,7 +58,6 @@ class Download:
         checksum: as published, "md5:..." or "sha256:...".
         size: exact number of bytes; None where it is not known to us.
         about: bytes as its host rounds them, where the exact number is not known.
-        name: of the file in the folder; "" for the last part of the address.
         needed: tells of a config whether what it reads is in this file.
         tar: bytes, more or less, of the .tar that is made here of a .tar.gz and read in
             place; 0 where nothing is made.
@@ -70,7 +70,6 @@ class Download:
     checksum: str
     size: int | None = None
     about: int = 0
-    name: str = ""
     needed: Callable[..., bool] = lambda config: True
     tar: int = 0
     unpack: str = ""
@@ -78,8 +77,8 @@ class Download:
 
     @property
     def file(self) -> str:
-        """Its path in the folder."""
-        return self.name or self.url.rpartition("/")[2]
+        """Its name."""
+        return self.url.partition("?")[0].rpartition("/")[2]
 
 
 class _Dropped(Exception):
@@ -202,9 +201,11 @@ def _check_space(
     folder: pathlib.Path, wanted: Sequence[Download], missing: Sequence[Download]
 ) -> None:
     """Refuses to begin what the disk cannot hold, as far as sizes are known."""
-    sizes = [(_part(folder / item.file), item.size or item.about) for item in missing]
+    sizes = [
+        (_beside(folder / item.file, PART), item.size or item.about) for item in missing
+    ]
     tars = [(_tar(folder, item), item) for item in wanted if item.tar]
-    sizes += [(_part(tar), x.tar) for tar, x in tars if not _is_noted(tar, x)]
+    sizes += [(_beside(tar, PART), x.tar) for tar, x in tars if not _is_noted(tar, x)]
     _check_room(folder, sum(max(size - _size(part), 0) for part, size in sizes))
 
 
@@ -220,9 +221,8 @@ def _check_room(folder: pathlib.Path, needed: int) -> None:
 
 def _fetch(folder: pathlib.Path, item: Download) -> None:
     """Fetches a file, in as many requests as it takes while they bring anything."""
-    path = folder / item.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, failed, most = _part(path), 0, _size(_part(path))
+    path, part = folder / item.file, _beside(folder / item.file, PART)
+    failed, most = 0, _size(part)
     while True:
         try:
             _receive(item, part)
@@ -276,7 +276,7 @@ def _receive(item: Download, part: pathlib.Path) -> None:
             part.open("r+b" if start else "wb") as file,
             _progress(item.file, end, start) as progress,
         ):
-            atomic.write_whole(_tag(part), answer.headers.get("ETag", ""))
+            atomic.write_whole(_beside(part, TAG), answer.headers.get("ETag", ""))
             file.seek(start)
             while block := _read(answer):
                 start += len(block)
@@ -302,7 +302,7 @@ def _ask(
     if have:
         headers["Range"] = f"bytes={have}-"
         with contextlib.suppress(OSError, ValueError):
-            tag = safe_io.read(_tag(part), _BLOCK).decode("ascii")
+            tag = safe_io.read(_beside(part, TAG), _BLOCK).decode("ascii")
             if tag.isprintable() and tag.startswith('"'):  # not one of a weak kind
                 headers["If-Range"] = tag
     try:
@@ -419,27 +419,10 @@ def _fault(path: pathlib.Path, item: Download) -> str:
 
 
 def _decompress(folder: pathlib.Path, item: Download) -> None:
-    """Makes the .tar of a .tar.gz, whose own checksum of the content is checked."""
+    """Makes the .tar of a .tar.gz."""
     path, tar = folder / item.file, _tar(folder, item)
-    part = _part(tar)
-    try:
-        with (
-            atomic.whole(tar, part),
-            safe_io.open_file(path) as packed,
-            gzip.open(packed) as source,
-            part.open("wb") as file,
-            _progress(f"decompressing {item.file}", _size(path)) as progress,
-        ):
-            while block := source.read(_BLOCK):
-                file.write(block)
-                progress.update(packed.tell() - progress.n)
-            file.flush()
-            os.fsync(file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be decompressed ({error}), though its checksum was right; "
-            "see to the disk, then give the same command again."
-        ) from error
+    with _progress(f"decompressing {item.file}", _size(path)) as progress:
+        tars.decompress(path, tar, _beside(tar, PART), progress.update)
     _note(tar, item)
 
 
@@ -454,27 +437,18 @@ def _state(path: pathlib.Path, item: Download) -> dict:
 
 def _note(path: pathlib.Path, item: Download) -> None:
     """Notes that a file, as it is now, is the published one or was made of it."""
-    atomic.write_whole(_mark(path), json.dumps(_state(path, item)))
+    atomic.write_whole(_beside(path, MARK), json.dumps(_state(path, item)))
 
 
 def _is_noted(path: pathlib.Path, item: Download) -> bool:
     try:
-        return safe_io.read_json(_mark(path)) == _state(path, item)
+        return safe_io.read_json(_beside(path, MARK)) == _state(path, item)
     except (OSError, ValueError):
         return False
 
 
-def _mark(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f"{path.name}.verified")
-
-
-def _part(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f"{path.name}.part")
-
-
-def _tag(part: pathlib.Path) -> pathlib.Path:
-    """Where the version of the file that `part` is of is kept, as its server says."""
-    return part.with_name(f"{part.name}.etag")
+def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(path.name + suffix)
 
 
 def _tar(folder: pathlib.Path, item: Download) -> pathlib.Path:
@@ -488,7 +462,7 @@ def _size(path: pathlib.Path) -> int:
 def _discard(part: pathlib.Path) -> None:
     """Deletes what has come of a file."""
     part.unlink(missing_ok=True)
-    _tag(part).unlink(missing_ok=True)
+    _beside(part, TAG).unlink(missing_ok=True)
 
 
 def _progress(title: str, total: int | None, done: int = 0) -> tqdm.tqdm:

@@ -543,9 +543,9 @@ def test_what_was_fetched_is_built_as_it_is_told(server, tmp_path, monkeypatch, 
     whole = builds.false_archive(tmp_path)
     folder = tmp_path / "fetched"
     pairs, _ = prepare.open_archive(whole).find_pairs()
-    served = {f"splits/{n}": b"" for n in ("train.csv", "val.csv", "test.csv")}
+    served = {n: b"" for n in ("train.csv", "val.csv", "test.csv")}
     lines = [f"{pair.images['s2']},{pair.images['s1']}\n" for pair in pairs]
-    served["splits/train.csv"] = "".join(lines).encode()
+    served["train.csv"] = "".join(lines).encode()
     for name, top in [("S1", "BigEarthNet-S1-v1.0"), ("S2", "BigEarthNet-v1.0")]:
         tar = packing.pack(tmp_path / "archive" / top, tmp_path / "a.tar")
         served[f"BigEarthNet-{name}-v1.0.tar.gz"] = gzip.compress(tar.read_bytes())
@@ -562,7 +562,7 @@ def test_what_was_fetched_is_built_as_it_is_told(server, tmp_path, monkeypatch, 
     prepare.prepare(config(folder))
     told = capsys.readouterr().out
     told = dict(re.findall(r"--config\.(\w+)=(\S+)", told))
-    assert told == {"source": str(folder), "splits": f"{folder}/splits"}
+    assert told == {"source": str(folder), "splits": str(folder)}
     for name, changes in {"a": {}, "b": told}.items():
         built = whole.copy_and_resolve_references()
         built.update(changes)
@@ -585,7 +585,7 @@ def test_what_archives_list_is_complete_and_fetched_to_places_of_its_own(archive
         method, _, digest = item.checksum.partition(":")
         assert re.fullmatch(rf"[0-9a-f]{{{lengths[method]}}}", digest)
         assert re.match(r"https://|ftp://", item.url)
-        assert re.fullmatch(r"(splits/)?[\w.-]+", item.file)
+        assert re.fullmatch(r"[\w.-]+", item.file)
         assert not (item.size and item.about)
         assert not item.tar or item.file.endswith(".tar.gz")
     assert len({item.checksum for item in items}) == len(items)
@@ -625,7 +625,7 @@ def test_what_a_config_reads_is_fetched(
     if name == "prepare_ssl4eo":
         assert told.count(" | tar -xzf - -C ") == len(set(parts))
     if "splits" in parts:
-        assert f"--config.splits={folder}/splits" in told
+        assert f"--config.splits={folder}\n" in told
 
 
 def test_pieces_are_joined_without_the_notes_beside_them(folder, capsys):

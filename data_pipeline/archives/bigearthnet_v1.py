@@ -72,9 +72,8 @@ DOWNLOADS = (
             part="splits",
             url=f"{_LISTS}/{name}?inline=false",
             checksum=f"md5:{md5}",
-            name=f"splits/{name}",
             needed=lambda config: not config.splits,
-            option="--config.splits={folder}/splits",
+            option="--config.splits={folder}",
         )
         for name, md5 in {
             "train.csv": "623e501b38ab7b12fe44f0083c00986d",
