@@ -311,7 +311,7 @@ def _ask(
             return _opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        said = f"{error.code} {error.reason}"
+        said = f"{error.code} {_shown(error.reason)}"
         if error.code == 416:
             if error.headers.get("Content-Range", "") == f"bytes */{have}":
                 return None
@@ -356,7 +356,12 @@ def _network() -> Iterator[None]:
                 f"The server cannot prove who it is ({reason}); see to the clock and "
                 "the certificates of this machine."
             ) from error
-        raise _Dropped(str(reason) or type(reason).__name__) from error
+        raise _Dropped(_shown(reason) or type(reason).__name__) from error
+
+
+def _shown(words) -> str:
+    """What a server says, as it can be repeated in a sentence."""
+    return "".join(filter(str.isprintable, " ".join(str(words).split())))[:100]
 
 
 def _check_answer(

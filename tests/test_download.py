@@ -38,6 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
         status: answers of the next requests, each (status, headers).
         resumes: whether it knows Range.
         tells: whether it says how long a file is.
+        chunks: whether it sends files in chunks.
         extra: what it sends behind a file without telling.
         silent: seconds for which it then keeps the connection, once.
     """
@@ -48,7 +49,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.asked, self.sent, self.tags = {}, [], 0, {}
         self.cut, self.status, self.resumes, self.tells = [], [], True, True
-        self.extra, self.silent = b"", 0
+        self.extra, self.silent, self.chunks = b"", 0, False
         self.ended = threading.Event()
 
     def url(self, path="/a.bin"):
@@ -83,6 +84,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
             content = content[first:]
+        if server.chunks:
+            headers["Transfer-Encoding"] = "chunked"
+            blocks = (content[i : i + 9999] for i in range(0, len(content), 9999))
+            chunks = [b"%x\r\n%s\r\n" % (len(block), block) for block in blocks]
+            content = b"".join(chunks) + b"0\r\n\r\n"
         if server.tells:
             headers["Content-Length"] = str(len(content))
         self.answer(206 if "Content-Range" in headers else 200, headers)
@@ -287,8 +293,8 @@ def test_a_page_in_the_place_of_a_file_costs_nothing_that_has_come(server, folde
 
 
 def test_a_server_that_falls_silent_is_asked_again(server, folder, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.1)
-    server.cut, server.silent = [1_000_000], 1
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    server.cut, server.silent = [1_000_000], 60
     fetch(folder, one(server))
     assert server.ranges() == [None, "bytes=1000000-"]
 
@@ -325,6 +331,33 @@ def test_what_is_not_served_is_said_at_once(server, folder, status, message):
     said = refused(folder, one(server))
     assert message in said and str(status) in said and server.url() in said
     assert str(folder) in said and len(server.asked) == 1
+
+
+def test_what_a_server_says_is_repeated_as_far_as_it_can_be(server, folder):
+    words = "\x1b[2Jgone\x07" + "x" * 5000
+
+    def scold(handler):
+        handler.send_response(404, words)
+        handler.end_headers()
+
+    server.RequestHandlerClass = type("Scold", (Handler,), {"do_GET": scold})
+    said = refused(folder, one(server))
+    assert said.isprintable() and "(404 [2Jgonexx" in said and len(said) < 500
+
+    def mumble(handler):
+        handler.wfile.write(words.encode() + b"\r\n\r\n")
+
+    server.RequestHandlerClass = type("Mumble", (Handler,), {"do_GET": mumble})
+    said = refused(folder, one(server))
+    assert said.isprintable() and "cannot be fetched" in said and len(said) < 500
+
+
+def test_a_file_in_chunks_is_joined_and_gone_on_from(server, folder):
+    server.tells, server.chunks, server.cut = False, True, [1_000_000]
+    fetch(folder, one(server, size=None))
+    assert (folder / "a.bin").read_bytes() == CONTENT
+    start = int(server.ranges()[1].removeprefix("bytes=").removesuffix("-"))
+    assert 900_000 < start < 1_000_000 and len(server.asked) == 2
 
 
 def test_a_busy_server_is_asked_again(server, folder):
