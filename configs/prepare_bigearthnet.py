@@ -4,9 +4,10 @@ r"""Builds a dataset of records from the archives of BigEarthNet v1.
         --config.splits=LISTS --config.out=DIR
 
 Both archives lie in the source, BigEarthNet-v1.0 and BigEarthNet-S1-v1.0, as folders or
-as tars, which need not be unpacked. A build that was stopped goes on where it was when
-the command is given again. With --explain the command prints what every field means,
-and stops.
+as tars, which need not be unpacked. --config.download=DIR, without source, fetches them
+and the lists of the splits into DIR, and says how to go on. A build that was stopped
+goes on where it was when the command is given again. With --explain the command prints
+what every field means, and stops.
 """
 
 import ml_collections
@@ -16,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "prepare"
     c.archive = "bigearthnet_v1"
+    c.download = ""
+    c.download_parts = ()
     c.source = ""
     c.out = ""
     c.splits = ""

@@ -6,7 +6,8 @@ r"""Builds a dataset of records from BigEarthNet v2 (reBEN).
 In the source lie the unpacked archives, BigEarthNet-S2/, BigEarthNet-S1/ and where
 pixel labels are wanted Reference_Maps/, with metadata.parquet; or the LMDB that
 rico-hdl wrote, with metadata.parquet in the same folder or in the one around it. The
-split is that of the metadata.
+split is that of the metadata. --config.download=DIR, without source, fetches the
+archives into DIR, and says how to unpack them.
 """
 
 import ml_collections

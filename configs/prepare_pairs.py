@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     c = prepare_bigearthnet.get_config()
     c.unlock()
     c.archive = "geotiff_pairs"
+    del c.download, c.download_parts
     c.read = read = ml_collections.ConfigDict()
     read.most_missing = 0.5
     read.name = "pairs"

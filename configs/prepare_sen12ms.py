@@ -3,9 +3,11 @@ r"""Builds a dataset of records from the unpacked archive of SEN12MS.
     python launch.py --config=configs/prepare_sen12ms.py --config.source=DIR \
         --config.out=DIR
 
-Below the source lie the seasons, each with its folders {s1,s2,lc}_<scene>. The
-26 hold-out scenes of SEN12MS become the test split, which is the official one, and some
-of the other scenes, drawn by their names, the validation split.
+With --config.download=DIR, without source, it says how to fetch the archive into DIR,
+and then verifies it. Below the source lie the seasons, each with its folders
+{s1,s2,lc}_<scene>. The 26 hold-out scenes of SEN12MS become the test split, which is
+the official one, and some of the other scenes, drawn by their names, the validation
+split.
 
 The archive's own lists of files give the same test split, and leave the choice of
 validation pairs to you. To use them, pass --config.holdout_share=0 --config.splits=DIR,

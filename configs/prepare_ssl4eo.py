@@ -4,8 +4,9 @@ r"""Builds a dataset of records from the unpacked archive of SSL4EO-S12 v1.
         --config.out=DIR
 
 In the source lie the folders s1/ and s2a/ (or s2c/), each with locations of seven
-digits. The four seasons of a location become four pairs; some locations, drawn by
-their numbers, are held out whole for validation.
+digits; --config.download=DIR, without source, fetches what they are packed in into DIR,
+and says how to unpack it. The four seasons of a location become four pairs; some
+locations, drawn by their numbers, are held out whole for validation.
 """
 
 import ml_collections

@@ -17,6 +17,7 @@ from data_pipeline import classes, ground, layout, name_lists, safe_io, sensors
 from data_pipeline.archives import base, tars, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description
+from data_pipeline.download import Download
 from data_pipeline.errors import InputError
 
 # The folder or tar of each archive: its own name first, then those of many copies.
@@ -56,6 +57,43 @@ DESCRIPTION = Description(
         "labels": classes.BIGEARTHNET_19,
         "labels_43": classes.BIGEARTHNET_43,
     },
+)
+
+_ZENODO = "https://zenodo.org/records/12687186/files"
+_LISTS = (
+    "https://git.tu-berlin.de/rsim/BigEarthNet-MM_19-classes_models/-/raw/"
+    "9a5be07346ab0884b2d9517475c27ef9db9b5104/splits"
+)
+# The lists and their md5 are those of TorchGeo's `datasets/bigearthnet.py`, as is the
+# md5 of both tars; the size of the second tar is that of TFDS's `checksums.tsv`.
+DOWNLOADS = (
+    *(
+        Download(
+            part="splits",
+            url=f"{_LISTS}/{name}?inline=false",
+            checksum=f"md5:{md5}",
+            needed=lambda config: not config.splits,
+            option="--config.splits={folder}",
+        )
+        for name, md5 in {
+            "train.csv": "623e501b38ab7b12fe44f0083c00986d",
+            "val.csv": "22efe8ed9cbd71fa10742ff7df2b7978",
+            "test.csv": "697fb90677e30571b9ac7699b7e5b432",
+        }.items()
+    ),
+    Download(
+        part="S1",
+        url=f"{_ZENODO}/BigEarthNet-S1-v1.0.tar.gz",
+        checksum="md5:94ced73440dea8c7b9645ee738c5a172",
+        tar=72 * 10**9,
+    ),
+    Download(
+        part="S2",
+        url=f"{_ZENODO}/BigEarthNet-S2-v1.0.tar.gz",
+        checksum="md5:5a64e9ce38deb036a435a7b59494924c",
+        size=70_032_164_579,
+        tar=100 * 10**9,
+    ),
 )
 
 _S1_NAME = re.compile(r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_(\d{2}[A-Z]{3})_\d+_\d+")

@@ -23,6 +23,7 @@ from data_pipeline.archives import base, lmdb_reader, rasters, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.config_fields import flag, location
 from data_pipeline.dataset_card import SPLITS, Description, split_name
+from data_pipeline.download import Download
 from data_pipeline.errors import InputError
 
 LICENCE = """\
@@ -100,6 +101,48 @@ S2_FOLDER, S1_FOLDER, MAP_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Referenc
 MAP_SUFFIX = "_reference_map"
 
 _NEEDS = "Reading {} needs {}; install it with `pip install -e '.[archives]'`."
+
+_ZENODO = "https://zenodo.org/records/10891137/files"
+_UNPACK = "tar --zstd -xf {{folder}}/{} -C {{folder}}"
+# Sizes and md5 are those that the record at Zenodo publishes.
+DOWNLOADS = (
+    Download(
+        part="metadata",
+        url=f"{_ZENODO}/{METADATA}",
+        checksum="md5:55687065e77b6d0b0f1ff604a6e7b49c",
+        size=3_616_349,
+        needed=lambda config: not config.read.metadata,
+    ),
+    Download(
+        part="snow_and_clouds",
+        url=f"{_ZENODO}/{FLAGGED}",
+        checksum="md5:fe31856f4986d446c9468b59d6387c91",
+        size=710_162,
+        needed=lambda config: config.read.snow_and_clouds,
+    ),
+    Download(
+        part="maps",
+        url=f"{_ZENODO}/Reference_Maps.tar.zst",
+        checksum="md5:95d85a222fa983faddcac51a19f28917",
+        size=282_391_301,
+        needed=lambda config: config.read.maps,
+        unpack=_UNPACK.format("Reference_Maps.tar.zst"),
+    ),
+    Download(
+        part="S1",
+        url=f"{_ZENODO}/BigEarthNet-S1.tar.zst",
+        checksum="md5:a55eaa2cdf6a917e296bd6601ec1e348",
+        size=54_439_153_171,
+        unpack=_UNPACK.format("BigEarthNet-S1.tar.zst"),
+    ),
+    Download(
+        part="S2",
+        url=f"{_ZENODO}/BigEarthNet-S2.tar.zst",
+        checksum="md5:2245ed2d1a93f6ce637d839bc856396e",
+        size=63_251_710_377,
+        unpack=_UNPACK.format("BigEarthNet-S2.tar.zst"),
+    ),
+)
 
 # What `config.read` may say.
 SETTINGS = {

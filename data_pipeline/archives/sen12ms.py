@@ -15,6 +15,7 @@ from data_pipeline import classes, layout, sensors
 from data_pipeline.archives import base, rasters
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import Description
+from data_pipeline.download import Download
 from data_pipeline.errors import InputError
 
 SIZE = 256
@@ -85,6 +86,30 @@ DESCRIPTION = Description(
     sensors=_CONTRACT,
     classes={"labels": classes.IGBP_10, "main_label": classes.IGBP_10},
     maps={"land_cover": classes.IGBP_10, "land_cover_17": classes.IGBP_17},
+)
+
+# Addresses and md5 are those of TorchGeo's `datasets/sen12ms.py`.
+DOWNLOADS = tuple(
+    Download(
+        part={"s1": "S1", "s2": "S2", "lc": "maps"}[name[-2:]],
+        url=f"ftp://m1474000:m1474000@dataserv.ub.tum.de/{name}.tar.gz",
+        checksum=f"md5:{md5}",
+        unpack=f"tar -xzf {{folder}}/{name}.tar.gz -C {{folder}}",
+    )
+    for name, md5 in {
+        "ROIs1158_spring_lc": "6e2e8fa8b8cba77ddab49fd20ff5c37b",
+        "ROIs1158_spring_s1": "fba019bb27a08c1db96b31f718c34d79",
+        "ROIs1158_spring_s2": "d58af2c15a16f376eb3308dc9b685af2",
+        "ROIs1868_summer_lc": "2c5bd80244440b6f9d54957c6b1f23d4",
+        "ROIs1868_summer_s1": "01044b7f58d33570c6b57fec28a3d449",
+        "ROIs1868_summer_s2": "4dbaf72ecb704a4794036fe691427ff3",
+        "ROIs1970_fall_lc": "9b126a68b0e3af260071b3139cb57cee",
+        "ROIs1970_fall_s1": "19132e0aab9d4d6862fd42e8e6760847",
+        "ROIs1970_fall_s2": "b8f117818878da86b5f5e06400eb1866",
+        "ROIs2017_winter_lc": "0fa0420ef7bcfe4387c7e6fe226dc728",
+        "ROIs2017_winter_s1": "bb8cbfc16b95a4f054a3d5380e0130ed",
+        "ROIs2017_winter_s2": "3807545661288dcca312c9c538537b63",
+    }.items()
 )
 
 _SCENE = re.compile(r"(?:s1|s2|lc)_\d+")

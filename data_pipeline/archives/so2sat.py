@@ -77,6 +77,9 @@ DESCRIPTION = Description(
 )
 
 
+DOWNLOADS = ()  # TFDS does it
+
+
 def open_archive(config) -> "So2Sat":
     """The archive that a `prepare` config describes."""
     return So2Sat(config.source, config.read.speckle)

@@ -11,6 +11,7 @@ import datetime
 import itertools
 import os
 import re
+import string
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from data_pipeline.archives import base, tiff
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.config_fields import choice, location
 from data_pipeline.dataset_card import Description
+from data_pipeline.download import Download
 from data_pipeline.errors import InputError
 
 SIZE = 264
@@ -100,6 +102,76 @@ def describe(level: str) -> Description:
         sensors=contract,
     )
 
+
+# The copy that the archive's first author keeps. The revision and the sha256 of the
+# pieces of each tar, in order, are those of TorchGeo's `datasets/ssl4eo.py`.
+_HOST = (
+    "https://huggingface.co/datasets/wangyi111/SSL4EO-S12/resolve/"
+    "3f5ddad68ba2ea29d019b0cef6cf292ff8af0d62"
+)
+_PARTS = {"s1_grd": "S1", "s2_l1c": "L1C", "s2_l2a": "L2A"}
+_PIECES = {
+    "s1_grd": (
+        "c875a430ed19c48fa90ea2574785069eb939629beec372b42d8ba283aa26d5e6",
+        "517fe7eaa8a93b74ab8ea2cd5a8f65fb2130986266c7a702bcdd312afce2b396",
+        "0146dd447d6f89d6bfe88fec05155df586f0b10643a50a7d9cf22c37edd1c3a2",
+        "02871cc0d33356ad3d06f8a496d7f06d10121caa0e9078f095491bb8649f9d0d",
+        "c4694fbba061ad89d4bfd1de2069b2a5cd19de2922d81f5a6364178d23948b61",
+        "c7ba827f7b35f8bd974ee626eca55358da55830d85a29ecbfaa6e4bf70811bae",
+        "e37fac95aa0e78fe418e392652cecb5dfff72b98b0d6996fdf9c824da254bccb",
+        "1824079dfe4f844b0f6672582e296b74f25ffd5ae8c46ed92b70b08b7d5eb0e6",
+        "b246750cdffe2c77dcea624c01aa5e6b53db73e33ce58082af4ce1fef5fb5b98",
+        "6d3253bb0b294c4cf14fe8e4f09505d370e32be20b0bb8de3a829ce004154535",
+    ),
+    "s2_l1c": (
+        "1003dd0b4e11fdcca00855c3de23fa3209926c24074a36f40a07efeba377a9da",
+        "96dd31b2d53e131daa73604013678e21dd2b29ff4865c73a24ada77001f77a7a",
+        "23cb241e947de1da08bb9a53c6c9b088232bbf622c9aee2117e4b9bf8e93d83d",
+        "e9502f21de324e6fc400c73af1a6486e1b75176c6511642763fb899537dada1e",
+        "f47a7aaaeda7df30af9b892e54eb6c00941c706f82584c8c5b4481ee411e3e56",
+        "207d2dc70378fc9c289b666fe1730821ec6dca0d2d6fb60d5325ba31b17de896",
+        "060e01cc896e1ed3e426ff965ed6aba2538d065b398575968b0f1ae92f6ef8bc",
+        "c32211630526dad919891d1a6aae82b7d82829f343f2176f04b37378b49d1f61",
+        "a62a34fe0708885b4bd0dcc3d8e2a14c0c29737d94f744b41381d2a6618ff240",
+        "a6206d4e40569b9e3b92eb4d5174193543980b6710b02f847d3629c50fd89d59",
+        "5ae573daf729a0d32ad8d7998b78d91e4083289df1d4444feb4907b9091d9f03",
+        "75ef65fdd931176ef82bc0d87dbd2c35202714499dfe7a3918bf48d01788538f",
+    ),
+    "s2_l2a": (
+        "b124fe99809fa2eee663d683435399e8f8ffdbc7fc40c3e5cbe5b3e3d5f29752",
+        "31b624e24e41192340f449b90b6fefac2a6ba91e640467df4e4bd5b7ae15c36f",
+        "4a73229310e4f4cf61584353f1fc39ef715b08ce65e4bbd4033065391c26e262",
+        "3a0dfd18476ee1dd0f1dcc77e91a8b82312a1b9f64e977bcf4577407f63375d4",
+        "d5a7d1f8c07de315710aa528d1aed877093a379f4d035d22d823212cc22fb0ae",
+        "15f2e4a365f517ea272a14905caef8da5214c93ebf166e94820a1a9ae8bfa0d7",
+        "9f18d7544fcfa63ae1c3481cb452c8f00e298112bac7d08fe199433569963c1c",
+        "c682a97d2fd420d6be214f0f3cf3d588940077d9fb7004d5b95d56e8c5532aa8",
+        "a5dec0d93ac846c5c7f44a79b8d0ab5e2507a4543cb7acff78604fb7b6fe54d0",
+        "ff8378e1f12a566f9ce440569f1aff5c373908f8fc32ca233ebd98e455bfd172",
+        "e78649ee5de002b961c62fa02674ec6a4accbb67c69962754012af29a2d51dec",
+        "b5b43650d5a5fa0dbd4ab5cc791920757b98ffb4d684c8a7bb000e70a44b071a",
+    ),
+}
+# Bytes as the host's listing rounds them: of a piece, and of the last one of each tar.
+_PIECE = 48_300_000_000
+_LAST = {"s1_grd": 47_300_000_000, "s2_l1c": 26_000_000_000, "s2_l2a": 22_700_000_000}
+
+
+def _downloads() -> Iterator[Download]:
+    for tar, digests in _PIECES.items():
+        for letter, digest in zip(string.ascii_lowercase, digests):
+            yield Download(
+                part=_PARTS[tar],
+                url=f"{_HOST}/{tar}/{tar}.tar.gz.parta{letter}",
+                checksum=f"sha256:{digest}",
+                about=_LAST[tar] if digest == digests[-1] else _PIECE,
+                needed=lambda c, part=_PARTS[tar]: part in ("S1", c.read.level),
+                # Two letters, as notes of what is verified lie beside the pieces.
+                unpack=f"cat {{folder}}/{tar}.tar.gz.part?? | tar -xzf - -C {{folder}}",
+            )
+
+
+DOWNLOADS = tuple(_downloads())
 
 _DESCRIPTIONS = {level: describe(level) for level in FOLDERS}
 _VOID = "is listed as void"

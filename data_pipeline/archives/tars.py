@@ -7,12 +7,14 @@ with the command that decompresses it.
 """
 
 import contextlib
+import gzip
 import json
 import os
 import pathlib
 import shlex
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -27,6 +29,7 @@ DECOMPRESS = {".gz": "gunzip --keep", ".zst": "unzstd", ".bz2": "bunzip2 --keep"
 _MOST_JSON = 1 << 20  # bytes of the json of a patch that are read
 _MOST_HEADER = 1 << 16  # bytes of a header, which may tell a long name
 _BLOCK = tarfile.BLOCKSIZE
+_AT_ONCE = 1 << 20  # bytes that are decompressed
 _INDEX = ".index.json"  # what is added to the archive's name
 
 
@@ -51,6 +54,45 @@ def find(start: str) -> str:
                 f"random; decompress it with `{command} {shlex.quote(path + suffix)}`."
             )
     return ""
+
+
+def decompress(
+    packed: pathlib.Path,
+    tar: pathlib.Path,
+    part: pathlib.Path,
+    advance: Callable[[int], object],
+) -> None:
+    """Writes `tar`, by way of `part`, from a .tar.gz whose own checksums are checked.
+
+    Args:
+        packed: the .tar.gz, which stays.
+        tar: is there when it is whole.
+        part: what is overwritten in the meantime.
+        advance: is told of bytes of `packed` as they are done.
+
+    Raises:
+        InputError: it is damaged.
+        OSError: of the disk.
+    """
+    try:
+        with (
+            atomic.whole(tar, part),
+            safe_io.open_file(packed) as file,
+            gzip.open(file) as source,
+            part.open("wb") as target,
+        ):
+            done = 0
+            while block := source.read(_AT_ONCE):
+                target.write(block)
+                advance(file.tell() - done)
+                done = file.tell()
+            target.flush()
+            os.fsync(target)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{packed} cannot be decompressed ({error}); compare its checksum with the "
+            "published one, and see to the disk if it is right."
+        ) from None
 
 
 def reader(where: str | tuple) -> Callable[[str], bytes]:

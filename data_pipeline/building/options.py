@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from data_pipeline import atomic, config_fields, record_format
+from data_pipeline import atomic, config_fields, download, record_format
 from data_pipeline.archives.base import MOST_MISSING
 from data_pipeline.building import splits
 from data_pipeline.config_fields import (
@@ -27,7 +27,7 @@ ARCHIVES = (
 TABLE = {
     "task": choice("prepare", meaning="What launch.py does."),
     "archive": choice(*ARCHIVES, meaning="What the source is."),
-    "source": location(meaning="Where the archive is."),
+    "source": location(meaning="Where the archive is; empty where it is downloaded."),
     "out": location(
         meaning="Folder to build in: empty, or with a build that was stopped."
     ),
@@ -82,14 +82,30 @@ TABLE = {
 # What must hold between fields, and what is said where it does not.
 RULES = (
     (
-        lambda c: c.source and c.out,
+        lambda c: not c.get("download") or reader(c.archive).DOWNLOADS,
+        "archive={c.archive} is not fetched by --config.download; its config in "
+        "configs/ says how TFDS prepares it, and that is passed as --config.source.",
+    ),
+    (
+        lambda c: not c.get("download") or not c.source,
+        "download and source are both given; pass one of them, first the folder to "
+        "fetch into, and when that is done the same as the source to build from.",
+    ),
+    (
+        lambda c: c.get("download") or not c.get("download_parts"),
+        "download_parts is {c.download_parts}, and there is no folder to fetch them "
+        "into; set --config.download too.",
+    ),
+    (
+        lambda c: c.get("download") or (c.source and c.out),
         "Pass --config.source=DIR, where the archive is, and --config.out=DIR, the "
         "folder to build in.",
     ),
     (
-        lambda c: _differ(c.source, c.out, c.scratch),
+        lambda c: _differ(c.source, c.out, c.scratch, c.get("download", "")),
         "source={c.source}, out={c.out} and scratch={c.scratch} must be different "
-        "folders; the archive stays as it is, and scratch is emptied.",
+        "folders, and none of them one to download into; the archive stays as it is, "
+        "and scratch is emptied.",
     ),
     (
         lambda c: "," not in c.out and c.out == c.out.strip(),
@@ -128,9 +144,13 @@ def fields(config) -> dict[str, Field]:
     """
     archive = config.get("archive")
     config_fields.check_value("archive", archive, TABLE["archive"])
-    settings = getattr(reader(archive), "SETTINGS", {})  # some archives need none
+    module = reader(archive)
+    settings = getattr(module, "SETTINGS", {})  # some archives need none
     settings = {"most_missing": MOST_MISSING, **settings}
-    return TABLE | config_fields.within("read", settings)
+    rows = TABLE | config_fields.within("read", settings)
+    if hasattr(module, "DOWNLOADS"):  # your own pairs are not downloaded
+        rows |= download.fields(module.DOWNLOADS)
+    return rows
 
 
 def check_config(config) -> None:

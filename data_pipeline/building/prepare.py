@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import atomic, config_fields
+from data_pipeline import atomic, config_fields, download
 from data_pipeline.archives.base import Archive, Pair
 from data_pipeline.building import (
     finish,
@@ -39,7 +39,7 @@ def run(config, workdir) -> None:
 
 
 def prepare(config) -> None:
-    """Builds the dataset that a `prepare` config describes.
+    """Builds the dataset that a `prepare` config describes, or fetches its archive.
 
     Raises:
         InputError: the options contradict each other or the source, `out` holds
@@ -47,6 +47,8 @@ def prepare(config) -> None:
     """
     check(config)
     config = config_fields.resolve(config, fields(config))
+    if config.get("download"):
+        return download.fetch(config, options.reader(config.archive).DOWNLOADS)
     begun, out = plan.options(config), pathlib.Path(config.out)
     splits.check(config)  # all this before an archive is searched, which takes minutes
     plan.check_out(out, begun)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipeline import ground, name_lists, sensors
+from data_pipeline import config_fields, ground, name_lists, sensors
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
@@ -109,7 +109,7 @@ def check_ways(config) -> None:
         "holdout_tiles": config.holdout_tiles,
         "holdout_share": config.holdout_share,
     }
-    chosen = [f"{name}={value}" for name, value in ways.items() if value]
+    chosen = [f"{k}={config_fields.show(v)}" for k, v in ways.items() if v]
     if len(chosen) > 1:
         raise InputError(
             f"{' and '.join(chosen)} are {len(chosen)} ways to split; set one of them."
