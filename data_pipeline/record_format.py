@@ -223,8 +223,8 @@ class Records:
             held = {name: part.num_examples for name, part in info.splits.items()}
             raise InputError(
                 f"Split {split!r} of {self.directory} holds no records; its splits "
-                f"hold {held}. Name another with --config.data.split or eval_split, "
-                "name a dataset that has it with --config.data.eval_dir, or build this "
+                f"hold {held}. Name another split or dataset in the fields of "
+                "config.data (--explain lists them, such as eval_dir), or build this "
                 "one again with --config.splits or --config.holdout_share."
             )
         self._info = info.splits[split]

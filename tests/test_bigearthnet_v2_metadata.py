@@ -80,7 +80,7 @@ def test_row_that_comes_twice_makes_one_pair(one):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"split": "val"}, "split 'val' is none of train, validation, test"),
+        ({"split": "dev"}, "split 'dev' is none of train, validation, test"),
         ({"split": None}, "split '' is none of"),
         ({"patch_id": "S2A_MSIL2A_20170613T101031_1_7"}, "not named like"),
         ({"patch_id": None}, "not named like"),
@@ -103,6 +103,18 @@ def test_metadata_is_found_beside_around_or_where_it_is_said_to_be(one):
     reben.assert_same(reben.read_one(source, metadata=str(table)), record)
     with pytest.raises(InputError, match=r"no metadata.parquet in .*config.read"):
         reben.open_archive(source)
+
+
+def test_metadata_lies_beside_a_link_to_a_database_on_another_disk(one, tmp_path):
+    archive, _ = one
+    source, disk = tmp_path / "links", tmp_path / "disk"
+    disk.mkdir()
+    record = reben.read_one(archive)
+    reben.to_lmdb(archive, disk / "lmdb")
+    source.mkdir()
+    (source / "lmdb").symlink_to(tmp_path / "disk" / "lmdb")
+    shutil.move(archive / bigearthnet_v2.METADATA, source)
+    reben.assert_same(reben.read_one(source), record)
 
 
 def test_metadata_that_is_damaged_or_another_table_is_an_error(one):

@@ -421,7 +421,8 @@ def open_store(source: str) -> "Folders | Database":
             f"{lmdb_reader.FILE}; pass with --config.source=DIR the folder of the "
             "unpacked archives or of one LMDB."
         )
-    return Database(os.path.realpath(found[0]))
+    # Not where a link leads to: the table lies beside the link.
+    return Database(os.path.abspath(found[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -532,13 +533,13 @@ class Database:
 
     def _keys(self, start: str = "") -> Iterator[str]:
         with _damage(self.root):
-            for key in _open(self.root).keys(start.encode()):
+            for key in _open(os.path.realpath(self.root)).keys(start.encode()):
                 yield key.decode(errors="replace")
 
     def _images(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of a value, by band, or None when there is no such key."""
         try:
-            database = _open(self.root)
+            database = _open(os.path.realpath(self.root))
         except InputError as error:  # it could be opened when its keys were read
             raise OSError(str(error)) from None
         with _damage(self.root):

@@ -114,6 +114,12 @@ def check_description(description: Description, config) -> None:
     Raises:
         InputError: and what it has.
     """
+    if not description.classes:
+        raise InputError(
+            f"{description.name} has no labels, so nothing can be learnt from it or "
+            "tested on it; build it again with labels, or choose another dataset with "
+            "--config.data.dir."
+        )
     if config.labels not in description.classes:
         raise InputError(
             f"{description.name} has no labels {config.labels!r}; choose with "
