@@ -44,6 +44,8 @@ class Description:
             them are present.
         maps: names of the classes of each pixel-label field; a record holds an index
             for every 10 m pixel, [H, W] uint8, or `classes.NO_CLASS`.
+        unlabelled: whether a pair without any of the classes is one that nobody has
+            labelled; else it is known to have none of them.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Description:
     sensors: Mapping[str, sensors.Sensor]
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     maps: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    unlabelled: bool = False
 
     def describe(self) -> dict:
         """The description as plain data."""
@@ -66,6 +69,7 @@ class Description:
             "sensors": {name: s.describe() for name, s in self.sensors.items()},
             "classes": {name: list(names) for name, names in self.classes.items()},
             "maps": {name: list(names) for name, names in self.maps.items()},
+            "unlabelled": self.unlabelled,
         }
 
 
@@ -82,6 +86,7 @@ def restore(described: Mapping) -> Description:
             sensors={k: sensors.restore(v) for k, v in described["sensors"].items()},
             classes={k: tuple(v) for k, v in described["classes"].items()},
             maps={k: tuple(v) for k, v in described["maps"].items()},
+            unlabelled=described.get("unlabelled", False),
         )
         _check(description)
         return description
@@ -97,6 +102,8 @@ def _check(described: Description) -> None:
     texts = (described.name, described.title, described.source, described.licence)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name, title, source or licence that is no text")
+    if not isinstance(described.unlabelled, bool):
+        raise TypeError("unlabelled that is neither true nor false")
     for grid in described.layout.grids:
         if not set(grid.bands) <= set(described.sensors[grid.sensor].band_names):
             raise TypeError(f"{grid.field} has bands that its sensor has not")

@@ -5,12 +5,15 @@ The index of a dataset is enough to choose them; no record is read.
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterable
 
 import numpy as np
 
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
+
+log = logging.getLogger("fusmae_jax")
 
 CANDIDATES = 128  # pairs that are compared before one of them is drawn
 _ONE = 1 << 32  # in whole numbers, which every machine adds up alike
@@ -100,6 +103,28 @@ def spread(source, count: int) -> Subset:
     """
     places = np.linspace(0, len(source) - 1, min(count, len(source)))
     return Subset(source, np.unique(places.round().astype(int)))
+
+
+def labelled(source, field: str):
+    """The pairs of a source that somebody has labelled, of which it says the number.
+
+    Args:
+        source: random-access pairs with an index.
+        field: of the labels.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not source.description.unlabelled:
+        return source  # without any of the classes is a label, too
+    chosen = np.flatnonzero(source.index[field].any(axis=1))
+    if len(chosen) == len(source):
+        return source
+    log.info(
+        "%d of %d pairs have none of the %s and are left out where labels are needed.",
+        *(len(source) - len(chosen), len(source), field),
+    )
+    return Subset(source, chosen)
 
 
 def with_classes(source, names: Iterable[str], field: str = "") -> Subset:

@@ -1,5 +1,6 @@
 """Parts of a dataset: nothing twice, nothing lost, every class in its share."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -159,3 +160,15 @@ def test_synthetic_scenes_can_be_chosen_by_label():
         assert pair["labels"].tolist() == [1]
     assert 0 < len(part) < 12
     assert part.description.classes["labels"] == ("water",)
+
+
+def test_pairs_that_nobody_labelled_are_left_out_only_where_none_is_unknown(
+    tmp_path, lines
+):
+    source = opened(tmp_path)
+    has = source.index["labels"].any(axis=1)
+    assert not has.all() and subsets.labelled(source, "labels") is source
+    source.description = dataclasses.replace(source.description, unlabelled=True)
+    chosen = subsets.labelled(source, "labels")
+    assert chosen.index["id"].tolist() == source.index["id"][has].tolist()
+    assert f"{(~has).sum()} of {len(has)} pairs have none of the labels" in lines[-1]

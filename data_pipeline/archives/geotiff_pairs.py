@@ -110,6 +110,7 @@ def open_archive(config) -> "GeotiffPairs":
         layout=layout.resampled(side, contract),
         sensors=contract,
         classes=_classes(read, rows),
+        unlabelled=True,  # which an empty field of the CSV says
     )
     asked = settings.offset["s2"] == "auto"
     others = pair_survey.others(found) if asked else Others()

@@ -93,9 +93,7 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
     names = (config.data.split, config.data.val_split, config.data.test_split)
     check_names(*names, allow=config.data.allow_overlap)
     named = ml_collections.ConfigDict({**config.data, "labels": config.labels})
-    train, validation, test = (
-        _open(named, name, fields, config.labels) for name in names
-    )
+    train, validation, test = (_open(named, name, fields, config) for name in names)
     description = train.source.description  # data.classes may have narrowed it
     for other in (validation, test):
         sources.check_alike(train.source, other.source)
@@ -163,10 +161,13 @@ def check_map_classes(description: Description, field: str, config) -> None:
         )
 
 
-def _open(data, name: str, fields, labels: str) -> Split:
+def _open(data, name: str, fields, config) -> Split:
+    """A split, without pairs that nobody labelled, unless pixels alone are judged."""
     source = sources.open_split(data, name, fields)
+    if set(config.methods) != {"dense"}:
+        source = subsets.labelled(source, config.labels)
     index = source.index
-    return Split(name, source, index["id"], index[labels])
+    return Split(name, source, index["id"], index[config.labels])
 
 
 def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:

@@ -139,6 +139,7 @@ class Monitor:
         field = config.judge.labels
         check_judged(field, train.description)
         sources.check_alike(train, held, (*train.fields, field))
+        train, held = (subsets.labelled(source, field) for source in (train, held))
         self._train = subsets.spread(train, config.judge.train_pairs)
         self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]

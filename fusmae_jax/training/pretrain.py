@@ -208,6 +208,8 @@ def open_run(config, mesh):
         source, held = open_data(config)
     description, missing = source.description, sources.has_missing(config.data)
     seen = build.inputs(config, description.sensors, description.layout, missing)
+    for sensor in seen.contract.values():
+        log.info("Statistics that normalise %s: %s.", sensor.title, sensor.source)
     objective = build.objective(config, seen, **target)
     held_out = heldout.HeldOut(
         objective, mesh, held, seed=config.seed, count=config.eval_pairs
