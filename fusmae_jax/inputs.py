@@ -105,9 +105,9 @@ class Inputs:
     def _resample_measured(self, pixels, stored, box, size: int) -> jax.Array:
         """Resamples those of `pixels` that are measured, by `stored`; see `images`.
 
-        Weights of the kernel, of which cubic has negative ones, need not sum to 1 any
-        more. They are divided by their sum, which is no less than a half: where it is,
-        nothing counts as measured.
+        The kernel's weights of measured pixels do not sum to 1 beside a hole, and are
+        divided by their sum. With less than a half of them a pixel is missing, so that
+        the division is safe for cubic kernels too, whose weights are negative in part.
         """
         known = ~sensors.is_missing(stored).any(axis=-1, keepdims=True)
         pixels = jnp.where(known, pixels, 0.0)
