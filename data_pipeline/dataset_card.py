@@ -165,19 +165,21 @@ def _is_card(card: dict) -> bool:
 
 
 def has_missing(card: Mapping) -> bool:
-    """Whether some pixel of a dataset was not measured, as its card counts them.
+    """Whether some pixel of a dataset was not measured, or a whole sensor was not.
 
     Raises:
         InputError: the card counts otherwise.
     """
     try:
+        if sensors.SENSORS.keys() - card["description"]["sensors"].keys():
+            return True
         return any(
             band.get("missing", 0) > 0
             for split in card["splits"].values()
             for bands in split.get("sensors", {}).values()
             for band in bands.values()
         )
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(
             f"The {CARD_FILE} does not count pixels as it should ({error!r:.99}); "
             f"{HOW_TO_BUILD}."

@@ -50,7 +50,7 @@ class Layout:
         return tuple(grid for grid in self.grids if grid.sensor == sensor)
 
     def fields(self, contract: Mapping[str, sensors.Sensor]) -> tuple[str, ...]:
-        """The fields that hold the contract's bands.
+        """The fields that hold the contract's bands, of sensors that are there at all.
 
         Raises:
             InputError: a band is in none of them.
@@ -59,7 +59,7 @@ class Layout:
         for name, sensor in contract.items():
             stored = {band for grid in self.of(name) for band in grid.bands}
             missing = [band for band in sensor.band_names if band not in stored]
-            if missing:
+            if missing and stored:
                 raise InputError(
                     f"The data has no {sensor.title} bands {missing}, only "
                     f"{sorted(stored)}; choose among them with config.bands.{name} "

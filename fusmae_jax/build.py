@@ -1,5 +1,6 @@
 """From a config to the objects it describes; modules take plain arguments."""
 
+import dataclasses
 import importlib
 import logging
 import pkgutil
@@ -25,6 +26,8 @@ METHODS = tuple(
     sorted({m.name for m in pkgutil.iter_modules(objectives.__path__)} - {"protocol"})
 )
 
+LACKING = "none: the training data have nothing of this sensor"  # of statistics
+
 log = logging.getLogger("fusmae_jax")
 
 
@@ -35,24 +38,30 @@ def contract(
 
     Args:
         config: see `configs/pretrain_base.py`.
-        known: the sensors of the training data, whose statistics normalise the bands.
+        known: the sensors of the training data, whose statistics normalise the bands;
+            one that they lack is as it usually is.
 
     Raises:
         InputError: a band is not among them.
     """
+    lacking = {
+        name: dataclasses.replace(sensor, source=LACKING)
+        for name, sensor in sensors.SENSORS.items()
+    }
+    known = {**lacking, **known}
     return {s: known[s].select(config.bands[s]) for s in config.bands}
 
 
 def check_data(
     contract: dict[str, sensors.Sensor], description: Description
 ) -> tuple[str, ...]:
-    """The fields of the data that hold the contract's bands.
+    """The fields of the data that hold the contract's bands, of the sensors they have.
 
     Raises:
         InputError: a band is missing, or its values mean something else.
     """
-    for name, sensor in contract.items():
-        stored = description.sensors[name]
+    for name, stored in description.sensors.items():
+        sensor = contract[name]
         if stored.unit != sensor.unit:
             raise InputError(
                 f"The model takes {sensor.title} in {sensor.unit}, and "

@@ -13,12 +13,11 @@ from data_pipeline import atomic
 from data_pipeline.building.preview import picture
 
 GREY = 0.82  # of hidden patches
-MISSING = (0.98, 0.72, 0.98)  # a pink of no scene: pixels that were not measured
 COLUMNS = ("input", "masked", "prediction", "target")
 
 
 def reconstruction_figure(samples, contract, *, note: str):
-    """Draws input, masked view, prediction and target of both sensors.
+    """Draws input, masked view, prediction and target of each sensor that was measured.
 
     Args:
         samples: one dict per pair: `name`, `box` (the view's top, left, height and
@@ -30,16 +29,21 @@ def reconstruction_figure(samples, contract, *, note: str):
     """
     from matplotlib import figure, patches
 
-    rows, cols = len(samples), 2 * len(COLUMNS)
+    measured = lambda name: any(
+        not _missing(sample[name]["target"]).all() for sample in samples
+    )
+    names = [name for name in ("s2", "s1") if measured(name)] or ["s2"]
+    starts = {name: i * len(COLUMNS) for i, name in enumerate(names)}
+    rows, cols = len(samples), len(names) * len(COLUMNS)
     fig = figure.Figure(figsize=(1.75 * cols, 1.75 * rows + 0.75), layout="constrained")
     axes = fig.subplots(rows, cols, squeeze=False)
     for row, sample in zip(axes, samples):
         label = textwrap.fill(sample["name"].replace("_", " "), 22)
         row[0].set_ylabel(label, fontsize=6)
-        for start, name in ((0, "s2"), (len(COLUMNS), "s1")):
+        for name, start in starts.items():
             sensor, images = contract[name], sample[name]
             scene, predicted, target = (
-                _picture(images[kind], images["target"], sensor)
+                picture(images[kind], images["target"], sensor)
                 for kind in ("scene", "prediction", "target")
             )
             grey = images["hidden"] & ~_missing(images["target"])
@@ -59,9 +63,9 @@ def reconstruction_figure(samples, contract, *, note: str):
                     (left - 0.5, top - 0.5), wide, tall, fill=False, ec="w", lw=0.8
                 )
             )
-    for start, title in ((0, "Sentinel-2"), (len(COLUMNS), "Sentinel-1")):
+    for name, start in starts.items():
         for ax, column in zip(axes[0, start:], COLUMNS):
-            ax.set_title(f"{title}\n{column}", fontsize=9)
+            ax.set_title(f"{contract[name].title}\n{column}", fontsize=9)
     fig.supxlabel(note, fontsize=8, color="0.35")
     return fig
 
@@ -69,14 +73,6 @@ def reconstruction_figure(samples, contract, *, note: str):
 def _missing(image: np.ndarray) -> np.ndarray:
     """Which pixels of an image [H, W, C] were not measured, [H, W]."""
     return np.isnan(image).any(axis=-1)
-
-
-def _picture(image: np.ndarray, like: np.ndarray, sensor) -> np.ndarray:
-    """What `preview.picture` makes of measured pixels, [H, W, 3]."""
-    missing, like = _missing(image), like[~_missing(like)]
-    image = np.where(missing[..., None], 0.0, image)
-    like = like if len(like) else image  # nothing of the one will be drawn either
-    return np.where(missing[..., None], MISSING, picture(image, like, sensor))
 
 
 def loss_figure(rows: list[dict]):

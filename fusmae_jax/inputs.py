@@ -40,8 +40,8 @@ class Inputs:
             statistics normalise the images.
         size: side of the images in pixels.
         scene_size: side of the dataset's scenes in pixels at 10 m.
-        grids: how the data store each sensor, {sensor: grids}; None where every band is
-            on its own grid.
+        grids: how the data store each sensor, {sensor: grids}, () for one that they
+            lack; None where every band is on its own grid.
         resampling: "linear" or "cubic".
         missing: whether the data have pixels that were not measured. If not, none is
             looked for, and programs are those of data without a hole.
@@ -77,9 +77,12 @@ class Inputs:
     def _image(self, fields, view: "View", s: str, size: int) -> jax.Array:
         sensor = self.contract[s]
         bands = {band.name: band for band in sensor.bands}
+        grids = self.grids[s] if self.grids else sensors.SENSORS[s].grids
+        if not grids:  # nothing of it was measured anywhere
+            return jnp.full((len(view.box), size, size, len(bands)), jnp.nan)
         # Turned as stored, where there are fewer bytes to turn.
         box, images = turn_box(view.box, view.turn), {}
-        for grid in self.grids[s] if self.grids else sensors.SENSORS[s].grids:
+        for grid in grids:
             names = [name for name in grid.bands if name in bands]
             if not names:
                 continue

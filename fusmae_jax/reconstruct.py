@@ -152,7 +152,7 @@ def compare_all(held_out: HeldOut, params, draws: int) -> dict[str, dict[str, fl
                         total.setdefault(name, {}).setdefault(s, []).extend(errors)
             bar.update()
     return {
-        name: {s: float(np.mean(errors or [0.0])) for s, errors in found.items()}
+        name: {s: float(np.mean(e)) if e else None for s, e in found.items()}
         for name, found in total.items()
     }
 
@@ -162,7 +162,8 @@ def table(errors: dict[str, dict[str, float]], *, title: str) -> str:
     width = max(map(len, errors)) + 2
     lines = [title, " " * width + "Sentinel-1  Sentinel-2"]
     for name, by_sensor in errors.items():
-        values = "".join(f"{by_sensor[s]:>10.4f}  " for s in SENSORS)
+        errors = (by_sensor[s] for s in SENSORS)
+        values = "".join(f"{'-' if e is None else f'{e:.4f}':>10}  " for e in errors)
         lines.append(name.ljust(width) + values.rstrip())
     return "\n".join(lines)
 
@@ -209,7 +210,8 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         f"(mean squared, of pixels normalised per band{space[objective.normalize]}; "
         "less is better)"
     )
-    floor = {s: floor[f"floor_{s}"] for s in SENSORS}
+    there = {s for s, error in errors[MODEL].items() if error is not None}
+    floor = {s: floor[f"floor_{s}"] if s in there else None for s in SENSORS}
     print(table(errors | {FLOOR: floor}, title=title), flush=True)
 
 

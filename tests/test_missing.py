@@ -1,5 +1,6 @@
 """Pixels that were not measured are never shown, asked for or counted."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from matplotlib import image
 
 from data_pipeline import dataset_card, layout, sensors, sources, synthetic
+from data_pipeline.building import preview
 from data_pipeline.errors import InputError
 from fusmae_jax import figures, inputs, patches, reconstruct
 from fusmae_jax.evaluation import dense_task, encoder, evaluate, features, finetune
@@ -22,6 +24,7 @@ from tests import datasets, judging, tiny
 SIZE, PATCH, BATCH = 24, 6, 4
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 GRIDS = layout.native(SIZE, sensors.SENSORS)
+PINK = np.divide(preview.MISSING_COLOR, 255)
 RESERVED = {field: sensors.MISSING[dtype] for field, dtype in GRIDS.dtypes.items()}
 
 
@@ -553,7 +556,7 @@ def test_missing_pixels_have_a_colour_of_their_own_in_every_panel():
     fig = figures.reconstruction_figure([sample], sensors.SENSORS, note="")
     for i, ax in enumerate(fig.axes):
         drawn = np.asarray(ax.images[0].get_array())
-        own = (drawn == figures.MISSING).all(axis=-1)
+        own = (drawn == PINK).all(axis=-1)
         assert own[:2].all() and not own[2:].any()
         if figures.COLUMNS[i % 4] == "masked":
             np.testing.assert_array_equal(drawn[2:4], figures.GREY)
@@ -562,7 +565,7 @@ def test_missing_pixels_have_a_colour_of_their_own_in_every_panel():
             image[name] = np.full_like(image[name], np.nan)
     fig = figures.reconstruction_figure([sample], sensors.SENSORS, note="")
     drawn = np.asarray(fig.axes[3].images[0].get_array())
-    np.testing.assert_array_equal(drawn, np.broadcast_to(figures.MISSING, drawn.shape))
+    np.testing.assert_array_equal(drawn, np.broadcast_to(PINK, drawn.shape))
 
 
 @pytest.mark.parametrize("predict", reconstruct.PREDICTORS.values())
@@ -631,7 +634,7 @@ def test_a_run_on_pairs_with_holes_trains_judges_and_draws(holed, tmp_path):
     found = json.loads((tmp_path / "scores.json").read_text())
     assert finite(found["mean_squared_error"])
     drawn = image.imread(tmp_path / "figures" / "reconstruction.png")[..., :3]
-    assert (np.abs(drawn - figures.MISSING).max(axis=-1) < 0.01).mean() > 0.02
+    assert (np.abs(drawn - PINK).max(axis=-1) < 0.01).mean() > 0.02
 
 
 def test_every_task_has_scores_of_pairs_with_holes(holed, tmp_path_factory):
@@ -645,3 +648,39 @@ def test_every_task_has_scores_of_pairs_with_holes(holed, tmp_path_factory):
     assert {row.task for row in rows} == {*methods}
     for row in rows:
         assert finite([score.value for score in row.scores.overall.values()])
+
+
+@pytest.fixture(scope="module", params=SENSORS)
+def alone(request, tmp_path_factory):
+    """A sensor, and a folder of pairs that hold nothing of the other."""
+    folder, other = tmp_path_factory.mktemp("alone"), datasets.description()
+    kept = {request.param: other.sensors[request.param]}
+    described = dataclasses.replace(
+        other, sensors=kept, layout=layout.native(other.layout.size, kept)
+    )
+    for split, count in (("train", 16), ("validation", 8), ("test", 8)):
+        datasets.write(
+            folder / split, (count,), split=split, prefix=split, described=described
+        )
+    return request.param, folder
+
+
+def test_pairs_of_one_sensor_train_are_judged_and_drawn(alone, tmp_path, lines):
+    name, folder = alone
+    (other,) = set(SENSORS) - {name}
+    config = tiny.config()
+    config.epochs, config.batch_size, config.eval_pairs = 1, 8, 8
+    config.data.update(source="records", dir=str(folder / "train"))
+    config.data.update(eval_dir=str(folder / "validation"))
+    config.judge.update(every=1, train_pairs=16, eval_pairs=8)
+    run = tmp_path / "run"
+    state = pretrain.run(config, run)
+    assert finite(state.params) and int(state.skipped) == 0
+    rows = metrics.read_metrics(run)
+    losses = [row for row in rows if "loss" in row]
+    assert all(row[f"loss_{other}"] == 0.0 < row[f"loss_{name}"] for row in losses)
+    judged = {key for row in rows for key in row if key.startswith(("knn", "probe"))}
+    assert judged == {f"knn_{name}", f"probe_{name}"}
+    error = json.loads((run / "scores.json").read_text())["mean_squared_error"]
+    assert all(row[other] is None and row[name] > 0.0 for row in error.values())
+    assert sum("Statistics that normalise" in line for line in lines) == 1

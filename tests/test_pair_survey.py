@@ -6,6 +6,7 @@ import pytest
 from data_pipeline import offsets, sensors
 from data_pipeline.archives import pair_lists
 from data_pipeline.archives.geotiff_pairs import CLAMPED, HARMONISED, UNEXPECTED
+from data_pipeline.building import shard_jobs
 from data_pipeline.errors import InputError
 from tests.geotiffs import (
     S1_BANDS,
@@ -254,3 +255,36 @@ def test_only_pixels_and_the_cirrus_band_prove_an_offset():
     cirrus = np.full((16, 16), 1010)
     assert offsets.proven({"B02": high[0], "B10": cirrus}) == 1000
     assert offsets.proven({"B02": high[0], "B10": cirrus + 2000}) is None
+
+
+@pytest.mark.parametrize(
+    "name, image, bands", [("s1", s1_image, S1_BANDS), ("s2", s2_image, S2_BANDS)]
+)
+def test_one_sensor_alone_makes_a_dataset_from_a_folder_or_a_list(
+    tmp_path, name, image, bands
+):
+    write(tmp_path / name / "a.tif", image(0), bands)
+    listed = write_csv(tmp_path / "pairs.csv", [{name: f"{name}/a.tif"}])
+    for source in (tmp_path, listed):
+        archive = open_archive(source)
+        assert set(archive.description.sensors) == {name}
+        record = archive.read_pair(archive.find_pairs()[0][0])
+        assert {key for key in record if key.endswith("m")} == {f"{name}_10m"}
+        want = np.moveaxis(image(0), 0, -1).astype(record[f"{name}_10m"].dtype)
+        np.testing.assert_array_equal(record[f"{name}_10m"], want)
+        assert record["id"] == "a" and record["place"].startswith("EPSG:32633")
+
+
+def test_a_row_without_one_of_the_images_has_nothing_measured_of_it(tmp_path):
+    write_pair(tmp_path, "a", s2_image(0))
+    rows = [
+        dict(s1="s1/a.tif", s2="s2/a.tif", id="both"),
+        dict(s1="s1/a.tif", s2="", id="radar"),
+        dict(s1="", s2="s2/a.tif", id="optics"),
+    ]
+    archive = open_archive(write_csv(tmp_path / "pairs.csv", rows))
+    for pair in archive.find_pairs()[0]:
+        record = shard_jobs.read_record(archive, pair, most_missing=0.5)
+        for name, field in (("radar", "s1_10m"), ("optics", "s2_10m")):
+            there = pair.name in ("both", name)
+            assert sensors.is_missing(record[field]).all() == (not there)

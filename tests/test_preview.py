@@ -307,7 +307,7 @@ def test_what_was_not_measured_has_a_colour_of_its_own(sensor):
     image[:2] = np.nan
     got = preview.picture(image, image, sensor)
     np.testing.assert_allclose(
-        got[:2] * 255, np.broadcast_to((214, 116, 214), (2, 8, 3))
+        got[:2] * 255, np.broadcast_to(preview.MISSING_COLOR, (2, 8, 3))
     )
     assert np.isfinite(got).all() and got[2:].std() > 0
     assert np.isfinite(preview.picture(image[:2], image[:2], sensor)).all()

@@ -98,6 +98,8 @@ class Skipped(_Named):
 # What `read_pair` returns beside a record's fields: what pairs have in common that is
 # worth a word, such as "have DN slightly below 0, which became 1"; counted and told.
 REMARKS = "remarks"
+# And the sensors that the pair has an image of, where it is not all.
+PRESENT = "present"
 
 
 class Archive(abc.ABC):
@@ -128,7 +130,7 @@ class Archive(abc.ABC):
     def read_pair(self, pair: Pair) -> dict:
         """The fields of a pair's record: pixels [H, W, C] as the layout has them,
         pixel labels [H, W], label fields as lists of indices, the texts, and perhaps
-        `REMARKS`.
+        `REMARKS` and `PRESENT`.
 
         Pairs on the same ground must not be trained on and tested on, whichever
         datasets they are in; `ground.of` tells it from their `place`.
@@ -187,6 +189,17 @@ def pixels(
     return fields
 
 
+def nothing(description: Description, sensor: str) -> dict[str, np.ndarray]:
+    """The stored arrays of a sensor that a pair has no image of."""
+    dtype = description.sensors[sensor].dtype
+    return {
+        grid.field: np.full(
+            description.layout.shapes[grid.field], sensors.MISSING[dtype], dtype
+        )
+        for grid in description.layout.of(sensor)
+    }
+
+
 def _missing(contract: sensors.Sensor, images: Sequence[np.ndarray]):
     """Where nothing was measured, for each grid [H, W]; None where all was."""
     found = [None] * len(images)
@@ -210,13 +223,14 @@ def missing_shares(description: Description, fields: Mapping) -> dict[str, float
 
 
 def check_missing(description: Description, fields: Mapping, most: float) -> None:
-    """Refuses a pair of which too much is missing.
+    """Refuses a pair of which too much is missing, of the sensors that are `PRESENT`.
 
     Raises:
         InputError: with the share.
     """
+    there = fields.get(PRESENT, description.sensors)
     for name, share in missing_shares(description, fields).items():
-        if share > most:
+        if share > most and name in there:
             raise InputError(
                 f"{share:.1%} of the pixels of {description.sensors[name].title} were "
                 f"not measured, more than read.most_missing={most:g}; leave the pair "

@@ -94,17 +94,16 @@ def open_archive(config) -> "GeotiffPairs":
     rows, _ = pair_lists.find_files(config.source)
     found = pair_survey.look(rows, settings)
     side = pair_survey.side(read.size, found)
-    level = pair_survey.level(read.s2_level, found)
-    contract = {
-        "s1": pair_survey.contract("s1", sensors.PRODUCTS["s1"], found),
-        "s2": pair_survey.contract("s2", (LEVELS[level],), found),
-    }
+    products, there = dict(sensors.PRODUCTS), pair_lists.present(rows)
+    if "s2" in there:
+        products["s2"] = (LEVELS[pair_survey.level(read.s2_level, found)],)
+    contract = {s: pair_survey.contract(s, products[s], found) for s in there}
     bands = " and ".join(
         f"{sensor.title} {', '.join(sensor.band_names)}" for sensor in contract.values()
     )
     description = Description(
         name=read.name,
-        title=f"Pairs of {bands} from GeoTIFFs.",
+        title=f"{'Pairs of' if len(there) > 1 else 'Images of'} {bands} from GeoTIFFs.",
         source="GeoTIFF pairs of the user",  # a path means nothing to anybody else
         licence=read.licence,
         layout=layout.resampled(side, contract),
@@ -112,7 +111,7 @@ def open_archive(config) -> "GeotiffPairs":
         classes=_classes(read, rows),
         unlabelled=True,  # which an empty field of the CSV says
     )
-    asked = settings.offset["s2"] == "auto"
+    asked = "s2" in there and settings.offset["s2"] == "auto"
     others = pair_survey.others(found) if asked else Others()
     return GeotiffPairs(config.source, settings, description, others)
 
@@ -159,14 +158,17 @@ class GeotiffPairs(base.Archive):
             OSError: a file cannot be read.
         """
         row = dict(zip(COLUMNS, pair.where))
-        images = {name: rasters.read(row[name]) for name in self.description.sensors}
+        there = pair_lists.present([row])
+        images = {name: rasters.read(row[name]) for name in there}
         rasters.check_grids({row[name]: image for name, image in images.items()})
         times = {
             name: row[f"acquired_{name}"] or base.acquired(stem(row[name]))
             for name in images
         }
-        fields = {f"acquired_{name}": time for name, time in times.items()}
+        fields = {f"acquired_{name}": times.get(name, "") for name in sensors.SENSORS}
         remarks = []
+        for name in set(self.description.sensors) - set(there):
+            fields |= base.nothing(self.description, name)
         for name, image in images.items():
             fields |= self._pixels(name, row, image, remarks)
         if self.description.classes:
@@ -174,16 +176,18 @@ class GeotiffPairs(base.Archive):
         return fields | {
             "id": pair.name,
             "id_s1": pair.images["s1"],
-            "place": self._place(pair, images[NAMED[0]], times[NAMED[0]]),
+            "place": self._place(pair, images, times),
             "tile": pair.tile,
             base.REMARKS: remarks,
+            base.PRESENT: there,
         }
 
-    def _place(self, pair: Pair, image: rasters.Raster, time: str) -> str:
+    def _place(self, pair: Pair, images: Mapping, times: Mapping) -> str:
         """Grid and time of the image that names the pair, or else that name."""
-        if not image.grid:
+        name = next(name for name in NAMED if name in images)
+        if not images[name].grid:
             return f"{self.description.name}/{pair.name}"
-        return f"{image.grid} {time}".rstrip()
+        return f"{images[name].grid} {times[name]}".rstrip()
 
     def _pixels(self, name: str, row: dict, raster: rasters.Raster, remarks) -> dict:
         """Fields of one sensor; adds what is worth a remark."""

@@ -22,6 +22,11 @@ _SUFFIXES = (".tif", ".tiff")
 _OTHER_SEPARATORS = (",", "|")
 
 
+def present(rows: Sequence[dict]) -> tuple[str, ...]:
+    """The sensors of which any row has an image, in their order."""
+    return tuple(s for s in sensors.SENSORS if any(row[s] for row in rows))
+
+
 def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
     """The pairs of a folder or CSV, and the files without partner.
 
@@ -35,21 +40,23 @@ def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
     if not found:
         raise InputError(
             f"{source} has no pairs; it must be a folder with s1/ and s2/, whose "
-            "GeoTIFFs pair by name, or a CSV with a row for each pair."
+            "GeoTIFFs pair by name, or one of them, or a CSV with a row for each pair."
         )
     return found, skipped
 
 
 def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
-    """Files of s1/ and s2/ that have the same name."""
-    files_of = {name: {} for name in sensors.SENSORS}
+    """Files of s1/ and s2/ that have the same name, or all files of the one there."""
+    folders = {name: os.path.join(root, name) for name in sensors.SENSORS}
+    folders = {name: path for name, path in folders.items() if os.path.isdir(path)}
+    if not folders:
+        raise InputError(
+            f"{root} has no folder s1 or s2; pass with --config.source a folder that "
+            "has both or one of them, or a CSV."
+        )
+    files_of = {name: {} for name in folders}
     for sensor, found in files_of.items():
-        folder = os.path.join(root, sensor)
-        if not os.path.isdir(folder):
-            raise InputError(
-                f"{folder} is no folder; pass with --config.source a folder that has "
-                "s1/ and s2/, or a CSV."
-            )
+        folder = folders[sensor]
         for file in sorted(os.listdir(folder)):
             if file.lower().endswith(_SUFFIXES):
                 found.setdefault(stem(file), []).append(os.path.join(folder, file))
@@ -60,10 +67,8 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
             row = {sensor: path for sensor, (path,) in found.items()} | {"id": name}
             table.append(dict.fromkeys(COLUMNS, "") | row)
         else:
-            reason = (
-                f"{len(found['s1'])} files in s1/ and {len(found['s2'])} in s2/ have "
-                "this name, where a pair has one in each"
-            )
+            counts = " and ".join(f"{len(x)} in {s}/" for s, x in found.items())
+            reason = f"{counts} have this name, where a pair has one file in each"
             present = {sensor: name for sensor, paths in found.items() if paths}
             skipped.append(Skipped(present, reason))
     return table, skipped
@@ -79,10 +84,10 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV ({error}).") from None
     unknown = [name for name in header if name not in COLUMNS]
-    if unknown or not {"s1", "s2"} <= set(header):
+    if unknown or not set(sensors.SENSORS) & set(header):
         raise InputError(
-            f"{path} has the columns {list(header)}; it needs s1 and s2 and may have "
-            f"{', '.join(COLUMNS[2:])}, no others."
+            f"{path} has the columns {list(header)}; it needs s1 and s2, or one of "
+            f"them, and may have {', '.join(COLUMNS[2:])}, no others."
         )
     table = []
     for number, values in enumerate(given, start=1):
@@ -94,10 +99,10 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
         row = dict.fromkeys(COLUMNS, "")
         row |= {name: text.strip() for name, text in values.items()}
         row["split"] = split_name(row["split"])
-        if not row["s1"] or not row["s2"] or row["split"] not in ("", *SPLITS):
+        if not present([row]) or row["split"] not in ("", *SPLITS):
             raise InputError(
                 f"Row {number} of {path} has s1={row['s1']!r}, s2={row['s2']!r} and "
-                f"split={row['split']!r}; it needs both files, and a split among "
+                f"split={row['split']!r}; it needs a file, and a split among "
                 f"{', '.join(SPLITS)} or none."
             )
         if row["s2_offset"] not in ("", *offsets.CHOICES):
@@ -105,9 +110,9 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
                 f"Row {number} of {path} has s2_offset={row['s2_offset']!r}; it must "
                 f"be one of {', '.join(offsets.CHOICES)}, or empty."
             )
-        for name in sensors.SENSORS:
+        for name in present([row]):
             row[name] = atomic.absolute(row[name], os.path.dirname(path))
-        table.append(row | {"id": row["id"] or stem(row["s2"])})
+        table.append(row | {"id": row["id"] or stem(row["s2"] or row["s1"])})
     return table, []
 
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import offsets, sensors
-from data_pipeline.archives import rasters
+from data_pipeline.archives import pair_lists, rasters
 from data_pipeline.errors import InputError
-from data_pipeline.sensors import NAMED, SENSORS, Sensor
+from data_pipeline.sensors import SENSORS, Sensor
 
 log = logging.getLogger("fusmae_jax")
 
@@ -69,7 +69,7 @@ class Seen(NamedTuple):
         level: of Sentinel-2, as the file tells; "" for nothing.
         proven: what its pixels prove was added to each DN, or what a list says,
         said: and what its name or tags say; None for nothing.
-        path: of the Sentinel-2 file.
+        path: of the Sentinel-2 file, "" where there is none.
     """
 
     shape: tuple[int, int]
@@ -99,12 +99,15 @@ def look(rows: Sequence[dict], settings: Settings) -> list[Seen]:
 
 
 def _look(row: dict, settings: Settings) -> Seen:
-    images = {name: rasters.read(row[name]) for name in SENSORS}
+    images = {name: rasters.read(row[name]) for name in pair_lists.present([row])}
     rasters.check_grids({row[name]: image for name, image in images.items()})
     bands = {
         name: band_names(row[name], image, sensors.PRODUCTS[name], settings)
         for name, image in images.items()
     }
+    shape = next(iter(images.values())).pixels.shape[1:]
+    if "s2" not in images:
+        return Seen(shape, bands, level="", proven=None, said=None, path="")
     path, raster = row["s2"], images["s2"]
     image, unit = measured("s2", raster, settings)
     if unit != sensors.S2.units[0].name:
@@ -114,7 +117,7 @@ def _look(row: dict, settings: Settings) -> Seen:
     else:
         proven = offsets.proven(dict(zip(bands["s2"], image)))
     return Seen(
-        shape=images[NAMED[0]].pixels.shape[1:],
+        shape=shape,
         bands=bands,
         level=told_level(path, raster, bands["s2"]),
         proven=proven,
@@ -181,7 +184,12 @@ def told_level(path: str, raster: rasters.Raster, bands: Sequence[str]) -> str:
 
 def contract(name: str, products: Sequence[Sensor], found: Sequence[Seen]) -> Sensor:
     """The product of a sensor that most files are, with the bands that most have."""
-    kinds = collections.Counter()
+    kinds, found = collections.Counter(), [s for s in found if name in s.bands]
+    if not found:
+        raise InputError(
+            f"None of the {products[0].title} files that were looked at can be read; "
+            "correct them, or leave that sensor out of the source."
+        )
     for seen in found:
         known = [
             tuple(b for b in product.band_names if b in seen.bands[name])
@@ -224,7 +232,8 @@ def others(found: Sequence[Seen]) -> Others:
     """
     tells = {s.said if s.proven is None else s.proven for s in found} - {None}
     if not tells:
-        raise InputError(f"{found[0].path} {offsets.unknown(LACKING)}")
+        path = next(seen.path for seen in found if seen.path)
+        raise InputError(f"{path} {offsets.unknown(LACKING)}")
     return Others(
         wrong=any(seen.said and seen.proven == 0 for seen in found),
         right=any(seen.said and seen.proven for seen in found),

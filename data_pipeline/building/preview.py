@@ -30,7 +30,7 @@ HUES = {
 }
 OTHERS = (0.55, 0.35)  # lightness and saturation of classes with other names
 NO_COLOR = (58, 62, 68)  # of pixels without a class
-MISSING_COLOR = (214, 116, 214)  # of pixels that were not measured
+MISSING_COLOR = (250, 184, 250)  # a pink of no scene: pixels that were not measured
 
 
 def drawn_bands(sensor: sensors.Sensor) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def draw(
     shown = [records[int(i)] for i in np.linspace(0, len(records) - 1, count).round()]
     columns, rows = min(COLUMNS, count), -(-count // COLUMNS)
     maps = dict(list(description.maps.items())[:1])  # others say the same finer
-    high = 2.2 * (len(sensors.NAMED) + len(maps))  # inches, of a pair
+    high = 2.2 * (len(description.sensors) + len(maps))  # inches, of a pair
     fig = figure.Figure((2.4 * columns, (high + 0.9) * rows + 1), layout="constrained")
     fig.set_facecolor(np.divide(PAPER, 255))
     letters = 28 * columns
@@ -144,11 +144,16 @@ def draw(
     atomic.write_whole(path, buffer.getvalue())
 
 
+def _shown(description: Description) -> list[sensors.Sensor]:
+    """The sensors of a dataset, from the top of a picture."""
+    names = [name for name in sensors.NAMED if name in description.sensors]
+    return [description.sensors[name] for name in names]
+
+
 def _pictures(description: Description, record: Mapping, maps: Mapping) -> np.ndarray:
     """The pictures of a pair, one above the other, [H, W, 3] uint8."""
     parts = []
-    for name in sensors.NAMED:
-        sensor = description.sensors[name]
+    for sensor in _shown(description):
         sensor = sensor.select(drawn_bands(sensor))
         pixels = _on_finest_grid(description, record, sensor)
         parts.append(np.rint(255 * picture(pixels, pixels, sensor)))
@@ -177,7 +182,7 @@ def _on_finest_grid(
 def _explanation(description: Description, count: int, maps: Mapping) -> str:
     """What the sheet shows, in a sentence."""
     parts = []
-    for sensor in (description.sensors[name] for name in sensors.NAMED):
+    for sensor in _shown(description):
         bands = drawn_bands(sensor)
         how = ", ".join(bands) + (" and their ratio" if len(bands) == 2 else "")
         limits = sensor.picture.limits

@@ -24,7 +24,13 @@ import tqdm
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipeline import atomic, record_format, safe_io
-from data_pipeline.archives.base import REMARKS, Archive, Pair, check_missing
+from data_pipeline.archives.base import (
+    PRESENT,
+    REMARKS,
+    Archive,
+    Pair,
+    check_missing,
+)
 from data_pipeline.building.statistics import Tally
 from data_pipeline.errors import InputError
 
@@ -109,6 +115,7 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
                 skipped.append((*pair.names, str(error)))
             else:
                 remarks.update(set(record.pop(REMARKS, ())))
+                record.pop(PRESENT, None)
                 tally.add(record)
                 yield record
             count(1)

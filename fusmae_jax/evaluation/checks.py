@@ -29,7 +29,7 @@ from fusmae_jax.evaluation import (
     results,
     tasks,
 )
-from fusmae_jax.evaluation.encoder import SENSOR_SETS
+from fusmae_jax.evaluation.encoder import SENSOR_SETS, sensor_sets
 
 BASELINES = ("random", "statistics", "supervised")
 
@@ -195,9 +195,17 @@ def check_data(config) -> None:
     """Refuses what the dataset, by its card, does not have.
 
     Raises:
-        InputError: there is no dataset, or it lacks labels.
+        InputError: there is no dataset, or it lacks labels or a sensor.
     """
-    labelled_data.check_description(sources.describe(config.data), config)
+    description = sources.describe(config.data)
+    labelled_data.check_description(description, config)
+    there = sensor_sets(description)
+    if not set(config.sensors) <= set(there):
+        titles = " and ".join(s.title for s in description.sensors.values())
+        raise InputError(
+            f"sensors is {tuple(config.sensors)}, and {description.name} holds "
+            f'{titles} alone; set --config.sensors="{there}".'
+        )
 
 
 def check_devices(config) -> None:

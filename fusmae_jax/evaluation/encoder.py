@@ -23,6 +23,17 @@ from fusmae_jax.training import checkpoint, run_directory, sharding
 
 # What a sample shows of itself, by name, in the order of inputs.SENSORS.
 SENSOR_SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}
+
+
+def sensor_sets(description: Description) -> tuple[str, ...]:
+    """Those of `SENSOR_SETS` of which a dataset has every sensor."""
+    return tuple(
+        name
+        for name, shown in SENSOR_SETS.items()
+        if {s for s, here in zip(SENSORS, shown) if here} <= description.sensors.keys()
+    )
+
+
 PERCENTILES = (5, 25, 50, 75, 95)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from data_pipeline import atomic, ground, sources
+from fusmae_jax import build
 from fusmae_jax.evaluation import checks, encoder, features, results, retrieval, tasks
 from fusmae_jax.evaluation.encoder import Pretrained, check_blocks
 from fusmae_jax.evaluation.labelled_data import SPLITS, Labelled, open_labelled
@@ -122,15 +123,22 @@ def open_setup(
         "checkpoint": str(pretrained.directory),
         "step": pretrained.step,
         "dtype": pretrained.config.model.dtype,
-        "note": note(judged),
+        "note": note(pretrained, judged),
         "config": config.to_dict(),
     }
     store = Store(workdir, classes, data.test, meta)
     return Setup(config, mesh, data, groups, store), judged
 
 
-def note(judged: Encoder) -> str:
+def note(pretrained: Pretrained, judged: Encoder) -> str:
     """What is to be known of numbers of one sensor; "" for nothing."""
+    sensors = pretrained.contract.values()
+    unseen = [sensor.title for sensor in sensors if sensor.source == build.LACKING]
+    if unseen:
+        return (
+            f"This encoder was pretrained without {' and '.join(unseen)}: nothing has "
+            "taught it what to make of that."
+        )
     return "" if judged.knows_one_sensor else results.NEVER_ALONE
 
 
@@ -254,8 +262,9 @@ def report(setup: Setup, pretrained: Pretrained, judged: Encoder) -> list[result
         from fusmae_jax.evaluation import gallery  # Matplotlib, only now
 
         where = f"{setup.data.description.name}, {setup.data.test.name} split"
-        gallery.draw(store, setup.data.test.labels, judged, shown, title=where)
-        print(tables(store.rows, where, note(judged)), flush=True)
+        said = dict(title=where, note=note(pretrained, judged))
+        gallery.draw(store, setup.data.test.labels, judged, shown, **said)
+        print(tables(store.rows, where, said["note"]), flush=True)
     return store.rows
 
 

@@ -18,6 +18,7 @@ def draw(
     features: dict[str, np.ndarray],
     *,
     title: str,
+    note: str,
 ) -> None:
     """Draws into `figures/` what people would rather see than read.
 
@@ -27,13 +28,13 @@ def draw(
         encoder: that was judged.
         features: of the test pairs by sensor set, [N, D]; may be empty.
         title: dataset and split.
+        note: what is to be known of numbers of one sensor; "" for nothing.
     """
     folder, classes = store.workdir / "figures", store.classes
-    alone = "" if encoder.knows_one_sensor else results.NEVER_ALONE
     for task in dict.fromkeys(row.task for row in store.rows):
         judged = [row for row in store.rows if row.task == task]
-        note = alone if any(map(results.shows_one_sensor, judged)) else ""
-        said = dict(where=title, note=note)
+        alone = note if any(map(results.shows_one_sensor, judged)) else ""
+        said = dict(where=title, note=alone)
         metric = next((m for m in METRICS if m in judged[0].scores.overall), None)
         if metric is None:
             continue
@@ -52,7 +53,7 @@ def draw(
             labels,
             classes,
             title=f"{title}; {encoder.name}, {results.SENSORS[s]}",
-            note="" if s == "both" else alone,
+            note="" if s == "both" else note,
         )
         figures.save(figure, folder / f"projection_{s}.png")
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from data_pipeline import sources, subsets
 from fusmae_jax.config import check_judged
 from fusmae_jax.evaluation import features, knn, linear_probe, scores
-from fusmae_jax.evaluation.encoder import SENSOR_SETS
+from fusmae_jax.evaluation.encoder import sensor_sets
 from fusmae_jax.objectives.protocol import Objective
 from fusmae_jax.training import metrics
 
@@ -143,8 +143,9 @@ class Monitor:
         self._train = subsets.spread(train, config.judge.train_pairs)
         self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]
+        self._sets = sensor_sets(train.description)
         self._extractor = features.Extractor(
-            objective.encoder(), None, features.Recipe(), mesh, tuple(SENSOR_SETS)
+            objective.encoder(), None, features.Recipe(), mesh, self._sets
         )
 
     def due(self, step: int, steps: int) -> bool:
@@ -159,8 +160,9 @@ class Monitor:
 
         Returns:
             For each sensor set `knn_<set>` and `probe_<set>`: micro mAP, or accuracy
-            where every pair has one class; and, of the features of both sensors,
-            `effective_rank` and `feature_std`. Nothing where a feature is not finite.
+            where every pair has one class; and, of the features of both sensors or
+            the only one, `effective_rank` and `feature_std`. Nothing where a feature
+            is not finite.
         """
         self._extractor.params = self._objective.encoder_params(params)
         train, held = (
@@ -168,13 +170,13 @@ class Monitor:
             for source in (self._train, self._held)
         )
         self._extractor.params = None  # the next step will donate them
-        both, row = held["both"], {}
+        both, row = held[self._sets[-1]], {}
         said = alarm(both)
         if said and jax.process_index() == 0:
             log.warning("Step %d: %s", step, said)
         if not all(np.isfinite(x).all() for x in (*train.values(), *held.values())):
             return row
-        for s in SENSOR_SETS:
+        for s in self._sets:
             k = min(20, len(train[s]))
             near = knn.predict(train[s], self._labels[0], held[s], k=k)
             row[f"knn_{s}"] = self._score(near)

@@ -208,7 +208,7 @@ def open_run(config, mesh):
         source, held = open_data(config)
     description, missing = source.description, sources.has_missing(config.data)
     seen = build.inputs(config, description.sensors, description.layout, missing)
-    for sensor in seen.contract.values():
+    for sensor in (seen.contract[name] for name in description.sensors):
         log.info("Statistics that normalise %s: %s.", sensor.title, sensor.source)
     objective = build.objective(config, seen, **target)
     held_out = heldout.HeldOut(
