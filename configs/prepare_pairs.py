@@ -5,16 +5,20 @@ r"""Builds a dataset of records from your own pairs of GeoTIFFs.
 
 The source is one of two:
 
-    DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif
-    PAIRS.csv  with the columns s1 and s2, paths from the CSV's folder, and perhaps id,
-               split (train, validation, test; rows without one are left out when others
-               have one), tile, labels (names separated by ;), acquired_s1, acquired_s2
+    DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif; or
+               with one of them alone
+    PAIRS.csv  with the columns s1 and s2, or one of them, paths from the CSV's folder,
+               and perhaps id, split (train, validation, test; rows without one are left
+               out when others have one), tile, labels (names separated by ;),
+               s2_offset, acquired_s1, acquired_s2
 
 Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same;
 coordinates, where there are any, are in metres, such as UTM, and not in degrees.
-Band descriptions in the files name them, VV, VH, B02 or B2, in any order; other bands
-are left out, and so are scale factors that a tag may hold. Without splits in a CSV, all
-pairs are for training, unless --config.holdout_share=0.1 keeps some for validation.
+Band descriptions in the files name them, VV, VH, B02, B2 or blue, in any order; other
+bands are left out. Pixels that were not measured are told by nodata values, masks, NaN
+and fill values, units and offsets are judged by the pixels of each pair: docs/data.md
+says how. Without splits in a CSV, all pairs are for training, unless
+--config.holdout_share=0.1 keeps some for validation.
 """
 
 import ml_collections
