@@ -57,7 +57,7 @@ def test_files_without_partner_and_double_names_are_listed(tmp_path):
         ("only2", ""),
         ("twice", "twice"),
     ]
-    assert "1 files in s1/ and 2 in s2/" in skipped[2].reason
+    assert "1 in s1/ and 2 in s2/ have this name" in skipped[2].reason
 
 
 def test_of_pairs_with_one_id_the_first_stays(tmp_path):
@@ -69,7 +69,7 @@ def test_of_pairs_with_one_id_the_first_stays(tmp_path):
 
 
 def test_a_source_without_pairs_is_refused(tmp_path):
-    with pytest.raises(InputError, match="s1 is no folder"):
+    with pytest.raises(InputError, match="has no folder s1 or s2"):
         open_archive(tmp_path)
     for sensor in ("s1", "s2"):
         (tmp_path / sensor).mkdir()
@@ -85,7 +85,7 @@ def test_a_source_without_pairs_is_refused(tmp_path):
         ("s1,s2\na\n", "Row 1 .* another number of fields than the 2"),
         ("s1,s2\na,b\na,b,c\n", "Row 2 .* another number of fields"),
         ("s1,s2,split\na,b,dev\n", "split='dev'.*train, validation, test"),
-        ("s1,s2\na,\n", "Row 1 .*s2=''"),
+        ("s1,s2\n,\n", "Row 1 .*s1=''"),
         ("s1,s2\n", "has no pairs"),
         ("", "it needs s1 and s2"),
         ("s1,s2\na,b\n", "a cannot be read"),

@@ -279,7 +279,9 @@ def read_file(path: str, count: int = -1) -> bytes:
     try:
         return safe_io.read(path, MOST_BYTES, count)
     except (*MISSING, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); unpack it again.") from None
+        raise InputError(
+            f"{path} cannot be read ({error}); unpack or write it again."
+        ) from None
 
 
 def exists(path: str) -> bool:

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_pipeline import layout, offsets, sensors
-from data_pipeline.archives import base, pair_lists, pair_survey, rasters
+from data_pipeline.archives import (
+    band_folders,
+    base,
+    pair_lists,
+    pair_survey,
+    rasters,
+)
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.archives.pair_lists import COLUMNS, stem
 from data_pipeline.archives.pair_survey import LEVELS, Others, Settings
@@ -159,11 +165,13 @@ class GeotiffPairs(base.Archive):
         """
         row = dict(zip(COLUMNS, pair.where))
         there = pair_lists.present([row])
-        images = {name: rasters.read(row[name]) for name in there}
+        images = {name: band_folders.read(row[name]) for name in there}
         rasters.check_grids({row[name]: image for name, image in images.items()})
         times = {
-            name: row[f"acquired_{name}"] or base.acquired(stem(row[name]))
-            for name in images
+            name: row[f"acquired_{name}"]
+            or base.acquired(stem(row[name]))
+            or base.acquired(image.tags.get(band_folders.FILES, ""))
+            for name, image in images.items()
         }
         fields = {f"acquired_{name}": times.get(name, "") for name in sensors.SENSORS}
         remarks = []

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from data_pipeline import atomic, offsets, safe_io, sensors
+from data_pipeline.archives import rasters
 from data_pipeline.archives.base import Skipped
 from data_pipeline.dataset_card import SPLITS, split_name
 from data_pipeline.errors import InputError
@@ -18,7 +19,6 @@ COLUMNS = (
     *("id", "split", "tile", "labels", "s2_offset"),
     *(f"acquired_{name}" for name in sensors.SENSORS),
 )
-_SUFFIXES = (".tif", ".tiff")
 _OTHER_SEPARATORS = (",", "|")
 
 
@@ -40,7 +40,7 @@ def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
     if not found:
         raise InputError(
             f"{source} has no pairs; it must be a folder with s1/ and s2/, whose "
-            "GeoTIFFs pair by name, or one of them, or a CSV with a row for each pair."
+            "images pair by name, or one of them, or a CSV with a row for each pair."
         )
     return found, skipped
 
@@ -56,10 +56,12 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
         )
     files_of = {name: {} for name in folders}
     for sensor, found in files_of.items():
-        folder = folders[sensor]
-        for file in sorted(os.listdir(folder)):
-            if file.lower().endswith(_SUFFIXES):
-                found.setdefault(stem(file), []).append(os.path.join(folder, file))
+        with os.scandir(folders[sensor]) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():  # with a file for each band
+                    found.setdefault(entry.name, []).append(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() in rasters.DRIVERS:
+                    found.setdefault(stem(entry.name), []).append(entry.path)
     table, skipped = [], []
     for name in sorted(set().union(*files_of.values())):
         found = {sensor: paths.get(name, []) for sensor, paths in files_of.items()}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import offsets, sensors
-from data_pipeline.archives import pair_lists, rasters
+from data_pipeline.archives import band_folders, pair_lists, rasters
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import SENSORS, Sensor
 
@@ -99,7 +99,8 @@ def look(rows: Sequence[dict], settings: Settings) -> list[Seen]:
 
 
 def _look(row: dict, settings: Settings) -> Seen:
-    images = {name: rasters.read(row[name]) for name in pair_lists.present([row])}
+    there = pair_lists.present([row])
+    images = {name: band_folders.read(row[name]) for name in there}
     rasters.check_grids({row[name]: image for name, image in images.items()})
     bands = {
         name: band_names(row[name], image, sensors.PRODUCTS[name], settings)

@@ -4,6 +4,7 @@ the ground their pixels lie."""
 import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ import numpy as np
 from data_pipeline.archives import base
 from data_pipeline.errors import InputError
 
+# What is read, by the ending of a file: GDAL would also take addresses and recipes.
+DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 GSD = 10.0  # metres, of Sentinel-1 and Sentinel-2 as a pair has them
 MOST_BANDS = 1000  # of a file; each has metadata of its own
 
@@ -59,16 +62,17 @@ class Raster:
 
 
 def read(path: str) -> Raster:
-    """Reads the GeoTIFF at `path`, with what lies beside it.
+    """Reads the GeoTIFF or JPEG 2000 at `path`, with what lies beside it.
 
     Raises:
-        InputError: it is not there, damaged or no GeoTIFF, or rasterio is missing.
+        InputError: it is not there, damaged or neither, or rasterio is missing.
         OSError: it cannot be read.
     """
     rasterio = _rasterio(path)
-    base.read_file(path, 0)  # GDAL would also take addresses and recipes
+    base.read_file(path, 0)  # refuses what is no file
+    driver = DRIVERS.get(os.path.splitext(path)[1].lower(), "GTiff")
     try:
-        return _read(path, lambda: rasterio.open(path, driver="GTiff"))
+        return _read(path, lambda: rasterio.open(path, driver=driver))
     except InputError:
         base.read_file(path)  # which says so if it is the disk that fails
         raise
