@@ -13,12 +13,13 @@ The source is one of two:
                s2_offset, acquired_s1, acquired_s2
 
 Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same; a
-folder with a file for each band, at 10, 20 and 60 m, stands for one file. Coordinates, where there are any, are in metres, such as UTM, and not in degrees.
-Band descriptions in the files name them, VV, VH, B02, B2 or blue, in any order; other
-bands are left out. Pixels that were not measured are told by nodata values, masks, NaN
-and fill values, units and offsets are judged by the pixels of each pair: docs/data.md
-says how. Without splits in a CSV, all pairs are for training, unless
---config.holdout_share=0.1 keeps some for validation.
+folder with a file for each band, at 10, 20 and 60 m, stands for one file. Coordinates,
+where there are any, are in metres, such as UTM, and not in degrees. Band descriptions
+in the files name them, VV, VH, B02, B2 or blue, in any order; other bands are left out.
+Pixels that were not measured are told by nodata values, masks, NaN and fill values,
+units and offsets are judged by the pixels of each pair: docs/data.md says how. Without
+splits in a CSV, all pairs are for training, unless --config.holdout_share=0.1 keeps
+some for validation.
 """
 
 import ml_collections

@@ -96,17 +96,20 @@ class Unit:
         """Why the measured values of an image cannot be in this unit; "" if they can.
 
         Whatever surface a single image shows, these differ by orders of magnitude.
+
+        Args:
+            image: [H, W], or [C, H, W], of which no band can be in another unit.
         """
-        measured = image[np.isfinite(image) & (image != 0)]
-        if not measured.size:
-            return ""
-        least, most = measured.min(), measured.max()
-        if np.mean(measured < self.least) > 0.5:
-            return f"most values are below {self.least:g}, the least is {least:.3g}"
-        if np.mean(measured > self.most) > 0.5:
-            return f"most values are above {self.most:g}, the greatest is {most:.3g}"
-        if most < self.peak:
-            return f"no value is above {most:.3g}"
+        bands = image.reshape(-1, *image.shape[-2:])
+        bands = [band[np.isfinite(band) & (band != 0)] for band in bands]
+        bands = [band for band in bands if band.size]
+        for band in bands:
+            if np.mean(band < self.least) > 0.5:
+                return f"most are below {self.least:g}, the least is {band.min():.3g}"
+            if np.mean(band > self.most) > 0.5:
+                return f"most are above {self.most:g}, the greatest is {band.max():.3g}"
+        if bands and max(band.max() for band in bands) < self.peak:
+            return f"none is above {self.peak:g}"
         return ""
 
 
@@ -398,7 +401,7 @@ def to_contract(
     image, given = np.asarray(image), units[unit]
     if doubt := given.doubt(image):
         raise InputError(
-            f"{sensor.title} cannot be in {given.words}, as {doubt}; "
+            f"Values of {sensor.title} cannot be {given.words}, as {doubt}; "
             f"{_fitting(image, sensor)}."
         )
     converted = given.convert(image)

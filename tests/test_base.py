@@ -41,7 +41,9 @@ READERS = {
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_missing_file_costs_a_pair_and_a_failing_disk_the_build(tmp_path, read):
     path = tmp_path / "a"
-    with pytest.raises(InputError, match="a cannot be read .*; unpack or write it again"):
+    with pytest.raises(
+        InputError, match="a cannot be read .*; unpack or write it again"
+    ):
         read(str(path))
     path.mkdir()
     with pytest.raises(InputError, match="a cannot be read .*Is a directory"):

@@ -246,7 +246,9 @@ def test_file_that_is_larger_than_any_patch_or_no_file_is_refused(tmp_path):
     with (tmp_path / "x.tif").open("wb") as file:
         file.truncate(base.MOST_BYTES + 1)
     for path in (str(tmp_path / "x.tif"), "/dev/zero", "a\0b"):
-        with pytest.raises(InputError, match="cannot be read .*unpack or write it again"):
+        with pytest.raises(
+            InputError, match="cannot be read .*unpack or write it again"
+        ):
             base.read_file(path)
 
 

@@ -141,10 +141,13 @@ def test_one_file_in_another_unit_is_named_and_what_it_may_be(tmp_path):
     write_pair(tmp_path, "p3", s2_image(3), s1=power)
     reflectance = (s2_image(4) / 10000).astype(np.float32)
     write_pair(tmp_path, "p4", reflectance)
+    half = np.stack([s1_image(5)[0], 10 ** (s1_image(5)[1] / 10)])
+    write_pair(tmp_path, "p5", s2_image(5), s1=half)
     got = records(tmp_path)
     assert all(isinstance(got[f"p{i}"], dict) for i in range(3))
-    assert "cannot be in dB" in got["p3"] and "in linear of -1" in got["p3"]
-    assert "no value is above" in got["p4"] and "in reflectance of" in got["p4"]
+    assert "cannot be dB" in got["p3"] and "in linear of -1" in got["p3"]
+    assert "cannot be dB" in got["p5"]
+    assert "none is above" in got["p4"] and "in reflectance of" in got["p4"]
 
 
 def test_amplitude_is_the_square_root_of_power(tmp_path):

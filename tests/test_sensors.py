@@ -129,7 +129,7 @@ def test_offsets_that_nobody_adds_are_refused(sensor, unit, offset):
             "above 0, .* in linear of -10 and in amplitude of -20 dB",
         ),
         ("s2", "reflectance", 900.0, "greatest is 900; .* in DN of 900 DN"),
-        ("s2", "DN", 0.2, "no value is above 0.2; .* in reflectance of 2e[+]03 DN"),
+        ("s2", "DN", 0.2, "none is above 3.2767; .* in reflectance of 2e[+]03 DN"),
     ],
 )
 def test_values_that_are_in_the_other_unit_are_refused(sensor, unit, value, message):

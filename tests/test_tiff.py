@@ -172,5 +172,7 @@ def test_a_file_is_read_by_its_path(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="gone.tif cannot be read .*unpack or write it again"):
+    with pytest.raises(
+        InputError, match="gone.tif cannot be read .*unpack or write it again"
+    ):
         tiff.read_file(str(tmp_path / "gone.tif"))
