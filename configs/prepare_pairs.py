@@ -5,16 +5,24 @@ r"""Builds a dataset of records from your own pairs of GeoTIFFs.
 
 The source is one of two:
 
-    DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif
+    DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif; and
+               perhaps mask/ with mask/a.tif or mask/a.png
     PAIRS.csv  with the columns s1 and s2, paths from the CSV's folder, and perhaps id,
                split (train, validation, test; rows without one are left out when others
-               have one), tile, labels (names separated by ;), acquired_s1, acquired_s2
+               have one), tile, labels (names separated by ;), mask (a path, or empty),
+               acquired_s1, acquired_s2
 
 Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same;
 coordinates, where there are any, are in metres, such as UTM, and not in degrees.
 Band descriptions in the files name them, VV, VH, B02 or B2, in any order; other bands
 are left out, and so are scale factors that a tag may hold. Without splits in a CSV, all
 pairs are for training, unless --config.holdout_share=0.1 keeps some for validation.
+
+A mask is one band with a whole number for the class of each pixel, on the grid of its
+pair. --config.read.mask_classes="('dry','flooded')" names the values 0, 1 and so on,
+"('10=tree cover','80=water')" any others; without it the values that masks hold are the
+names. --config.read.mask_nodata="(255,)" lists values that mean no class, beside those
+that files mark so. dense_pairs evaluates encoders on masks.
 """
 
 import ml_collections
@@ -39,4 +47,6 @@ def get_config() -> ml_collections.ConfigDict:
     read.s2_offset = "auto"
     read.size = 0
     read.classes = ()
+    read.mask_classes = ()
+    read.mask_nodata = ()
     return c.lock()

@@ -1,8 +1,9 @@
-"""Lists of a user's own pairs: two folders whose files pair by name, or a CSV."""
+"""Lists of a user's own pairs: folders whose files pair by name, or a CSV."""
 
 import ast
 import csv
 import io
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -12,13 +13,16 @@ from data_pipeline.archives.base import Skipped
 from data_pipeline.dataset_card import SPLITS, split_name
 from data_pipeline.errors import InputError
 
-# s1 and s2 are paths, labels class names between semicolons, the times ISO 8601.
+log = logging.getLogger("fusmae_jax")
+
+# s1, s2 and mask are paths, labels class names between semicolons, the times ISO 8601.
 COLUMNS = (
     *sensors.SENSORS,
-    *("id", "split", "tile", "labels", "s2_offset"),
+    *("id", "split", "tile", "labels", "mask", "s2_offset"),
     *(f"acquired_{name}" for name in sensors.SENSORS),
 )
 _SUFFIXES = (".tif", ".tiff")
+_MASK_SUFFIXES = (*_SUFFIXES, ".png")
 _OTHER_SEPARATORS = (",", "|")
 
 
@@ -41,23 +45,27 @@ def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
 
 
 def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
-    """Files of s1/ and s2/ that have the same name."""
-    files_of = {name: {} for name in sensors.SENSORS}
-    for sensor, found in files_of.items():
+    """Files of s1/ and s2/, and perhaps mask/, that have the same name."""
+    files_of = {}
+    for sensor in sensors.SENSORS:
         folder = os.path.join(root, sensor)
         if not os.path.isdir(folder):
             raise InputError(
                 f"{folder} is no folder; pass with --config.source a folder that has "
                 "s1/ and s2/, or a CSV."
             )
-        for file in sorted(os.listdir(folder)):
-            if file.lower().endswith(_SUFFIXES):
-                found.setdefault(stem(file), []).append(os.path.join(folder, file))
+        files_of[sensor] = _by_name(folder, _SUFFIXES)
+    names = sorted(set().union(*files_of.values()))
+    masks = _masks(os.path.join(root, "mask"), names)
     table, skipped = [], []
-    for name in sorted(set().union(*files_of.values())):
+    for name in names:
         found = {sensor: paths.get(name, []) for sensor, paths in files_of.items()}
-        if all(len(paths) == 1 for paths in found.values()):
+        if len(masks.get(name, ())) > 1:
+            reason = f"{len(masks[name])} files in mask/ have this name"
+            skipped.append(Skipped(dict.fromkeys(found, name), reason))
+        elif all(len(paths) == 1 for paths in found.values()):
             row = {sensor: path for sensor, (path,) in found.items()} | {"id": name}
+            row |= {"mask": mask for mask in masks.get(name, ())}
             table.append(dict.fromkeys(COLUMNS, "") | row)
         else:
             reason = (
@@ -67,6 +75,38 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
             present = {sensor: name for sensor, paths in found.items() if paths}
             skipped.append(Skipped(present, reason))
     return table, skipped
+
+
+def _by_name(folder: str, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Paths of a folder's files that end so, by their names without ending."""
+    found = {}
+    for file in sorted(os.listdir(folder)):
+        if file.lower().endswith(suffixes):
+            found.setdefault(stem(file), []).append(os.path.join(folder, file))
+    return found
+
+
+def _masks(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Masks by name, none where there is no folder of them.
+
+    Raises:
+        InputError: all are called otherwise than the images.
+    """
+    found = _by_name(folder, _MASK_SUFFIXES) if os.path.isdir(folder) else {}
+    alone = sorted(set(found) - set(names))
+    if not alone:
+        return found
+    if len(alone) == len(found):
+        raise InputError(
+            f"None of the {len(found)} masks in {folder} has the name of an image, as "
+            f"{alone[0]!r} has not; name each as the images of its pair, or pass a CSV "
+            "with a column 'mask'."
+        )
+    log.warning(
+        "%d of %d masks in %s have no image of their name, such as %s.",
+        *(len(alone), len(found), folder, alone[0]),
+    )
+    return found
 
 
 def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
@@ -82,7 +122,8 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
     if unknown or not {"s1", "s2"} <= set(header):
         raise InputError(
             f"{path} has the columns {list(header)}; it needs s1 and s2 and may have "
-            f"{', '.join(COLUMNS[2:])}, no others."
+            f"{', '.join(COLUMNS[2:])}, no others; the classes of a pair go into "
+            "labels, and the path of an image of the classes of its pixels into mask."
         )
     table = []
     for number, values in enumerate(given, start=1):
@@ -105,7 +146,7 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
                 f"Row {number} of {path} has s2_offset={row['s2_offset']!r}; it must "
                 f"be one of {', '.join(offsets.CHOICES)}, or empty."
             )
-        for name in sensors.SENSORS:
+        for name in ("mask", *sensors.SENSORS):  # an empty path stays empty
             row[name] = atomic.absolute(row[name], os.path.dirname(path))
         table.append(row | {"id": row["id"] or stem(row["s2"])})
     return table, []
