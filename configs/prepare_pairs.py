@@ -6,11 +6,11 @@ r"""Builds a dataset of records from your own pairs of GeoTIFFs.
 The source is one of two:
 
     DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif; or
-               with one of them alone
+               with one of them alone; and perhaps mask/ with mask/a.tif or mask/a.png
     PAIRS.csv  with the columns s1 and s2, or one of them, paths from the CSV's folder,
                and perhaps id, split (train, validation, test; rows without one are left
-               out when others have one), tile, labels (names separated by ;),
-               s2_offset, acquired_s1, acquired_s2
+               out when others have one), tile, labels (names separated by ;), mask
+               (a path, or empty), s2_offset, acquired_s1, acquired_s2
 
 Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same; a
 folder with a file for each band, at 10, 20 and 60 m, stands for one file. Coordinates,
@@ -20,6 +20,12 @@ Pixels that were not measured are told by nodata values, masks, NaN and fill val
 units and offsets are judged by the pixels of each pair: docs/data.md says how. Without
 splits in a CSV, all pairs are for training, unless --config.holdout_share=0.1 keeps
 some for validation.
+
+A mask is one band with a whole number for the class of each pixel, on the grid of its
+pair. --config.read.mask_classes="('dry','flooded')" names the values 0, 1 and so on,
+"('10=tree cover','80=water')" any others; without it the values that masks hold are the
+names. --config.read.mask_nodata="(255,)" lists values that mean no class, beside those
+that files mark so. dense_pairs evaluates encoders on masks.
 """
 
 import ml_collections
@@ -44,4 +50,6 @@ def get_config() -> ml_collections.ConfigDict:
     read.s2_offset = "auto"
     read.size = 0
     read.classes = ()
+    read.mask_classes = ()
+    read.mask_nodata = ()
     return c.lock()

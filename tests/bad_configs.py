@@ -218,6 +218,8 @@ PREPARATION = [
     ("prepare_pairs", {"read.s2_level": "L2"}, "s2_level is 'L2'; choose .*L2A.*L1C"),
     ("prepare_pairs", {"read.s2_offset": "500"}, "s2_offset is '500'; choose one of"),
     ("prepare_pairs", {"read.size": -1}, "read.size is -1"),
+    ("prepare_pairs", {"read.mask_classes": ("",)}, r"mask_classes is \(''"),
+    ("prepare_pairs", {"read.mask_nodata": (0.5,)}, r"mask_nodata is \(0.5,\)"),
 ]
 
 OTHERS = [

@@ -170,7 +170,7 @@ def pixels(
         side = description.layout.shapes[grid.field][0]
         bands = [read(band) for band in grid.bands]
         for band, image in zip(grid.bands, bands):
-            _check_shape(image, (side, side), f"{name}, band {band},")
+            check_shape(image, (side, side), f"{name}, band {band},")
         images.append(np.stack(bands))
     fields, stored = {}, np.dtype(contract.dtype)
     for grid, image, missing in zip(grids, images, _missing(contract, images)):
@@ -238,7 +238,12 @@ def check_missing(description: Description, fields: Mapping, most: float) -> Non
             )
 
 
-def _check_shape(image: np.ndarray, shape: tuple[int, int], name: str) -> None:
+def check_shape(image: np.ndarray, shape: tuple[int, int], name: str) -> None:
+    """Refuses an image of another size than the dataset's.
+
+    Raises:
+        InputError: with both.
+    """
     if image.shape != shape:
         raise InputError(
             f"{name} is {' x '.join(map(str, image.shape))} px, where the dataset has "

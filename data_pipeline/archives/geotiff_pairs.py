@@ -3,7 +3,8 @@
 The source is a folder with s1/ and s2/, whose files pair by name, or a CSV with a row
 for each pair. Bands go by name, from the files' band descriptions or the config, in
 whatever order they lie; bands that the contract does not know are left out. All bands
-of a pair share one 10 m grid, in metres where the files have coordinates.
+of a pair share one 10 m grid, in metres where the files have coordinates; so does a
+mask with the class of each pixel, where a pair has one.
 """
 
 import dataclasses
@@ -17,13 +18,16 @@ from data_pipeline.archives import (
     band_folders,
     base,
     pair_lists,
+    pair_masks,
     pair_survey,
     rasters,
 )
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.archives.pair_lists import COLUMNS, stem
+from data_pipeline.archives.pair_masks import Legend
 from data_pipeline.archives.pair_survey import LEVELS, Others, Settings
-from data_pipeline.config_fields import Field, choice, several, text, whole
+from data_pipeline.classes import NO_CLASS
+from data_pipeline.config_fields import MOST, Field, choice, several, text, whole
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import NAMED
@@ -85,6 +89,16 @@ SETTINGS = {
         meaning="Names of the classes, in order; () is all in the CSV by alphabet, or "
         "by number where all are numbers.",
     ),
+    "mask_classes": several(
+        text(filled=True),
+        meaning="Names of the classes of masks, of the values 0, 1, 2 and so on, or "
+        "each as 'value=name', such as '10=tree cover'; () looks at all masks, and the "
+        "values that they hold are the names.",
+    ),
+    "mask_nodata": several(
+        whole(-MOST),
+        meaning="Values of masks that mean no class, beside what files mark so.",
+    ),
 }
 
 
@@ -104,6 +118,8 @@ def open_archive(config) -> "GeotiffPairs":
     if "s2" in there:
         products["s2"] = (LEVELS[pair_survey.level(read.s2_level, found)],)
     contract = {s: pair_survey.contract(s, products[s], found) for s in there}
+    paths = [row["mask"] for row in rows if row["mask"]]
+    masks = pair_masks.legend(read.mask_classes, read.mask_nodata, paths)
     bands = " and ".join(
         f"{sensor.title} {', '.join(sensor.band_names)}" for sensor in contract.values()
     )
@@ -115,11 +131,12 @@ def open_archive(config) -> "GeotiffPairs":
         layout=layout.resampled(side, contract),
         sensors=contract,
         classes=_classes(read, rows),
+        maps=masks.maps,
         unlabelled=True,  # which an empty field of the CSV says
     )
     asked = "s2" in there and settings.offset["s2"] == "auto"
     others = pair_survey.others(found) if asked else Others()
-    return GeotiffPairs(config.source, settings, description, others)
+    return GeotiffPairs(config.source, settings, description, others, masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +148,14 @@ class GeotiffPairs(base.Archive):
         settings: how to understand the files.
         description: what the records hold.
         others: what is known of the offset of pairs that prove nothing.
+        masks: what their values mean.
     """
 
     source: str
     settings: Settings
     description: Description = dataclasses.field(hash=False)
     others: Others = Others()
+    masks: Legend = Legend()
 
     own_statistics = True
 
@@ -160,13 +179,16 @@ class GeotiffPairs(base.Archive):
 
         Raises:
             InputError: a file is missing or damaged, lacks a band, does not cover the
-                place or not at 10 m, or its content cannot be true.
+                place or not at 10 m, or its content cannot be true; or a mask has a
+                value of no class.
             OSError: a file cannot be read.
         """
         row = dict(zip(COLUMNS, pair.where))
         there = pair_lists.present([row])
         images = {name: band_folders.read(row[name]) for name in there}
-        rasters.check_grids({row[name]: image for name, image in images.items()})
+        read = {row[name]: image for name, image in images.items()}
+        mask = pair_masks.read(row["mask"]) if row["mask"] else None
+        rasters.check_grids(read if mask is None else read | {row["mask"]: mask})
         times = {
             name: row[f"acquired_{name}"]
             or base.acquired(stem(row[name]))
@@ -181,6 +203,8 @@ class GeotiffPairs(base.Archive):
             fields |= self._pixels(name, row, image, remarks)
         if self.description.classes:
             fields["labels"] = self._labels(row)
+        for field in self.description.maps:
+            fields[field] = self._mask(row["mask"], mask)
         return fields | {
             "id": pair.name,
             "id_s1": pair.images["s1"],
@@ -258,6 +282,13 @@ class GeotiffPairs(base.Archive):
         if offset is None:
             raise InputError(f"{path} {offsets.unknown(pair_survey.LACKING)}")
         return offset
+
+    def _mask(self, path: str, mask: rasters.Raster | None) -> np.ndarray:
+        """Index of the class of each pixel, [H, W]; of none in a pair without mask."""
+        side = self.description.layout.size
+        if mask is None:
+            return np.full((side, side), NO_CLASS, np.uint8)
+        return self.masks.labels(path, mask, side)
 
     def _labels(self, row: dict) -> list[int]:
         """Indices of the classes of a pair."""

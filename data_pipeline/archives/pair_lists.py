@@ -1,8 +1,9 @@
-"""Lists of a user's own pairs: two folders whose files pair by name, or a CSV."""
+"""Lists of a user's own pairs: folders whose files pair by name, or a CSV."""
 
 import ast
 import csv
 import io
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from data_pipeline.archives.base import Skipped
 from data_pipeline.dataset_card import SPLITS, split_name
 from data_pipeline.errors import InputError
 
-# s1 and s2 are paths, labels class names between semicolons, the times ISO 8601.
+log = logging.getLogger("fusmae_jax")
+
+# s1, s2 and mask are paths, labels class names between semicolons, the times ISO 8601.
 COLUMNS = (
     *sensors.SENSORS,
-    *("id", "split", "tile", "labels", "s2_offset"),
+    *("id", "split", "tile", "labels", "mask", "s2_offset"),
     *(f"acquired_{name}" for name in sensors.SENSORS),
 )
+_MASK_SUFFIXES = (".tif", ".tiff", ".png")
 _OTHER_SEPARATORS = (",", "|")
 
 
@@ -46,7 +50,7 @@ def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
 
 
 def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
-    """Files of s1/ and s2/ that have the same name, or all files of the one there."""
+    """Images in s1/ and s2/ of one name, or all of the one there; and their masks."""
     folders = {name: os.path.join(root, name) for name in sensors.SENSORS}
     folders = {name: path for name, path in folders.items() if os.path.isdir(path)}
     if not folders:
@@ -54,19 +58,21 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
             f"{root} has no folder s1 or s2; pass with --config.source a folder that "
             "has both or one of them, or a CSV."
         )
-    files_of = {name: {} for name in folders}
-    for sensor, found in files_of.items():
-        with os.scandir(folders[sensor]) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_dir():  # with a file for each band
-                    found.setdefault(entry.name, []).append(entry.path)
-                elif os.path.splitext(entry.name)[1].lower() in rasters.DRIVERS:
-                    found.setdefault(stem(entry.name), []).append(entry.path)
+    files_of = {
+        name: _by_name(path, tuple(rasters.DRIVERS), folders=True)
+        for name, path in folders.items()
+    }
+    names = sorted(set().union(*files_of.values()))
+    masks = _masks(os.path.join(root, "mask"), names)
     table, skipped = [], []
-    for name in sorted(set().union(*files_of.values())):
+    for name in names:
         found = {sensor: paths.get(name, []) for sensor, paths in files_of.items()}
-        if all(len(paths) == 1 for paths in found.values()):
+        if len(masks.get(name, ())) > 1:
+            reason = f"{len(masks[name])} files in mask/ have this name"
+            skipped.append(Skipped(dict.fromkeys(found, name), reason))
+        elif all(len(paths) == 1 for paths in found.values()):
             row = {sensor: path for sensor, (path,) in found.items()} | {"id": name}
+            row |= {"mask": mask for mask in masks.get(name, ())}
             table.append(dict.fromkeys(COLUMNS, "") | row)
         else:
             counts = " and ".join(f"{len(x)} in {s}/" for s, x in found.items())
@@ -74,6 +80,46 @@ def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
             present = {sensor: name for sensor, paths in found.items() if paths}
             skipped.append(Skipped(present, reason))
     return table, skipped
+
+
+def _by_name(
+    folder: str, suffixes: tuple[str, ...], *, folders: bool = False
+) -> dict[str, list[str]]:
+    """Paths of a folder's files that end so, by their names without ending.
+
+    With `folders` those of folders too, each an image with a file for each band.
+    """
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if folders and entry.is_dir():
+                found.setdefault(entry.name, []).append(entry.path)
+            elif entry.name.lower().endswith(suffixes):
+                found.setdefault(stem(entry.name), []).append(entry.path)
+    return found
+
+
+def _masks(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Masks by name, none where there is no folder of them.
+
+    Raises:
+        InputError: all are called otherwise than the images.
+    """
+    found = _by_name(folder, _MASK_SUFFIXES) if os.path.isdir(folder) else {}
+    alone = sorted(set(found) - set(names))
+    if not alone:
+        return found
+    if len(alone) == len(found):
+        raise InputError(
+            f"None of the {len(found)} masks in {folder} has the name of an image, as "
+            f"{alone[0]!r} has not; name each as the images of its pair, or pass a CSV "
+            "with a column 'mask'."
+        )
+    log.warning(
+        "%d of %d masks in %s have no image of their name, such as %s.",
+        *(len(alone), len(found), folder, alone[0]),
+    )
+    return found
 
 
 def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
@@ -89,7 +135,9 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
     if unknown or not set(sensors.SENSORS) & set(header):
         raise InputError(
             f"{path} has the columns {list(header)}; it needs s1 and s2, or one of "
-            f"them, and may have {', '.join(COLUMNS[2:])}, no others."
+            f"them, and may have {', '.join(COLUMNS[2:])}, no others; the classes of a "
+            "pair go into labels, and the path of an image of the classes of its "
+            "pixels into mask."
         )
     table = []
     for number, values in enumerate(given, start=1):
@@ -112,7 +160,7 @@ def _listed(path: str) -> tuple[list[dict], list[Skipped]]:
                 f"Row {number} of {path} has s2_offset={row['s2_offset']!r}; it must "
                 f"be one of {', '.join(offsets.CHOICES)}, or empty."
             )
-        for name in present([row]):
+        for name in ("mask", *sensors.SENSORS):  # an empty path stays empty
             row[name] = atomic.absolute(row[name], os.path.dirname(path))
         table.append(row | {"id": row["id"] or stem(row["s2"] or row["s1"])})
     return table, []

@@ -3,6 +3,7 @@ the ground their pixels lie."""
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import threading
@@ -20,6 +21,7 @@ GSD = 10.0  # metres, of Sentinel-1 and Sentinel-2 as a pair has them
 MOST_BANDS = 1000  # of a file; each has metadata of its own
 
 _SAME_GSD = 0.01  # share of it by which pixels may be larger or smaller
+_PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 _ALIGNED = 0.01  # pixels by which the corners of two images may differ from rounding
 
 
@@ -61,18 +63,27 @@ class Raster:
         return " ".join([self.crs, *(f"{value:.0f}" for value in self.transform)])
 
 
-def read(path: str) -> Raster:
-    """Reads the GeoTIFF or JPEG 2000 at `path`, with what lies beside it.
+def read(path: str, png: bool = False) -> Raster:
+    """Reads the GeoTIFF or JPEG 2000 at `path`, with what lies beside it; or a PNG.
+
+    GDAL's other drivers are not asked: some take a file for a recipe to follow.
+
+    Args:
+        path: of the file.
+        png: whether it may be a PNG.
 
     Raises:
-        InputError: it is not there, damaged or neither, or rasterio is missing.
+        InputError: it is not there, damaged or no such image, or rasterio is missing.
         OSError: it cannot be read.
     """
     rasterio = _rasterio(path)
-    base.read_file(path, 0)  # refuses what is no file
+    # GDAL would also take addresses.
+    start = base.read_file(path, len(_PNG))
     driver = DRIVERS.get(os.path.splitext(path)[1].lower(), "GTiff")
+    driver = "PNG" if png and start == _PNG else driver
+    kind = "GeoTIFF or PNG" if png else "GeoTIFF"
     try:
-        return _read(path, lambda: rasterio.open(path, driver=driver))
+        return _read(path, lambda: rasterio.open(path, driver=driver), kind)
     except InputError:
         base.read_file(path)  # which says so if it is the disk that fails
         raise
@@ -99,7 +110,7 @@ def _rasterio(name: str):
     return rasterio
 
 
-def _read(name: str, opened: Callable) -> Raster:
+def _read(name: str, opened: Callable, kind: str = "GeoTIFF") -> Raster:
     from rasterio import errors
 
     try:
@@ -116,7 +127,7 @@ def _read(name: str, opened: Callable) -> Raster:
         reason = str(error.__cause__ or error).rstrip(".")  # GDAL's words come first
     if reason:
         raise InputError(
-            f"{name} is damaged or no GeoTIFF ({reason}); unpack or write it again."
+            f"{name} is damaged or no {kind} ({reason}); unpack or write it again."
         )
     return content
 
@@ -203,7 +214,7 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def check_grids(images: Mapping[str, Raster]) -> None:
-    """Refuses grids that are not of 10 m, and two images of different places.
+    """Refuses grids that are not of 10 m, and images of different places.
 
     Images without coordinates are believed.
 
@@ -216,8 +227,8 @@ def check_grids(images: Mapping[str, Raster]) -> None:
     images = {name: image for name, image in images.items() if image.grid}
     for name, image in images.items():
         _check_pixel_size(name, image)
-    if len(images) == 2:
-        _check_aligned(*images.items())
+    for one, other in itertools.pairwise(images.items()):
+        _check_aligned(one, other)
 
 
 def _check_pixel_size(name: str, image: Raster) -> None:

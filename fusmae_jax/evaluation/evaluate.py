@@ -113,9 +113,6 @@ def open_setup(
         free=MAY_CHANGE,
         dtype=pretrained.config.model.dtype,
     )
-    classes = data.classes
-    if set(config.methods) == {"dense"}:
-        classes = data.description.maps[config.dense.field]
     meta = {
         "task": "evaluate",
         "dataset": data.description.name,
@@ -126,8 +123,15 @@ def open_setup(
         "note": note(pretrained, judged),
         "config": config.to_dict(),
     }
-    store = Store(workdir, classes, data.test, meta)
+    store = Store(workdir, told_apart(config, data), data.test, meta)
     return Setup(config, mesh, data, groups, store), judged
+
+
+def told_apart(config, data: Labelled) -> tuple[str, ...]:
+    """Names of the classes of pairs or, where these alone are judged, of pixels."""
+    if set(config.methods) == {"dense"}:
+        return data.description.maps[config.dense.field]
+    return data.classes
 
 
 def note(pretrained: Pretrained, judged: Encoder) -> str:
@@ -272,7 +276,7 @@ def describe(config, pretrained: Pretrained, data: Labelled) -> str:
     """What is about to happen, in a few words."""
     return (
         f"{pretrained.directory}, step {pretrained.step}: {', '.join(config.methods)} "
-        f"on {len(data.classes)} classes of {data.description.name}; "
+        f"on {len(told_apart(config, data))} classes of {data.description.name}; "
         f"{len(data.train)} pairs to learn from, {len(data.validation)} to choose on, "
         f"{len(data.test)} to test on"
     )

@@ -24,7 +24,7 @@ class Split(NamedTuple):
     name: str  # in the dataset
     source: object
     ids: np.ndarray  # [N]
-    labels: np.ndarray  # [N, C] uint8
+    labels: np.ndarray  # [N, C] uint8, C may be 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,7 +47,7 @@ class Labelled:
         train: what may be learnt from.
         validation: what settings are chosen on.
         test: what is scored, once.
-        classes: names of the C classes.
+        classes: names of the C classes of pairs, none where pixels alone have labels.
         single: whether every pair has exactly one of them.
     """
 
@@ -87,7 +87,9 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
     """
     description = sources.describe(config.data)
     check_description(description, config)
-    fields = (*description.layout.fields(pretrained.contract), config.labels)
+    fields = description.layout.fields(pretrained.contract)
+    if config.labels in description.classes:
+        fields = (*fields, config.labels)
     if "dense" in config.methods:
         fields = (*fields, config.dense.field)
     names = (config.data.split, config.data.val_split, config.data.test_split)
@@ -99,7 +101,8 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
         sources.check_alike(train.source, other.source)
     if "dense" in config.methods:
         check_map_classes(description, config.dense.field, config)
-    classes, single = description.classes[config.labels], config.single_label
+    classes = description.classes.get(config.labels, ())
+    single = config.single_label
     data = Labelled(description, train, validation, test, classes, single)
     check_apart(data, pretrained, allow=config.data.allow_overlap)
     check_labels(data, config.labels, allow=config.allow_empty_classes)
@@ -112,21 +115,28 @@ def check_description(description: Description, config) -> None:
     Raises:
         InputError: and what it has.
     """
+    # Of pixels alone, the labels of pairs need not be known.
+    if set(config.methods) - {"dense"} or "supervised" in config.baselines:
+        check_classes(description, config.labels)
+    if config.data.classes:
+        subsets.find_classes(description, config.data.classes, config.labels)
+    if "dense" in config.methods:
+        check_maps(description, config.dense.field)
+
+
+def check_classes(description: Description, field: str) -> None:
+    """Refuses labels that there are not."""
     if not description.classes:
         raise InputError(
             f"{description.name} has no labels, so nothing can be learnt from it or "
             "tested on it; build it again with labels, or choose another dataset with "
             "--config.data.dir."
         )
-    if config.labels not in description.classes:
+    if field not in description.classes:
         raise InputError(
-            f"{description.name} has no labels {config.labels!r}; choose with "
+            f"{description.name} has no labels {field!r}; choose with "
             f"--config.labels one of {list(description.classes)}."
         )
-    if config.data.classes:
-        subsets.find_classes(description, config.data.classes, config.labels)
-    if "dense" in config.methods:
-        check_maps(description, config.dense.field)
 
 
 def check_names(train: str, validation: str, test: str, *, allow: bool) -> None:
@@ -144,6 +154,11 @@ def check_names(train: str, validation: str, test: str, *, allow: bool) -> None:
 
 def check_maps(description: Description, field: str) -> None:
     """Refuses pixel labels that there are not."""
+    if not description.maps:
+        raise InputError(
+            f"{description.name} has no pixel labels {field!r}, nor any other; build "
+            "it again with masks, or choose another dataset with --config.data.dir."
+        )
     if field not in description.maps:
         raise InputError(
             f"{description.name} has no pixel labels {field!r}; choose with "
@@ -153,8 +168,9 @@ def check_maps(description: Description, field: str) -> None:
 
 def check_map_classes(description: Description, field: str, config) -> None:
     """Refuses pixel labels of other classes than the labels, if both are scored."""
-    classes = description.classes[config.labels]
-    if set(config.methods) - {"dense"} and description.maps[field] != classes:
+    if not set(config.methods) - {"dense"}:
+        return
+    if description.maps[field] != description.classes[config.labels]:
         raise InputError(
             f"The classes of {field} are not those of {config.labels}; run "
             "--config.methods=\"('dense',)\" in a --workdir of its own."
@@ -167,7 +183,8 @@ def _open(data, name: str, fields, config) -> Split:
     if set(config.methods) != {"dense"}:
         source = subsets.labelled(source, config.labels)
     index = source.index
-    return Split(name, source, index["id"], index[config.labels])
+    none = np.zeros((len(source), 0), np.uint8)
+    return Split(name, source, index["id"], index.get(config.labels, none))
 
 
 def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
