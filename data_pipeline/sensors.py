@@ -229,7 +229,7 @@ class Sensor:
         if unknown or not names or len(set(names)) != len(names):
             raise InputError(
                 f"Bands {list(names)} of {self.name} must be a selection, without "
-                f"repeats, of {list(by_name)}."
+                f"repeats, of {list(by_name)}; choose with config.bands.{self.name}."
             )
         return dataclasses.replace(self, bands=tuple(by_name[name] for name in names))
 
@@ -528,3 +528,15 @@ S1_HH = dataclasses.replace(
 
 # What a sensor's pixels can be a product of, the usual one first.
 PRODUCTS = {"s1": (S1, S1_HH), "s2": (S2, S2_L1C)}
+
+
+def known_bands(name: str) -> tuple[str, ...]:
+    """The bands of a sensor in any of its products, those with most bands first."""
+    products = sorted(PRODUCTS[name], key=lambda product: -len(product.bands))
+    return tuple(dict.fromkeys(b for product in products for b in product.band_names))
+
+
+def product(name: str, bands) -> Sensor:
+    """The first product of a sensor that has all of some bands, else the usual one."""
+    fitting = (p for p in PRODUCTS[name] if set(bands) <= set(p.band_names))
+    return next(fitting, PRODUCTS[name][0])

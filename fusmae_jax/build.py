@@ -32,24 +32,23 @@ log = logging.getLogger("fusmae_jax")
 
 
 def contract(
-    config, known: Mapping[str, sensors.Sensor] = sensors.SENSORS
+    config, known: Mapping[str, sensors.Sensor] | None = None
 ) -> dict[str, sensors.Sensor]:
     """The sensors with the bands that the config uses, by name.
 
     Args:
         config: see `configs/pretrain_base.py`.
         known: the sensors of the training data, whose statistics normalise the bands;
-            one that they lack is as it usually is.
+            one that they lack is as it usually is, and all are without any data.
 
     Raises:
         InputError: a band is not among them.
     """
-    lacking = {
-        name: dataclasses.replace(sensor, source=LACKING)
-        for name, sensor in sensors.SENSORS.items()
-    }
-    known = {**lacking, **known}
-    return {s: known[s].select(config.bands[s]) for s in config.bands}
+    chosen = {s: sensors.product(s, config.bands[s]) for s in config.bands}
+    for name in chosen.keys() if known is not None else ():
+        usual = dataclasses.replace(chosen[name], source=LACKING)
+        chosen[name] = known.get(name, usual)
+    return {s: sensor.select(config.bands[s]) for s, sensor in chosen.items()}
 
 
 def check_data(
@@ -82,7 +81,7 @@ def target(mesh: Mesh) -> dict:
 
 def inputs(
     config,
-    known: Mapping[str, sensors.Sensor] = sensors.SENSORS,
+    known: Mapping[str, sensors.Sensor] | None = None,
     layout: Layout | None = None,
     missing: bool = False,
 ) -> Inputs:

@@ -46,12 +46,12 @@ TABLE = {
     ),
     **data_fields.rows(("stall_seconds", "count", "size", "seed")),
     "bands.s1": several(
-        choice(*sensors.S1.band_names, spell=sensors.canonical),
+        choice(*sensors.known_bands("s1"), spell=sensors.canonical),
         least=1,
-        meaning="Bands of Sentinel-1 that the model sees.",
+        meaning="Bands of Sentinel-1 that the model sees; HH and HV are of polar data.",
     ),
     "bands.s2": several(
-        choice(*sensors.S2_L1C.band_names, spell=sensors.canonical),
+        choice(*sensors.known_bands("s2"), spell=sensors.canonical),
         least=1,
         meaning="Bands of Sentinel-2 that the model sees.",
     ),

@@ -8,6 +8,7 @@ from flax import nnx
 
 import launch
 from configs import pretrain_base
+from data_pipeline import sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import build, dtypes
 from fusmae_jax.evaluation import evaluate
@@ -81,3 +82,19 @@ def test_an_unknown_band_is_refused_with_those_there_are():
     config.bands.s2 = ("B02", "B10")
     with pytest.raises(InputError, match="B10.*B01"):
         build.objective(config)
+
+
+def test_radar_of_other_polarisations_is_trained_on_by_its_bands():
+    config = load("pretrain_small").get_config()
+    config.bands.s1 = ("HH", "HV")
+    known = {"s1": sensors.S1_HH, "s2": sensors.S2}
+    assert build.contract(config)["s1"].band_names == ("HH", "HV")
+    assert build.contract(config, known)["s1"] == sensors.S1_HH
+    with pytest.raises(InputError, match="of s1 must be a selection.* config.bands.s1"):
+        build.contract(config, sensors.SENSORS)
+
+
+def test_a_sensor_that_the_data_lack_is_the_usual_one_and_says_so():
+    found = build.contract(load("pretrain_small").get_config(), {"s2": sensors.S2})
+    assert found["s1"].band_names == ("VV", "VH")
+    assert found["s1"].source == build.LACKING and found["s2"] == sensors.S2

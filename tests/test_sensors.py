@@ -150,3 +150,12 @@ def test_metadata_that_name_no_baseline_leave_the_choice_to_the_user():
     with pytest.raises(InputError, match="^x does not say .*no tag.*s2_offset=1000"):
         offsets.chosen("auto", "", "x", "tag")
     assert offsets.chosen("0", "", "x", "tag") == 0
+
+
+def test_bands_choose_the_product_that_has_them():
+    assert sensors.product("s1", ("HV",)) is sensors.S1_HH
+    assert sensors.product("s1", ("VV", "VH")) is sensors.S1
+    assert sensors.product("s2", ("B10", "B02")) is sensors.S2_L1C
+    assert sensors.product("s2", ("B02",)) is sensors.S2
+    assert sensors.known_bands("s1") == ("VV", "VH", "HH", "HV")
+    assert sensors.known_bands("s2") == sensors.S2_L1C.band_names
