@@ -22,8 +22,8 @@ from fusmae_jax.evaluation import (
     features,
     finetune,
     heads,
-    knn,
     linear_probe,
+    neighbours,
 )
 from fusmae_jax.training import checkpoint, optim, sharding, train
 
@@ -208,7 +208,7 @@ class Maker:
 
     def knn(self) -> Program:
         """A block of the nearest neighbours."""
-        _, nearest = knn.compiled(self.mesh, 20)
+        _, nearest = neighbours.compiled(self.mesh, 20)
         width = self.config.model.dim
         bank = self._whole((PROBE["pairs"], width))
         queries = self._rows((64 * self.mesh.size, width), jnp.float32)

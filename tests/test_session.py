@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import evaluate, gallery, knn, results, tasks
+from fusmae_jax.evaluation import evaluate, gallery, neighbours, results, tasks
 from tests import judging
 
 
@@ -57,7 +57,7 @@ def test_every_setting_is_judged_once(whole):
 def test_a_killed_evaluation_goes_on_to_the_same_scores(
     trained, whole, tmp_path, monkeypatch, lines
 ):
-    predict, calls = knn.predict, []
+    predict, calls = neighbours.predict, []
 
     def killed(*args, **kw):
         calls.append(1)
@@ -66,13 +66,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_scores(
         return predict(*args, **kw)
 
     with monkeypatch.context() as patch:
-        patch.setattr(knn, "predict", killed)
+        patch.setattr(neighbours, "predict", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(config(trained), tmp_path / "cut")
     assert len(results.read(tmp_path / "cut")) == 3
     lines.clear()
     counted = lambda *a, **k: calls.append(1) or predict(*a, **k)
-    monkeypatch.setattr(knn, "predict", counted)
+    monkeypatch.setattr(neighbours, "predict", counted)
     evaluate.run(config(trained), tmp_path / "cut")
     assert "3 settings were judged before." in lines
     assert len(calls) == 4 + 12 - 3
@@ -89,7 +89,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_scores(
 
 def test_a_finished_evaluation_is_not_repeated(trained, whole, monkeypatch):
     before = (whole / "scores.json").read_text()
-    monkeypatch.setattr(tasks.knn, "predict", None)
+    monkeypatch.setattr(tasks.neighbours, "predict", None)
     monkeypatch.setattr(tasks.linear_probe, "fit", None)
     evaluate.run(config(trained), whole)
     assert (whole / "scores.json").read_text() == before

@@ -11,7 +11,14 @@ from flax import nnx
 
 from data_pipeline import atomic, ground, sources
 from fusmae_jax import build
-from fusmae_jax.evaluation import checks, encoder, features, results, retrieval, tasks
+from fusmae_jax.evaluation import (
+    checks,
+    encoder,
+    features,
+    neighbours,
+    results,
+    tasks,
+)
 from fusmae_jax.evaluation.encoder import Pretrained, check_blocks
 from fusmae_jax.evaluation.labelled_data import SPLITS, Labelled, open_labelled
 from fusmae_jax.evaluation.store import Found, Setting, Store
@@ -103,7 +110,7 @@ def open_setup(
         )
     groups = ground.groups(data.test.source)
     if "retrieval" in config.methods:
-        retrieval.check_enough(groups, config.retrieval.ks)
+        neighbours.check_enough(groups, config.retrieval.ks)
     splits = {name: getattr(data, name).source.fingerprint() for name in SPLITS}
     run_directory.open_workdir(
         workdir,

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import sources, subsets
 from fusmae_jax.config import check_judged
-from fusmae_jax.evaluation import features, knn, linear_probe, scores
+from fusmae_jax.evaluation import features, linear_probe, neighbours, scores
 from fusmae_jax.evaluation.encoder import sensor_sets
 from fusmae_jax.objectives.protocol import Objective
 from fusmae_jax.training import metrics
@@ -178,7 +178,7 @@ class Monitor:
             return row
         for s in self._sets:
             k = min(20, len(train[s]))
-            near = knn.predict(train[s], self._labels[0], held[s], k=k)
+            near = neighbours.predict(train[s], self._labels[0], held[s], k=k)
             row[f"knn_{s}"] = self._score(near)
             row[f"probe_{s}"] = self._score(self._probe(train[s], held[s]))
         row["effective_rank"] = effective_rank(both)

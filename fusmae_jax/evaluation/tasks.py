@@ -21,10 +21,9 @@ from fusmae_jax.evaluation import (
     dense,
     features,
     finetune,
-    knn,
     linear_probe,
+    neighbours,
     results,
-    retrieval,
     scores,
 )
 from fusmae_jax.evaluation.labelled_data import Labelled, Split, Subset
@@ -105,7 +104,7 @@ def judge_by_neighbours(setup: Setup, setting: Setting, taken) -> Found:
     """
     options, subset, s = setup.config.knn, setting.subset, setting.sensors
     k = min(options.k, len(subset.pairs))
-    predicted = knn.predict(
+    predicted = neighbours.predict(
         taken["train"][s][subset.pairs],
         setup.data.train.labels[subset.pairs],
         taken["test"][s],
@@ -153,7 +152,7 @@ def judge_by_retrieval(setup: Setup, setting: Setting, taken) -> Found:
     """Does an image find its partner of the other sensor, and pairs like it?"""
     options = setup.config.retrieval
     query, gallery = setting.sensors.split("->")
-    found = retrieval.score(
+    found = neighbours.score_retrieval(
         taken["test"][query],
         taken["test"][gallery],
         setup.data.test.labels,
