@@ -363,5 +363,5 @@ def test_pairs_without_any_masks_are_refused_with_what_to_do(
     tmp_path, tmp_path_factory
 ):
     c = probe(tmp_path_factory, datasets.write(tmp_path / "d"))
-    with pytest.raises(InputError, match="nor any other; build it again"):
+    with pytest.raises(InputError, match="labels 'mask', nor any other; build"):
         evaluate.run(c, tmp_path / "w")
