@@ -161,11 +161,15 @@ def test_a_value_that_is_named_is_a_class_though_files_mark_it_as_none(tmp_path)
 @pytest.mark.parametrize(
     "mask, message",
     [
-        (checks(1, 7), r"holds the value 7 in 128 pixels, of none of the 2 classes"),
+        (
+            checks(1, 7),
+            "the value 7 in 128 pixels, which means none of the 2 cl",
+        ),
         (checks(-1, 7, np.int16), r"-1 in 128 pixels, the value 7 in 128 pixels"),
         (checks(0, 0.5, np.float32), "holds 0.5, where a mask has a whole number"),
         (checks(0, np.inf, np.float32), "holds inf, where"),
-        (np.stack([checks()] * 3), "has 3 bands, where a mask has one"),
+        (np.stack([checks()] * 3), "has 3 bands of uint8, where a mask has one"),
+        (checks(dtype=np.complex64), "has 1 bands of complex64, where a mask"),
         (checks()[:8], "is 8 x 16 px, where the dataset has 16 x 16"),
         (np.arange(256, dtype=np.uint8).reshape(16, 16), ", 249 more values"),
     ],
@@ -357,6 +361,24 @@ def test_what_needs_other_labels_is_refused(
     c.update_from_flattened_dict(fields)
     with pytest.raises(InputError, match=message):
         evaluate.run(c, tmp_path / "w")
+
+
+def test_a_split_without_any_mask_is_refused_before_anything_is_learnt(
+    floods, tmp_path, tmp_path_factory, monkeypatch
+):
+    c = probe(tmp_path_factory, floods)
+    opened = record_format.Records.__getitem__
+
+    def bare(records, index):
+        hidden = np.full((SIDE, SIDE), NO_CLASS, np.uint8)
+        return opened(records, index) | (
+            {"mask": hidden} if records.split == "test" else {}
+        )
+
+    monkeypatch.setattr(record_format.Records, "__getitem__", bare)
+    with pytest.raises(InputError, match="None of the 4 pairs of split test has a lab"):
+        evaluate.run(c, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 def test_pairs_without_any_masks_are_refused_with_what_to_do(

@@ -51,7 +51,7 @@ class Legend:
         unknown = {v: n for v, n in counts.items() if v not in places}
         if unknown:
             raise InputError(
-                f"{path} holds {_counted(unknown)}, of none of the "
+                f"{path} holds {_counted(unknown)}, which means none of the "
                 f"{len(places)} classes; name every value with "
                 "--config.read.mask_classes, as in \"('10=tree cover',)\", or list "
                 "those that mean no class in --config.read.mask_nodata."
@@ -70,10 +70,10 @@ class Legend:
         Raises:
             InputError: this is no mask.
         """
-        if len(raster.pixels) != 1:
+        if len(raster.pixels) != 1 or raster.pixels.dtype.kind not in "uif":
             raise InputError(
-                f"{path} has {len(raster.pixels)} bands, where a mask has one, of the "
-                "number of each pixel's class; write it so."
+                f"{path} has {len(raster.pixels)} bands of {raster.pixels.dtype}, "
+                "where a mask has one, of whole numbers; write it so."
             )
         (pixels,) = raster.pixels
         there = ~np.isin(pixels, self.nodata)

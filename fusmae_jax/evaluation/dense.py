@@ -23,7 +23,7 @@ from data_pipeline.config_fields import (
 )
 from data_pipeline.errors import InputError
 from fusmae_jax import streams
-from fusmae_jax.evaluation import heads, linear_probe, loop, scores
+from fusmae_jax.evaluation import heads, labelled_data, linear_probe, loop, scores
 from fusmae_jax.evaluation.dense_task import Task
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import optim
@@ -252,11 +252,5 @@ def _count_steps(recipe: Recipe, task: Task, source) -> int:
             f"{recipe.epochs} epochs of {len(source)} pairs are less than one batch of "
             f"{batch}; lower batch_size or raise epochs."
         )
-    # The first labelled pixel ends the search, in most data that of the first pair.
-    maps = (source[i][task.field] for i in range(len(source)))
-    if not any((labels < task.classes).any() for labels in maps):
-        raise InputError(
-            f"None of the {len(source)} training pairs has a labelled pixel in "
-            f"{task.field!r}; use another field or other pairs."
-        )
+    labelled_data.check_pixels(source, task.field, "training pairs")
     return steps

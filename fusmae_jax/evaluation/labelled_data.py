@@ -101,6 +101,9 @@ def open_labelled(config, pretrained: Pretrained) -> Labelled:
         sources.check_alike(train.source, other.source)
     if "dense" in config.methods:
         check_map_classes(description, config.dense.field, config)
+        for split in (train, validation, test):
+            title = f"pairs of split {split.name}"
+            check_pixels(split.source, config.dense.field, title)
     classes = description.classes.get(config.labels, ())
     single = config.single_label
     data = Labelled(description, train, validation, test, classes, single)
@@ -174,6 +177,20 @@ def check_map_classes(description: Description, field: str, config) -> None:
         raise InputError(
             f"The classes of {field} are not those of {config.labels}; run "
             "--config.methods=\"('dense',)\" in a --workdir of its own."
+        )
+
+
+def check_pixels(source, field: str, title: str) -> None:
+    """Refuses pairs of which none has a labelled pixel.
+
+    The first one ends the search, in most data that of the first pair.
+    """
+    classes = len(source.description.maps[field])
+    maps = (source[i][field] for i in range(len(source)))
+    if not any((labels < classes).any() for labels in maps):
+        raise InputError(
+            f"None of the {len(source)} {title} has a labelled pixel in {field!r}; use "
+            "another field or other pairs."
         )
 
 
