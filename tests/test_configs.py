@@ -81,7 +81,7 @@ def test_an_unknown_band_is_refused_with_those_there_are():
     config = pretrain_base.get_config()
     config.bands.s2 = ("B02", "B10")
     with pytest.raises(InputError, match="B10.*B01"):
-        build.objective(config)
+        build.contract(config, sensors.SENSORS)
 
 
 def test_radar_of_other_polarisations_is_trained_on_by_its_bands():
