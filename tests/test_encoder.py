@@ -207,7 +207,9 @@ def test_a_damaged_description_of_a_run_is_refused(copy, mesh):
     for part in (["s2"], ["s1", "bands", "VV"], ["s1", "unit"]):
         (copy / "config.json").write_bytes(whole)
         change(copy, "contract", *part)
-        refused(copy, mesh, "describes no encoder|no description|Bands")
+        refused(
+            copy, mesh, "describes no encoder|no description|Bands|contradicts itself"
+        )
 
 
 def test_an_evaluation_is_no_pretraining(copy, mesh):
