@@ -207,7 +207,7 @@ def test_a_damaged_description_of_a_run_is_refused(copy, mesh):
     for part in (["s2"], ["s1", "bands", "VV"], ["s1", "unit"]):
         (copy / "config.json").write_bytes(whole)
         change(copy, "contract", *part)
-        refused(
+        refused(copy, mesh, "describes no|no description|Bands|contradicts itself")
             copy, mesh, "describes no encoder|no description|Bands|contradicts itself"
         )
 
