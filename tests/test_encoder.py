@@ -208,8 +208,6 @@ def test_a_damaged_description_of_a_run_is_refused(copy, mesh):
         (copy / "config.json").write_bytes(whole)
         change(copy, "contract", *part)
         refused(copy, mesh, "describes no|no description|Bands|contradicts itself")
-            copy, mesh, "describes no encoder|no description|Bands|contradicts itself"
-        )
 
 
 def test_an_evaluation_is_no_pretraining(copy, mesh):
