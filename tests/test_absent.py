@@ -79,6 +79,7 @@ def test_both_sensors_present_is_the_model_without_any_mask():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("rubbish", [0.0, 1e6, np.nan, np.inf])
 @pytest.mark.parametrize("absent", ["s1", "s2"])
 def test_what_stands_in_an_absent_sensor_is_never_read(absent, rubbish):
@@ -174,6 +175,7 @@ def test_a_dropped_sensor_is_asked_for_whole(key):
         np.testing.assert_allclose(share, np.where(draw.present[s], 0.75, 1.0))
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("drop_sensor", [0.5, 1.0])
 def test_every_sample_weighs_the_same_whatever_it_lacks(key, drop_sensor):
     """So a batch may go through in parts: their mean is the loss of the whole."""

@@ -61,6 +61,7 @@ def test_it_and_its_gradients_are_those_of_jax(n, m, masked, platform):
     compare(Arithmetic("float32", platform), n, m, mask)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("n, m", [(4, 6), (5, 5), (4, 7), (5, 6)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_cudnn_is_asked_for_the_same_whatever_the_lengths(no_gpu, n, m, masked):

@@ -38,6 +38,7 @@ def totals(text):
     }
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_a_step_moves_what_it_must_and_no_more(fsdp):
     mesh, state, _, text = step(fsdp)

@@ -130,6 +130,7 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **{"rtol": 1e-4, "atol": 1e-5} | tolerance)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("head", heads.HEADS)
 def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     metrics = pytest.importorskip("sklearn.metrics", reason="compares with it")
@@ -166,6 +167,7 @@ def test_confusion_is_that_of_averaged_logits_of_all_tiles(head):
     assert len({x.tobytes() for x in found}) == 2
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("size", [12, 36])
 def test_every_labelled_pixel_is_judged_once(tmp_path, size):
     source = pairs(6, size)
@@ -179,6 +181,7 @@ def test_every_labelled_pixel_is_judged_once(tmp_path, size):
         )
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "head, params", [("linear", "random"), ("upsample", "random"), ("upsample", None)]
 )
@@ -215,6 +218,7 @@ def blocks_of_radar(seed):
     return source
 
 
+@pytest.mark.journey
 def test_a_head_is_taught_the_labels_of_the_pixels_that_it_sees(tmp_path):
     """Were images turned or moved and labels not, it would only guess."""
     kw = dict(size=36, params=None, sensor_set="s1")
@@ -246,6 +250,7 @@ def test_windows_depend_on_the_step_and_on_nothing_before_it():
     assert len({*losses}) == 3
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("head", heads.HEADS)
 def test_rates_trained_at_once_are_what_each_is_alone(head):
     rates = (1e-3, 3e-2)
@@ -324,6 +329,7 @@ def test_tokens_of_one_sensor_or_two_have_one_scale_and_an_absent_one_is_not_rea
             np.testing.assert_array_equal(both[:, 0, 0, :2], images["s1"][:, 0, 0])
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("params", ["random", None])
 def test_training_on_radar_never_reads_optics(tmp_path, params):
     clean, found = pairs(), []
@@ -357,6 +363,7 @@ def test_an_interrupted_training_goes_on_to_the_same_heads(tmp_path, monkeypatch
     np.testing.assert_allclose(whole.scores, again.scores)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("head", heads.HEADS)
 def test_devices_do_not_change_what_is_learnt_or_found(tmp_path, head):
     source, found = pairs(6, 36, seed=2), []

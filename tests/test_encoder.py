@@ -58,6 +58,7 @@ def refused(run, mesh, match, **options):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+@pytest.mark.journey
 def test_an_encoder_needs_its_run_directory_and_nothing_else(copy, mesh, scenes):
     (copy / "places.npy").unlink()
     restored = encoder.restore(str(copy), mesh)
@@ -83,6 +84,7 @@ def test_any_of_its_checkpoints_can_be_asked_for(trained, mesh):
     refused(trained, mesh, r"no checkpoint of step 4; it holds \[2, 6\]", step=4)
 
 
+@pytest.mark.journey
 def test_fresh_parameters_are_those_of_a_run_that_begins(trained, mesh):
     restored = encoder.restore(trained, mesh)
     fresh, tx = restored.fresh(3), optax.sgd(1.0)

@@ -135,6 +135,7 @@ def plain(tmp_path_factory):
     return tune(tmp_path_factory.mktemp("plain"), Pairs())
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("single", [False, True])
 def test_it_learns_a_handful_of_pairs_by_heart(tmp_path, single):
     source = Pairs(single=single)
@@ -257,6 +258,7 @@ def test_few_pairs_fill_a_batch(tmp_path):
     assert np.isfinite(predict(tuned, Pairs(3))).all()
 
 
+@pytest.mark.journey
 def test_a_training_cut_in_two_equals_the_one_left_alone(tmp_path, monkeypatch):
     recipe = NOISY | dict(epochs=4)
     whole = tune(tmp_path / "whole", Pairs(), **recipe)
@@ -288,6 +290,7 @@ def test_a_resume_holds_one_state_at_a_time(plain, tmp_path, while_loading):
     assert held < 1.5 * one, held / one
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("remat, accumulate", [("none", 4), ("dots", 1), ("full", 2)])
 def test_what_saves_memory_learns_the_same(tmp_path, remat, accumulate):
     """Mixing samples, leaving out branches and clipping included."""
@@ -307,6 +310,7 @@ def step_memory(**recipe):
     return step.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.journey
 def test_parts_of_a_batch_take_less_memory():
     """What remat saves shows only off the CPU, see tests/test_ahead_of_time.py."""
     assert step_memory(accumulate=8) < 0.4 * step_memory()
@@ -331,6 +335,7 @@ def test_where_all_sensors_are_there_nothing_is_masked(tmp_path, monkeypatch):
     assert masked and not any(masked)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_devices_and_layouts_do_not_matter_and_a_step_compiles_once(
     plain, tmp_path, fsdp
@@ -357,6 +362,7 @@ def test_trainings_share_their_compiled_step(plain, tmp_path):
         assert step._cache_size() == 2
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "option, changed",
     [
@@ -385,6 +391,7 @@ def alike(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.journey
 def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path):
     tuned = tune(tmp_path, Pairs(), **NOISY)
     # Only parameters decide a prediction, not the recipe they are from.
@@ -422,6 +429,7 @@ def test_predictions_drop_what_fills_up_batches(plain):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("shown, absent", [("s1", "s2"), ("s2", "s1")])
 def test_pixels_of_an_absent_sensor_are_never_read(tmp_path, shown, absent):
     options = NOISY | dict(sensor_set=shown)

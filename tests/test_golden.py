@@ -50,6 +50,7 @@ def losses(directory):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("golden", OF_TODAY, indirect=True)
 def test_a_run_of_an_earlier_version_goes_on(golden, tmp_path):
     workdir = shutil.copytree(golden, tmp_path / "run")

@@ -15,6 +15,7 @@ from fusmae_jax.training import heldout, metrics, sharding
 from tests import tiny
 
 
+@pytest.mark.journey
 @pytest.fixture(scope="module")
 def held():
     """Held-out pairs, and parameters of a model."""
@@ -42,6 +43,7 @@ def test_pictures_are_targets_and_predictions_in_native_units(held):
         assert drawn[s]["hidden"].dtype == bool and drawn[s]["hidden"].mean() == 0.75
 
 
+@pytest.mark.journey
 def test_a_score_is_the_error_of_the_hidden_patches_alone(held):
     held_out, params = held
     outcome, score = held_out.redraw(params), held_out.score(params)

@@ -109,6 +109,7 @@ def test_every_band_of_both_sensors_shows_the_same_ground(key, axis, method, rea
                 )
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("method", inputs.RESAMPLING)
 @pytest.mark.parametrize(
     "side, box, size",

@@ -41,6 +41,7 @@ def one_sentence(result):
     return result.stderr.strip()
 
 
+@pytest.mark.journey
 def test_quickstart_runs_from_anywhere_and_writes_under_runs(tmp_path):
     result = launch(
         config("quickstart"),
@@ -66,6 +67,7 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -87,6 +89,7 @@ def test_what_cannot_work_is_said_in_a_sentence(tmp_path, arguments, message):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -107,6 +110,7 @@ NEVER = {"tensorflow", "sklearn", "pandas", "apache_beam"}
 LATER = {"matplotlib", "tensorboardX", "torch", "scipy.spatial"} | NEVER
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "module, unused",
     [
@@ -180,6 +184,7 @@ def test_a_terminal_that_knows_ascii_alone_gets_tables_too():
     assert result.stdout == "57.5 ? 4.4\n"
 
 
+@pytest.mark.journey
 def test_the_example_of_the_docs_runs_from_anywhere(tmp_path):
     usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", usage, re.S)
@@ -203,6 +208,7 @@ def test_a_mistake_in_a_config_file_shows_where_it_is(tmp_path):
     assert result.returncode == 1 and "return math.nothing" in result.stderr
 
 
+@pytest.mark.journey
 def test_a_damaged_record_is_said_in_a_sentence(tmp_path):
     shutil.copytree(ROOT / "data_pipeline" / "sample", tmp_path / "data")
     shard = next((tmp_path / "data").glob("*-train.array_record-00001*"))

@@ -73,6 +73,7 @@ def test_the_run_directory_holds_the_encoder_that_was_judged(run):
     assert encoder.digest(restored.params) == encoder.digest(run[1].params)
 
 
+@pytest.mark.journey
 def test_judging_changes_nothing_of_the_training(run, tmp_path):
     state = pretrain.run(config(every=0), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(run[0])
@@ -81,6 +82,7 @@ def test_judging_changes_nothing_of_the_training(run, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.journey
 def test_resuming_judges_no_epoch_twice(run, tmp_path):
     workdir = shutil.copytree(run[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "6")  # as if killed at step 5 or 6
@@ -148,6 +150,7 @@ def test_labels_that_the_data_lack_are_refused_before_anything_is_written(tmp_pa
         pretrain.run(c, tmp_path / "run")
 
 
+@pytest.mark.journey
 def test_an_encoder_that_diverged_is_told_in_a_sentence(lines):
     judge = make_judge(config(), synthetic.Scenes(24, size=24))
     _, params = nnx.split(tiny.model())

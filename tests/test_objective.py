@@ -59,6 +59,7 @@ def error(objective, outcome, s):
     return np.square(np.asarray(outcome.predicted[s] - target)[hidden]).mean()
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("mode", ["independent", "consistent"])
 def test_the_loss_is_the_same_whether_or_not_visible_patches_are_redrawn(
     key, fields, mode

@@ -331,6 +331,7 @@ def probe(factory, dataset):
     return c
 
 
+@pytest.mark.journey
 def test_dense_probing_needs_neither_labels_of_pairs_nor_a_validation_split(
     floods, tmp_path, tmp_path_factory
 ):

@@ -65,6 +65,7 @@ def test_the_rows_of_a_csv_may_name_files_at_home(home):
     assert len(record_format.Records(home / "out", "train")) == len(rows)
 
 
+@pytest.mark.journey
 def test_a_run_is_written_continued_and_judged_at_home(home):
     pretrain.run(tiny.config(), "~/run")
     assert (home / "run" / "checkpoints" / "6").is_dir()

@@ -274,6 +274,7 @@ def test_cooccurrence_of_one_label_each_is_the_confusion_matrix():
     np.testing.assert_allclose(got, want)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "names", (classes.BIGEARTHNET_19, classes.BIGEARTHNET_43, classes.IGBP_10), ids=len
 )

@@ -153,6 +153,7 @@ def test_a_stream_that_is_left_alone_leaves_no_thread():
     until(lambda: not thread.is_alive())
 
 
+@pytest.mark.journey
 @pytest.fixture
 def pipe(tmp_path):
     path = tmp_path / "pipe"
@@ -173,6 +174,7 @@ def test_a_worker_that_waits_is_said_and_ended_by_force(pipe, lines, monkeypatch
     assert time.monotonic() - begun < 20 and not alive(worker.pid)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_ends_training_in_a_sentence_and_the_others(workers):
     got = stream(Numbers(), threads=1, workers=workers)
@@ -197,6 +199,7 @@ class Leaving(Numbers):
         return super().__getitem__(i)
 
 
+@pytest.mark.journey
 def test_a_worker_that_leaves_in_good_order_ends_training_too():
     got = stream(Leaving(), threads=1, workers=1)
     with pytest.raises(InputError, match=r"\(exit code 0\) ended unexpectedly"):
@@ -214,6 +217,7 @@ class Telling(Numbers):
         return {"x": np.array(told)}
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("threads, workers, each", [(4, 2, 2), (1, 2, 1), (5, 1, 5)])
 def test_workers_are_spawned_and_share_the_threads(monkeypatch, threads, workers, each):
     monkeypatch.setattr(prefetch, "forked", 1, raising=False)
@@ -251,6 +255,7 @@ def test_signals_to_the_whole_group_leave_workers_to_their_parent(monkeypatch):
     assert worker.exitcode == 0
 
 
+@pytest.mark.journey
 def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     script = """
 import multiprocessing, time

@@ -127,6 +127,7 @@ def test_the_stream_is_closed_when_training_ends(monkeypatch):
     assert closed
 
 
+@pytest.mark.journey
 def test_devices_are_read_only_where_a_step_is_logged(tmp_path, monkeypatch):
     config, at, reads = tiny.config(), [0], set()
     config.log_every = config.eval_every = config.checkpoint_every = 3
@@ -261,6 +262,7 @@ def test_the_description_says_what_the_devices_could_do_at_most(ahead, monkeypat
     assert f"at most {most:,.0f} images/s" in text
 
 
+@pytest.mark.journey
 def test_the_first_row_says_what_the_start_took(tmp_path, lines):
     config = tiny.config()
     config.log_every = 2

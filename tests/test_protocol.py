@@ -69,6 +69,7 @@ def test_what_gradients_do_not_train_follows_the_parameters(whole):
     assert np.abs(state.extra["center"]).max() > 0.0
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_it_resumes_exactly_on_any_layout(whole, tmp_path, fsdp):
     shutil.copytree(whole[0], tmp_path / "cut")

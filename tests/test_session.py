@@ -54,6 +54,7 @@ def test_every_setting_is_judged_once(whole):
     assert subsets == {(0.5, 0), (0.5, 1), (1.0, 0)}
 
 
+@pytest.mark.journey
 def test_a_killed_evaluation_goes_on_to_the_same_scores(
     trained, whole, tmp_path, monkeypatch, lines
 ):
@@ -95,6 +96,7 @@ def test_a_finished_evaluation_is_not_repeated(trained, whole, monkeypatch):
     assert (whole / "scores.json").read_text() == before
 
 
+@pytest.mark.journey
 def test_what_is_done_may_grow(trained, tmp_path, monkeypatch):
     few = dict(fractions=(1.0,), repeats=(1,), sensors=("s1",))
     small = config(trained, methods=("knn",), **few)
@@ -181,6 +183,7 @@ def test_a_report_says_what_it_is_of(whole, trained):
     assert meta["config"]["knn"]["k"] == 5
 
 
+@pytest.mark.journey
 def test_an_evaluation_computes_as_its_run_did_and_says_so(trained, whole, tmp_path):
     rough = shutil.copytree(trained, tmp_path / "rough")
     described = json.loads((rough / "config.json").read_text())

@@ -40,12 +40,14 @@ def replicated():
     return run(3)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("fsdp", [2, 4])
 def test_loss_does_not_depend_on_the_layout(replicated, fsdp):
     losses, _ = run(3, fsdp=fsdp)
     np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("devices", [1, 2])
 def test_loss_does_not_depend_on_the_number_of_devices(
     replicated, devices, monkeypatch
@@ -61,6 +63,7 @@ def test_loss_does_not_depend_on_gradient_accumulation(replicated):
     np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
 
 
+@pytest.mark.journey
 def test_it_learns_and_compiles_once():
     losses, compilations = run(60, rate=3e-3, repeat=True)
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
@@ -90,6 +93,7 @@ def test_masks_and_views_do_not_depend_on_the_layout(key):
         np.testing.assert_allclose(got.view.box, want.view.box, rtol=1e-6)
 
 
+@pytest.mark.journey
 def test_bfloat16_products_leave_the_state_in_float32(replicated):
     config = tiny.config()
     config.model.dtype = "bfloat16"
