@@ -56,6 +56,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_a_training_step_is_lowered_for_machines_that_are_not_here(changes, platform):
@@ -69,6 +70,7 @@ def test_a_training_step_is_lowered_for_machines_that_are_not_here(changes, plat
     assert found.fused_attention == (2 * attentions + again if fused else 0)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
 def test_so_is_every_step_of_an_evaluation(platform):
     make, holed = maker(platform), maker(platform, missing=True)
@@ -93,6 +95,7 @@ def test_so_is_every_step_of_an_evaluation(platform):
 RECIPES = [{}, {"accumulate": 2}, {"remat": "dots"}, {"remat": "full"}]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_fine_tuning_on_all_sensors_attends_by_cudnn_and_hides_nothing(

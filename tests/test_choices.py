@@ -39,6 +39,7 @@ def test_bfloat16_stays_near_float32(ours):
     assert low != full
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("name", choices.LEVERS)
 def test_a_choice_made_otherwise_is_another_program_with_the_same_losses(name, ours):
     dtype = "bfloat16" if name in BFLOAT16 else "float32"

@@ -75,6 +75,7 @@ def contents(path) -> list[bytes] | None:
         return None
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("options", record_format.COMPRESSION.values())
 def test_no_flipped_byte_gives_other_pixels(tmp_path, options):
     datasets.write(tmp_path, (4,), options=options)
@@ -164,6 +165,7 @@ def run_on(folder):
     return config
 
 
+@pytest.mark.journey
 def test_a_run_stops_at_a_damaged_record_in_the_sentence_that_names_its_shard(
     hurt, tmp_path
 ):

@@ -139,6 +139,7 @@ def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path):
     assert (tmp_path / "figures" / "probe_confusion.png").exists()
 
 
+@pytest.mark.journey
 def test_few_labels_are_all_that_the_few_label_rows_saw(trained, tmp_path, monkeypatch):
     """What stands behind other labels changes nothing."""
     config = judging.config(
@@ -165,6 +166,7 @@ def test_few_labels_are_all_that_the_few_label_rows_saw(trained, tmp_path, monke
         assert a.scores.overall == b.scores.overall
 
 
+@pytest.mark.journey
 def test_the_real_pairs_that_come_with_the_project_can_be_judged(trained, tmp_path):
     config = probe_sample.get_config()
     config.checkpoint = str(trained)
@@ -266,6 +268,7 @@ def judged_alone(run_directory, workdir, monkeypatch):
     return below
 
 
+@pytest.mark.journey
 def test_one_sensor_alone_has_a_footnote_where_pretraining_always_showed_both(
     trained, tmp_path, monkeypatch, capsys
 ):

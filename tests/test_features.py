@@ -114,6 +114,7 @@ def test_two_graphs_serve_all_sensors_single_ones_and_any_parameters(monkeypatch
     assert len(traces) == 2
 
 
+@pytest.mark.journey
 def test_features_are_the_same_in_any_batch_and_on_any_devices(taken):
     alone = extractor(mesh=one_device())
     for batch_size in (3, 64):
@@ -166,6 +167,7 @@ def test_pools_read_nothing_of_an_absent_sensor(how):
     assert np.isfinite(features.pool(encoded, here, how)).all()
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("params", [PARAMS, None], ids=["encoder", "statistics"])
 @pytest.mark.parametrize("absent, shown", [("s2", "s1"), ("s1", "s2")])
 def test_features_of_a_sensor_do_not_depend_on_the_other(params, absent, shown):

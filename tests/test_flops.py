@@ -73,6 +73,7 @@ def product_flops(jaxpr):
     return total
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
 @pytest.mark.parametrize("early, late", VARIANTS)
 @pytest.mark.parametrize("drop_sensor", [0.0, 0.5])
@@ -87,6 +88,7 @@ def test_the_formula_counts_every_matrix_product(
     assert train_step_flops(sizes, 0.75, drop_sensor) == want
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_xla_counts_the_same_within_5_percent(sizes, fused):

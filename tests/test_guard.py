@@ -88,6 +88,7 @@ def test_the_learning_rate_goes_by_steps_and_the_moments_by_updates(whole):
     assert counts == {optax.ScaleByScheduleState: 6, optax.ScaleByAdamState: 4}
 
 
+@pytest.mark.journey
 def test_a_step_left_out_changes_no_parameter_and_too_many_leave_out_all_others():
     c, mesh = config(bad_steps=2), sharding.make_mesh()
     objective = build.objective(c, **build.target(mesh))
@@ -136,6 +137,7 @@ def test_too_many_in_a_row_end_the_run_and_more_patience_lets_it_go_on(whole, tm
     jax.tree.map(np.testing.assert_array_equal, state.params, whole[1].params)
 
 
+@pytest.mark.journey
 def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
     c = config(bad_steps=3, log_every=6, checkpoint_every=2)
     c.optim.base_lr = 1e30
@@ -213,6 +215,7 @@ def extremes():
     return {name: jnp.array(np.stack([p[name] for p in pairs])) for name in pairs[0]}
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "normalize, dtype",
     [("none", "float32"), ("patch", "bfloat16"), ("group", "bfloat16")],

@@ -264,6 +264,7 @@ def test_a_sensor_without_any_patch_is_an_absent_sensor():
 # The loss
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "normalize, drop_sensor", [("none", 0.0), ("patch", 0.5), ("group", 0.0)]
 )
@@ -276,6 +277,7 @@ def test_without_a_hole_the_loss_is_that_of_data_without_any(
     trees_equal(got, want, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("normalize", patches.NORMALIZATIONS)
 def test_other_values_under_a_hole_change_neither_loss_nor_gradient(
     full, key, normalize
@@ -313,6 +315,7 @@ def plain_error(goal, outcome, s):
     return np.mean(squares)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "normalize, mode",
     [("none", "independent"), ("patch", "consistent"), ("group", "independent")],
@@ -329,6 +332,7 @@ def test_the_loss_is_the_mean_over_measured_pixels_of_hidden_patches(
         np.testing.assert_allclose(parts[f"loss_{s}"], want, rtol=1e-4)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("mode", patches.MASK_MODES)
 def test_patches_without_a_measured_pixel_are_shown_last(full, key, mode):
     goal = objective(mask_mode=mode)
@@ -356,6 +360,7 @@ def nothing(fields, *names):
     return fields
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "normalize, names, drop_sensor",
     [
@@ -374,6 +379,7 @@ def test_a_sensor_that_is_missing_in_a_whole_batch_costs_nothing(
     assert all(found[1][f"loss_{s}"] == 0.0 for s in names)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("normalize", patches.NORMALIZATIONS)
 def test_the_floor_is_of_measured_pixels_and_pictures_leave_holes(full, key, normalize):
     goal = objective(normalize=normalize)
@@ -419,6 +425,7 @@ def take(net, params, fields, sensor_set="both", **recipe):
     return np.asarray(taker(fields)[sensor_set])
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("pool", features.POOLS)
 @pytest.mark.parametrize("sensor_set", encoder.SENSOR_SETS)
 def test_features_are_finite_and_blind_to_what_stands_in_holes(full, pool, sensor_set):
@@ -519,6 +526,7 @@ def test_dense_features_are_zeros_where_no_sensor_is(full):
     assert finite(dense_task.tokens(bare, nnx.State({}), shown, None, 1))
 
 
+@pytest.mark.journey
 def test_fine_tuning_on_holes_stays_finite_and_blind_to_what_stands_in_them(full, key):
     net, params = judged()
     recipe = finetune.Recipe(2, BATCH, 1e-3, warmup_epochs=0, mixup=0.8)
@@ -620,6 +628,7 @@ def holed(monkeypatch):
     monkeypatch.setattr(sources, "has_missing", lambda data: True)
 
 
+@pytest.mark.journey
 def test_a_run_on_pairs_with_holes_trains_judges_and_draws(holed, tmp_path):
     config = tiny.config()
     config.epochs, config.mask.drop_sensor = 1, 0.25
@@ -637,6 +646,7 @@ def test_a_run_on_pairs_with_holes_trains_judges_and_draws(holed, tmp_path):
     assert (np.abs(drawn - PINK).max(axis=-1) < 0.01).mean() > 0.02
 
 
+@pytest.mark.journey
 def test_every_task_has_scores_of_pairs_with_holes(holed, tmp_path_factory):
     trained = judging.trained(tmp_path_factory)
     methods = ("knn", "probe", "retrieval", "dense", "finetune")
@@ -650,6 +660,7 @@ def test_every_task_has_scores_of_pairs_with_holes(holed, tmp_path_factory):
         assert finite([score.value for score in row.scores.overall.values()])
 
 
+@pytest.mark.journey
 @pytest.fixture(scope="module", params=SENSORS)
 def alone(request, tmp_path_factory):
     """A sensor, and a folder of pairs that hold nothing of the other."""

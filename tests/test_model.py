@@ -47,6 +47,7 @@ def swapped(model):
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(other, params))
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("depth", [0, 2])
 def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key, depth):
     model, x, m = tiny.model(decoder_depth=depth), images(), masks(key)
@@ -211,6 +212,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_numbers(changes, message):
         tiny.model(**changes)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "bands, image_size, patch_size",
     [({"s1": 1, "s2": 3}, 24, 4), ({"s1": 2, "s2": 10}, 30, 15)],
@@ -243,6 +245,7 @@ def test_base_has_the_size_of_a_vit_base():
     assert count == 12 * block + extra
 
 
+@pytest.mark.journey
 def test_rematerialisation_computes_again_what_it_says_and_changes_nothing(key):
     x, m = images(), masks(key)
     counts, gradients = {}, {}

@@ -251,6 +251,7 @@ def test_restart_with_a_half_written_plan_is_refused(stopped, content):
         prepare.prepare(stopped)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("content", ["", '{"count": 2, "by', "[]", "{}", "7"])
 @pytest.mark.parametrize("strict", [False, True])
 def test_restart_writes_anew_what_has_a_half_written_result(stopped, content, strict):

@@ -278,6 +278,7 @@ def test_the_bytes_depend_on_the_records_only(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("count", [1, 7, 24])
 def test_the_sheet_holds_all_pairs_whatever_their_number(tmp_path, count):
     tiny = dataclasses.replace(DESCRIPTION, layout=layout.native(6, sensors.SENSORS))

@@ -49,6 +49,7 @@ def test_held_out_losses_are_logged_beside_training(whole):
     assert [row["step"] for row in evaluated] == [3, 6]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("fsdp, accumulate", [(1, 1), (4, 2)])
 def test_resuming_on_another_layout_repeats_the_uninterrupted_run(
     whole, tmp_path, fsdp, accumulate
@@ -81,6 +82,7 @@ def spoil(checkpoint):
     path.write_text(json.dumps(about))
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_resume_holds_one_state_at_a_time(whole, tmp_path, while_loading, damaged):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
@@ -103,6 +105,7 @@ def test_a_new_run_records_what_auto_stood_for(whole, tmp_path, monkeypatch):
     assert losses(tmp_path / "run") == losses(whole[0])
 
 
+@pytest.mark.journey
 @pytest.fixture
 def elsewhere(monkeypatch):
     """The config of the whole run on a machine that would rather have bfloat16."""
@@ -140,6 +143,7 @@ def test_a_run_that_began_in_float32_has_no_use_for_cudnn(
         pretrain.run(elsewhere, whole[0])
 
 
+@pytest.mark.journey
 def test_a_half_written_checkpoint_is_passed_over(whole, tmp_path):
     workdir = tmp_path / "cut"
     shutil.copytree(whole[0], workdir)
@@ -221,6 +225,7 @@ class SpoiledScenes(synthetic.Scenes):
         return scene
 
 
+@pytest.mark.journey
 def test_missing_radar_and_constant_sea_train_with_a_warning(
     tmp_path, monkeypatch, lines
 ):

@@ -21,6 +21,7 @@ def specs(fsdp):
     }
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_kernels_are_split_over_fsdp_and_their_moments_over_all_devices(fsdp):
     by_path = specs(fsdp)

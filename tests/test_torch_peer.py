@@ -107,6 +107,7 @@ def history(config, ours, fields):
     return records
 
 
+@pytest.mark.journey
 def test_images_are_the_same(config, ours, fields):
     draw = ours.draw(jax.random.key(5), BATCH)
     theirs, drawn = peer(config), peer_draw(draw)

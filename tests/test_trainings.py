@@ -47,6 +47,7 @@ def test_more_blocks_than_there_are_is_said_before_anything_is_opened():
         evaluate.check_depth(config(dense__blocks=9), 3)
 
 
+@pytest.mark.journey
 def test_an_encoder_of_one_block_has_one_output_in_every_task(tmp_path):
     pretraining = tiny.config()
     pretraining.model.depth = 1  # the XAttnEncoder, and nothing behind it
