@@ -52,6 +52,7 @@ def test_a_step_moves_what_it_must_and_no_more(fsdp):
         assert got[kind] == pytest.approx(size, rel=0.05), kind
 
 
+@pytest.mark.journey
 def test_what_is_sent_does_not_grow_with_the_batch():
     some, twice = (
         sorted((c.kind, c.shape) for c in collectives.read(text))

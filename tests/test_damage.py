@@ -173,6 +173,7 @@ def test_a_run_stops_at_a_damaged_record_in_the_sentence_that_names_its_shard(
         pretrain.run(run_on(hurt), tmp_path / "run")
 
 
+@pytest.mark.journey
 def test_a_run_is_judged_on_no_other_pair_than_the_damaged_one(sample, tmp_path):
     path = sample / TRAIN.format(1)
     flip(path, int(path.stat().st_size * 0.4))

@@ -343,6 +343,7 @@ def test_training_on_radar_never_reads_optics(tmp_path, params):
     np.testing.assert_array_equal(*(counts for _, counts in found))
 
 
+@pytest.mark.journey
 def test_an_interrupted_training_goes_on_to_the_same_heads(tmp_path, monkeypatch):
     whole = fit(tmp_path / "whole", size=36)
     load, starts = loop.load, []

@@ -284,6 +284,7 @@ def test_one_sensor_alone_has_a_footnote_where_pretraining_always_showed_both(
             assert line["note"] == (note if alone else "")
 
 
+@pytest.mark.journey
 def test_there_is_no_footnote_where_pretraining_dropped_sensors(
     trained, tmp_path, monkeypatch, capsys
 ):

@@ -122,6 +122,7 @@ def test_features_are_the_same_in_any_batch_and_on_any_devices(taken):
         same(found, taken, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.journey
 def test_features_are_the_pooled_output_of_the_encoder(taken):
     """The mean over all tokens there are, as the model gives them without a mask."""
     encoder = tiny.objective(model=dict(depth=3)).encoder()

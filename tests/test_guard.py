@@ -117,6 +117,7 @@ def test_a_step_left_out_changes_no_parameter_and_too_many_leave_out_all_others(
     assert (int(state.skipped), int(state.skipped_in_a_row)) == (4, 3)
 
 
+@pytest.mark.journey
 def test_too_many_in_a_row_end_the_run_and_more_patience_lets_it_go_on(whole, tmp_path):
     workdir = tmp_path / "run"
     said = r"Steps 3 to 4 were not applied.*bad_batches\.json.*from step 2.*bad_steps=4"

@@ -15,7 +15,6 @@ from fusmae_jax.training import heldout, metrics, sharding
 from tests import tiny
 
 
-@pytest.mark.journey
 @pytest.fixture(scope="module")
 def held():
     """Held-out pairs, and parameters of a model."""
@@ -28,6 +27,7 @@ def held():
     return made, jax.device_put(params, sharding.whole(mesh))
 
 
+@pytest.mark.journey
 def test_pictures_are_targets_and_predictions_in_native_units(held):
     held_out, params = held
     outcome = held_out.redraw(params)

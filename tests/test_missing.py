@@ -660,7 +660,6 @@ def test_every_task_has_scores_of_pairs_with_holes(holed, tmp_path_factory):
         assert finite([score.value for score in row.scores.overall.values()])
 
 
-@pytest.mark.journey
 @pytest.fixture(scope="module", params=SENSORS)
 def alone(request, tmp_path_factory):
     """A sensor, and a folder of pairs that hold nothing of the other."""
@@ -676,6 +675,7 @@ def alone(request, tmp_path_factory):
     return request.param, folder
 
 
+@pytest.mark.journey
 def test_pairs_of_one_sensor_train_are_judged_and_drawn(alone, tmp_path, lines):
     name, folder = alone
     (other,) = set(SENSORS) - {name}

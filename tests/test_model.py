@@ -62,6 +62,7 @@ def test_only_what_is_hidden_is_redrawn_and_as_if_all_were(key, depth):
         np.testing.assert_array_equal(pixels, model.patchify(x)[s])
 
 
+@pytest.mark.journey
 def test_only_decoders_that_see_the_global_token_teach_its_output(key):
     x, m, encode = images(), masks(key), Encoder.__call__
 

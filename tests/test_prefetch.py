@@ -153,7 +153,6 @@ def test_a_stream_that_is_left_alone_leaves_no_thread():
     until(lambda: not thread.is_alive())
 
 
-@pytest.mark.journey
 @pytest.fixture
 def pipe(tmp_path):
     path = tmp_path / "pipe"
@@ -161,6 +160,7 @@ def pipe(tmp_path):
     return path
 
 
+@pytest.mark.journey
 def test_a_worker_that_waits_is_said_and_ended_by_force(pipe, lines, monkeypatch):
     monkeypatch.setattr(prefetch, "CLOSE_SECONDS", 0.5)
     got = stream(Piped(pipe, 1), threads=1, workers=1, stall_seconds=0.4)

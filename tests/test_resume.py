@@ -95,6 +95,7 @@ def test_a_resume_holds_one_state_at_a_time(whole, tmp_path, while_loading, dama
     assert max(while_loading) < 1.5 * one, [x / one for x in while_loading]
 
 
+@pytest.mark.journey
 def test_a_new_run_records_what_auto_stood_for(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(dtypes, "cpu", lambda: ("a CPU without AMX", ("avx512_bf16",)))
     config = tiny.config()
@@ -105,7 +106,6 @@ def test_a_new_run_records_what_auto_stood_for(whole, tmp_path, monkeypatch):
     assert losses(tmp_path / "run") == losses(whole[0])
 
 
-@pytest.mark.journey
 @pytest.fixture
 def elsewhere(monkeypatch):
     """The config of the whole run on a machine that would rather have bfloat16."""
@@ -115,6 +115,7 @@ def elsewhere(monkeypatch):
     return config
 
 
+@pytest.mark.journey
 def test_a_run_goes_on_in_the_type_in_which_it_began(whole, tmp_path, elsewhere, lines):
     workdir = shutil.copytree(whole[0], tmp_path / "cut")
     shutil.rmtree(workdir / "checkpoints" / "6")
@@ -236,6 +237,7 @@ def test_missing_radar_and_constant_sea_train_with_a_warning(
     assert len(said) == 2 and "held-out" in said[0] and "Step 1" in said[1]
 
 
+@pytest.mark.journey
 def test_a_run_asked_to_stop_while_no_batch_comes_saves_what_it_has(
     whole, tmp_path, monkeypatch
 ):

@@ -58,6 +58,7 @@ def test_loss_does_not_depend_on_the_number_of_devices(
     np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
 
 
+@pytest.mark.journey
 def test_loss_does_not_depend_on_gradient_accumulation(replicated):
     losses, _ = run(3, accumulate=2)
     np.testing.assert_allclose(losses, replicated[0], rtol=1e-4)
