@@ -67,15 +67,25 @@ def lock(path: str | os.PathLike) -> bool:
             os.ftruncate(file, 0)
             os.pwrite(file, holder.encode(), 0)
             os.fsync(file)
-    except OSError as error:
-        who = os.pread(file, 1000, 0).decode(errors="replace")
+    except BlockingIOError:
+        who = _holder(file)
         os.close(file)
-        if isinstance(error, BlockingIOError):
-            raise Locked(who or "another process") from None
+        raise Locked(who) from None
+    except OSError:
+        os.close(file)
         raise
     unlock(path)  # of one in a folder that was deleted since, and made anew
     _locks[os.path.abspath(path)] = file
     return True
+
+
+def _holder(file: int) -> str:
+    """Who has locked a file; who has just done so is yet to write it down."""
+    for _ in range(20):
+        if who := os.pread(file, 1000, 0).decode(errors="replace"):
+            return who
+        time.sleep(0.05)
+    return "another process"
 
 
 def unlock(path: str | os.PathLike) -> None:

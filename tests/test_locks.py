@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -220,3 +221,16 @@ def test_a_host_ends_when_another_cannot_go_on(monkeypatch):
     with pytest.raises(InputError, match="mine"):
         with cluster.together("open x"):
             raise InputError("mine")
+
+
+def test_a_lock_that_was_taken_a_moment_ago_says_by_whom(tmp_path):
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writing = threading.Timer(0.2, (tmp_path / "lock").write_text, ["process 7"])
+        writing.start()
+        with pytest.raises(locks.Locked, match="process 7"):
+            locks.lock(tmp_path / "lock")
+        writing.join()
+        (tmp_path / "lock").write_text("")  # as of one that died before it said so
+        with pytest.raises(locks.Locked, match="another process"):
+            locks.lock(tmp_path / "lock")
