@@ -93,7 +93,8 @@ def _by_name(
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if folders and entry.is_dir():
-                found.setdefault(entry.name, []).append(entry.path)
+                name = entry.name.removesuffix(".SAFE")
+                found.setdefault(name, []).append(entry.path)
             elif entry.name.lower().endswith(suffixes):
                 found.setdefault(stem(entry.name), []).append(entry.path)
     return found

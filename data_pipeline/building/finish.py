@@ -158,8 +158,8 @@ def summarise(
         info = {name: result[name] for name in record_format.ShardInfo._fields}
         infos.append(record_format.ShardInfo(**info))
         remarks.update(result["remarks"])
-        for *names, reason in result["skipped"]:
-            skipped.append(Skipped(dict(zip(NAMED, names)), reason))
+        for *names, reason, wanted in result["skipped"]:
+            skipped.append(Skipped(dict(zip(NAMED, names)), reason, wanted))
     count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
     return card.SplitReport(count, size, tally, remarks), infos, skipped
 
