@@ -1,10 +1,11 @@
 """Anybody's own pairs: one GeoTIFF of Sentinel-1 and one of Sentinel-2 for each place.
 
-The source is a folder with s1/ and s2/, whose files pair by name, or a CSV with a row
-for each pair. Bands go by name, from the files' band descriptions or the config, in
-whatever order they lie; bands that the contract does not know are left out. All bands
-of a pair share one 10 m grid, in metres where the files have coordinates; so does a
-mask with the class of each pixel, where a pair has one.
+The source is a folder with s1/ and s2/, whose files pair by name, or one whose files
+are called by a pattern, or a CSV with a row for each pair. Bands go by name, from the
+files' band descriptions or the config, in whatever order they lie; bands that the
+contract does not know are left out. All bands of a pair share one 10 m grid, in metres
+where the files have coordinates; so does a mask with the class of each pixel, where a
+pair has one.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from data_pipeline import layout, offsets, sensors
 from data_pipeline.archives import (
     band_folders,
     base,
+    file_patterns,
     pair_lists,
     pair_masks,
     pair_survey,
@@ -50,6 +52,12 @@ SETTINGS = {
         meaning="Name of the dataset.",
     ),
     "licence": text(filled=True, lines=True, meaning="Licence of the images."),
+    "s1_files": file_patterns.field(
+        "Paths of the Sentinel-1 images, of folders too that have a file for each "
+        "band; where a pattern is given, only what matches one is read.",
+    ),
+    "s2_files": file_patterns.field("Paths of the Sentinel-2 images, likewise."),
+    "mask_files": file_patterns.field("Paths of the masks, likewise."),
     "s1_bands": several(
         text(filled=True),
         twice=True,
@@ -111,7 +119,8 @@ def open_archive(config) -> "GeotiffPairs":
     """
     read = config.read
     settings = _settings(read, proof=config.check_values)
-    rows, _ = pair_lists.find_files(config.source)
+    patterns = file_patterns.given(read)
+    rows, _ = pair_lists.find_files(config.source, patterns)
     found = pair_survey.look(rows, settings)
     side = pair_survey.side(read.size, found)
     products, there = dict(sensors.PRODUCTS), pair_lists.present(rows)
@@ -136,7 +145,7 @@ def open_archive(config) -> "GeotiffPairs":
     )
     asked = "s2" in there and settings.offset["s2"] == "auto"
     others = pair_survey.others(found) if asked else Others()
-    return GeotiffPairs(config.source, settings, description, others, masks)
+    return GeotiffPairs(config.source, settings, description, others, masks, patterns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +158,8 @@ class GeotiffPairs(base.Archive):
         description: what the records hold.
         others: what is known of the offset of pairs that prove nothing.
         masks: what their values mean.
+        patterns: of the paths of images and masks below the folder, see
+            `file_patterns`; empty for its s1/, s2/ and mask/.
     """
 
     source: str
@@ -156,12 +167,13 @@ class GeotiffPairs(base.Archive):
     description: Description = dataclasses.field(hash=False)
     others: Others = Others()
     masks: Legend = Legend()
+    patterns: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     own_statistics = True
 
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
         """Matches file names, or reads the CSV."""
-        rows, skipped = pair_lists.find_files(self.source)
+        rows, skipped = pair_lists.find_files(self.source, self.patterns)
         pairs = {}
         for row in rows:
             images = {name: stem(row[name]) for name in sensors.SENSORS}
@@ -298,7 +310,7 @@ class GeotiffPairs(base.Archive):
         if unknown:
             raise InputError(
                 f"{row['id']} has the labels {unknown}, which are not among the "
-                f"{len(classes)} of config.read.classes; correct the CSV."
+                f"{len(classes)} of config.read.classes; correct them."
             )
         return sorted({classes.index(name) for name in present})
 
@@ -353,7 +365,8 @@ def _classes(read, rows: list[dict]) -> dict[str, tuple[str, ...]]:
     if read.classes and not found:
         raise InputError(
             f"read.classes names {len(read.classes)} classes, but no pair has a label; "
-            "pass a CSV with a column 'labels', names separated by ';'."
+            "pass a CSV with a column 'labels', names separated by ';', or write "
+            "{label} into a pattern of files."
         )
     names = tuple(read.classes) or pair_lists.in_order(found)
     return {"labels": names} if found else {}
