@@ -3,7 +3,7 @@ r"""Builds a dataset of records from your own pairs of GeoTIFFs.
     python launch.py --config=configs/prepare_pairs.py --config.source=DIR \
         --config.out=DIR --config.read.s1_unit=dB --config.read.s2_unit=DN
 
-The source is one of two:
+The source is one of three:
 
     DIR        with s1/ and s2/, whose files pair by name: s1/a.tif with s2/a.tif; or
                with one of them alone; and perhaps mask/ with mask/a.tif or mask/a.png
@@ -11,6 +11,11 @@ The source is one of two:
                and perhaps id, split (train, validation, test; rows without one are left
                out when others have one), tile, labels (names separated by ;), mask
                (a path, or empty), s2_offset, acquired_s1, acquired_s2
+    DIR        with files called by a pattern, of one sensor, both, and perhaps masks:
+               --config.read.s1_files='S1Hand/{id}_S1Hand.tif'
+               --config.read.s2_files='S2Hand/{id}_S2Hand.tif'
+               --config.read.mask_files='LabelHand/{id}_LabelHand.tif', or class
+               folders: --config.read.s2_files='{split}/{label}/{id}.tif'
 
 Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same; a
 folder with a file for each band, at 10, 20 and 60 m, stands for one file, such as a
@@ -19,7 +24,7 @@ onto one, and --config.read.tile=120 cuts whole scenes into pairs. Band descript
 the files name them, VV, VH, B02, B2 or blue, in any order; other bands are left out.
 Pixels that were not measured are told by nodata values, masks, NaN and fill values,
 units and offsets are judged by the pixels of each pair: docs/data.md says how. Without
-splits in a CSV, all pairs are for training, unless --config.holdout_share=0.1 keeps
+splits, all pairs are for training, unless --config.holdout_share=0.1 keeps
 some for validation.
 
 A mask is one band with a whole number for the class of each pixel, on the grid of its
@@ -43,6 +48,9 @@ def get_config() -> ml_collections.ConfigDict:
     read.most_missing = 0.5
     read.name = "pairs"
     read.licence = "Not stated."
+    read.s1_files = ""
+    read.s2_files = ""
+    read.mask_files = ""
     read.s1_bands = ()
     read.s2_bands = ()
     read.s1_unit = "dB"

@@ -218,6 +218,12 @@ PREPARATION = [
     ("prepare_pairs", {"read.s2_level": "L2"}, "s2_level is 'L2'; choose .*L2A.*L1C"),
     ("prepare_pairs", {"read.s2_offset": "500"}, "s2_offset is '500'; choose one of"),
     ("prepare_pairs", {"read.size": -1}, "read.size is -1"),
+    ("prepare_pairs", {"read.s1_files": "S1/*.tif"}, "s1_files is .* of {id} and perh"),
+    ("prepare_pairs", {"read.s2_files": "/s2/{id}.tif"}, "s2_files is .* below the so"),
+    ("prepare_pairs", {"read.s2_files": "../{id}.tif"}, "s2_files is .* below the sou"),
+    ("prepare_pairs", {"read.s2_files": "{id}/{date}.tif"}, "s2_files .* perhaps {t"),
+    ("prepare_pairs", {"read.s2_files": "**/{id}.tif"}, r"s2_files is '\*\*/"),
+    ("prepare_pairs", {"read.mask_files": "{id}/"}, "mask_files .* without / at its"),
     ("prepare_pairs", {"read.mask_classes": ("",)}, r"mask_classes is \(''"),
     ("prepare_pairs", {"read.mask_nodata": (0.5,)}, r"mask_nodata is \(0.5,\)"),
 ]

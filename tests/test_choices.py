@@ -8,7 +8,7 @@ import pytest
 from benchmarks import choices
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("optimized")]
 
 STEPS = 2
 # These say something of low precision only.
@@ -39,7 +39,6 @@ def test_bfloat16_stays_near_float32(ours):
     assert low != full
 
 
-@pytest.mark.journey
 @pytest.mark.parametrize("name", choices.LEVERS)
 def test_a_choice_made_otherwise_is_another_program_with_the_same_losses(name, ours):
     dtype = "bfloat16" if name in BFLOAT16 else "float32"

@@ -61,11 +61,14 @@ def test_what_is_sent_does_not_grow_with_the_batch():
     assert some and some == twice
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 4])
+@pytest.mark.parametrize(
+    "fsdp", [*(pytest.param(n, marks=pytest.mark.journey) for n in (1, 2)), 4]
+)
 def test_no_device_holds_rows_of_the_whole_batch(fsdp):
     assert not collectives.whole_batches(step(fsdp)[-1], BATCH)
 
 
+@pytest.mark.journey
 def test_split_parameters_take_a_quarter_of_the_memory():
     sizes = [step(fsdp)[2].memory_analysis().argument_size_in_bytes for fsdp in (1, 4)]
     state = step(1)[1]

@@ -57,7 +57,9 @@ def test_files_without_partner_and_double_names_are_listed(tmp_path):
         ("only2", ""),
         ("twice", "twice"),
     ]
-    assert "1 in s1/ and 2 in s2/ have this name" in skipped[2].reason
+    assert skipped[1].reason == f"its partner {tmp_path}/s1/only2.* is missing"
+    assert "s2/twice.tif', " in skipped[2].reason
+    assert "s2/twice.tiff' stand for one pair" in skipped[2].reason
 
 
 def test_of_pairs_with_one_id_the_first_stays(tmp_path):

@@ -57,6 +57,7 @@ def run(tmp_path_factory):
         return workdir, pretrain.run(config(), workdir)
 
 
+@pytest.mark.journey
 def test_a_run_is_judged_after_every_epoch(run):
     rows = judged(run[0])
     assert list(rows) == [3, 6]
@@ -67,6 +68,7 @@ def test_a_run_is_judged_after_every_epoch(run):
     assert rows[3] != rows[6]
 
 
+@pytest.mark.journey
 def test_the_run_directory_holds_the_encoder_that_was_judged(run):
     restored = encoder.restore(run[0], sharding.make_mesh(1))
     assert restored.step == 6

@@ -34,9 +34,9 @@ def fields():
     return {name: np.stack([r[name] for r in records]) for name in records[0]}
 
 
-def scorer(objective):
-    """A compiled (fields, draw, weight) -> (loss, parts)."""
-    graphdef, params = nnx.split(tiny.model())
+def scorer(objective, **changes):
+    """A compiled (fields, draw, weight) -> (loss, parts); `changes` are the model's."""
+    graphdef, params = nnx.split(tiny.model(**changes))
 
     @jax.jit
     def score(params, *args):
@@ -93,6 +93,15 @@ def test_without_normalisation_the_parts_are_plain_errors_on_hidden_patches(
         np.testing.assert_array_equal(hidden.sum(axis=1), 12)
         error = np.asarray(outcome.predicted[s] - outcome.patches[s])[hidden]
         np.testing.assert_allclose(parts[f"loss_{s}"], (error**2).mean(), rtol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(key, fields):
+    goal = objective()
+    draw = goal.draw(key, 4)
+    full, _ = scorer(goal)(fields, draw)
+    low, _ = scorer(goal, dtype="bfloat16")(fields, draw)
+    assert low != full and low.dtype == full.dtype == np.float32
+    np.testing.assert_allclose(low, full, rtol=2e-2)
 
 
 def test_padding_does_not_count(key, fields):

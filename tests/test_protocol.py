@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipeline.config_fields import choice
 from data_pipeline.errors import InputError
 from fusmae_jax import build
-from fusmae_jax import config as checks
 from fusmae_jax.evaluation import encoder, evaluate
 from fusmae_jax.training import metrics, pretrain, train
 from tests import judging, teacher, tiny
@@ -23,11 +20,7 @@ from tests import judging, teacher, tiny
 
 @pytest.fixture(scope="module", autouse=True)
 def method():
-    """Makes `teacher` a module of `objectives`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "fusmae_jax.objectives.teacher", teacher)
-        both = choice("fusmae", "teacher", meaning="What is trained.")
-        patch.setitem(checks.TABLE, "method", both)
+    with teacher.known():
         yield
 
 

@@ -12,16 +12,15 @@ from tests import tiny
 
 def specs(fsdp):
     mesh = sharding.make_mesh(fsdp=fsdp)
-    init, _ = train.plan_state(
+    _, layout = train.plan_state(
         tiny.objective(), optax.adamw(1e-3), mesh, seed=0, min_size=0
     )
     return {
-        sharding.leaf_path(path): leaf.sharding.spec
-        for path, leaf in jax.tree_util.tree_leaves_with_path(init())
+        sharding.leaf_path(path): leaf.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(layout)
     }
 
 
-@pytest.mark.journey
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_kernels_are_split_over_fsdp_and_their_moments_over_all_devices(fsdp):
     by_path = specs(fsdp)

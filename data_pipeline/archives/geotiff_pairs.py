@@ -1,10 +1,11 @@
 """Anybody's own pairs: one GeoTIFF of Sentinel-1 and one of Sentinel-2 for each place.
 
-The source is a folder with s1/ and s2/, whose files pair by name, or a CSV with a row
-for each pair. Bands go by name, from the files' band descriptions or the config, in
-whatever order they lie; bands that the contract does not know are left out. All bands
-of a pair share one 10 m grid, as they are or warped; so does a mask with the class of
-each pixel, where a pair has one. Whole scenes are cut into tiles, each a pair.
+The source is a folder with s1/ and s2/, whose files pair by name, or one whose files
+are called by a pattern, or a CSV with a row for each pair. Bands go by name, from the
+files' band descriptions or the config, in whatever order they lie; bands that the
+contract does not know are left out. All bands of a pair share one 10 m grid, as they
+are or warped; so does a mask with the class of each pixel, where a pair has one. Whole
+scenes are cut into tiles, each a pair.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from data_pipeline import layout, offsets, sensors
 from data_pipeline.archives import (
     band_folders,
     base,
+    file_patterns,
     pair_lists,
     pair_masks,
     pair_survey,
@@ -61,6 +63,12 @@ SETTINGS = {
         meaning="Name of the dataset.",
     ),
     "licence": text(filled=True, lines=True, meaning="Licence of the images."),
+    "s1_files": file_patterns.field(
+        "Paths of the Sentinel-1 images, of folders too that have a file for each "
+        "band; where a pattern is given, only what matches one is read.",
+    ),
+    "s2_files": file_patterns.field("Paths of the Sentinel-2 images, likewise."),
+    "mask_files": file_patterns.field("Paths of the masks, likewise."),
     "s1_bands": several(
         text(filled=True),
         twice=True,
@@ -144,7 +152,8 @@ def open_archive(config) -> "GeotiffPairs":
     """
     read = config.read
     settings = _settings(read, proof=config.check_values)
-    rows, _ = _rows(config.source, settings.cut)
+    patterns = file_patterns.given(read)
+    rows, _ = _rows(config.source, patterns, settings.cut)
     found = pair_survey.look(rows, settings)
     side = settings.cut.tile or pair_survey.side(read.size, found)
     products, there = dict(sensors.PRODUCTS), pair_lists.present(rows)
@@ -169,7 +178,7 @@ def open_archive(config) -> "GeotiffPairs":
     )
     asked = "s2" in there and settings.offset["s2"] == "auto"
     others = pair_survey.others(found) if asked else Others()
-    return GeotiffPairs(config.source, settings, description, others, masks)
+    return GeotiffPairs(config.source, settings, description, others, masks, patterns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +191,8 @@ class GeotiffPairs(base.Archive):
         description: what the records hold.
         others: what is known of the offset of pairs that prove nothing.
         masks: what their values mean.
+        patterns: of the paths of images and masks below the folder, see
+            `file_patterns`; empty for its s1/, s2/ and mask/.
     """
 
     source: str
@@ -189,6 +200,7 @@ class GeotiffPairs(base.Archive):
     description: Description = dataclasses.field(hash=False)
     others: Others = Others()
     masks: Legend = Legend()
+    patterns: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     own_statistics = True
 
@@ -198,7 +210,7 @@ class GeotiffPairs(base.Archive):
 
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
         """Matches file names, or reads the CSV."""
-        rows, skipped = _rows(self.source, self.settings.cut)
+        rows, skipped = _rows(self.source, self.patterns, self.settings.cut)
         pairs = {}
         for row in rows:
             tile = "".join(f"_{at:05d}" for at in row[AT])
@@ -335,7 +347,7 @@ class GeotiffPairs(base.Archive):
         if unknown:
             raise InputError(
                 f"{row['id']} has the labels {unknown}, which are not among the "
-                f"{len(classes)} of config.read.classes; correct the CSV."
+                f"{len(classes)} of config.read.classes; correct them."
             )
         return sorted({classes.index(name) for name in present})
 
@@ -366,9 +378,9 @@ def _cut(read) -> Cut:
     return Cut(read.tile, read.stride or read.tile, fill, read.align)
 
 
-def _rows(source: str, cut: Cut) -> tuple[list[dict], list[Skipped]]:
+def _rows(source: str, patterns: Mapping, cut: Cut) -> tuple[list[dict], list[Skipped]]:
     """What is listed, cut into tiles if it is to be, and what cannot be used."""
-    rows, skipped = pair_lists.find_files(source)
+    rows, skipped = pair_lists.find_files(source, patterns)
     if cut.tile and any(row["labels"] for row in rows):
         raise InputError(
             f"{source} has labels, which tell what a whole scene holds and not which "
@@ -418,7 +430,8 @@ def _classes(read, rows: list[dict]) -> dict[str, tuple[str, ...]]:
     if read.classes and not found:
         raise InputError(
             f"read.classes names {len(read.classes)} classes, but no pair has a label; "
-            "pass a CSV with a column 'labels', names separated by ';'."
+            "pass a CSV with a column 'labels', names separated by ';', or write "
+            "{label} into a pattern of files."
         )
     names = tuple(read.classes) or pair_lists.in_order(found)
     return {"labels": names} if found else {}

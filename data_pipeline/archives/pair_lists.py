@@ -1,16 +1,19 @@
-"""Lists of a user's own pairs: folders whose files pair by name, or a CSV."""
+"""Lists of a user's own pairs: files of a folder that pair by name, or a CSV."""
 
 import ast
 import csv
 import io
+import itertools
 import logging
 import os
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 from data_pipeline import atomic, offsets, safe_io, sensors
-from data_pipeline.archives import rasters
+from data_pipeline.archives import file_patterns
 from data_pipeline.archives.base import Skipped
+from data_pipeline.archives.file_patterns import File, Images
 from data_pipeline.dataset_card import SPLITS, split_name
 from data_pipeline.errors import InputError
 
@@ -22,7 +25,6 @@ COLUMNS = (
     *("id", "split", "tile", "labels", "mask", "s2_offset"),
     *(f"acquired_{name}" for name in sensors.SENSORS),
 )
-_MASK_SUFFIXES = (".tif", ".tiff", ".png")
 _OTHER_SEPARATORS = (",", "|")
 
 
@@ -31,16 +33,39 @@ def present(rows: Sequence[dict]) -> tuple[str, ...]:
     return tuple(s for s in sensors.SENSORS if any(row[s] for row in rows))
 
 
-def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
+def find_files(
+    source: str, patterns: Mapping[str, str] = types.MappingProxyType({})
+) -> tuple[list[dict], list[Skipped]]:
     """The pairs of a folder or CSV, and the files without partner.
+
+    Args:
+        source: the folder, or the CSV.
+        patterns: of the paths below the folder, see `file_patterns`, of each sensor
+            that is there and perhaps the "mask"; of none, s1/, s2/ and mask/ have them.
 
     Returns:
         For each pair the text of all `COLUMNS`, with paths that can be opened.
 
     Raises:
-        InputError: the source is not there, has no pairs, or is no such CSV.
+        InputError: the source is not there, has no pairs, or is no such CSV; or a
+            pattern does not fit it.
     """
-    found, skipped = (_listed if source.lower().endswith(".csv") else _matched)(source)
+    if source.lower().endswith(".csv"):
+        if patterns:
+            raise InputError(
+                f"read.{next(iter(patterns))}_files is a pattern of files below a "
+                f"folder, and {source} is a CSV, which lists them; drop one of both."
+            )
+        found, skipped = _listed(source)
+    elif patterns:
+        found, skipped = _matched(file_patterns.find(source, patterns))
+    else:
+        found, skipped = _matched(_named(source))
+    if not found and patterns:
+        raise InputError(
+            f"{source} has no pairs by its patterns of files; correct them, as of "
+            f"{next(filter(None, skipped[0].names))!r} {skipped[0].reason}."
+        )
     if not found:
         raise InputError(
             f"{source} has no pairs; it must be a folder with s1/ and s2/, whose "
@@ -49,78 +74,115 @@ def find_files(source: str) -> tuple[list[dict], list[Skipped]]:
     return found, skipped
 
 
-def _matched(root: str) -> tuple[list[dict], list[Skipped]]:
-    """Images in s1/ and s2/ of one name, or all of the one there; and their masks."""
-    folders = {name: os.path.join(root, name) for name in sensors.SENSORS}
-    folders = {name: path for name, path in folders.items() if os.path.isdir(path)}
-    if not folders:
+def _named(root: str) -> dict[str, Images]:
+    """Images in s1/ and s2/, or in the one that is there, and masks in mask/."""
+    found = {}
+    for name, endings in file_patterns.ENDINGS.items():
+        folder = os.path.join(root, name)
+        if not os.path.isdir(folder):
+            continue
+        files = []
+        for entry in file_patterns.entries(folder):
+            if file_patterns.is_image(entry, name):
+                whole = not entry.name.lower().endswith(endings)  # a folder of bands
+                key = entry.name.removesuffix(".SAFE") if whole else stem(entry.name)
+                files.append(File(entry.path, {"id": key}))
+        found[name] = Images(root, f"{name}/{{id}}.*", files)
+    if not set(found) & set(sensors.SENSORS):
         raise InputError(
             f"{root} has no folder s1 or s2; pass with --config.source a folder that "
-            "has both or one of them, or a CSV."
+            "has both or one of them, or a CSV, or say with --config.read.s1_files and "
+            "--config.read.s2_files how files are called."
         )
-    files_of = {
-        name: _by_name(path, tuple(rasters.DRIVERS), folders=True)
-        for name, path in folders.items()
-    }
-    names = sorted(set().union(*files_of.values()))
-    masks = _masks(os.path.join(root, "mask"), names)
-    table, skipped = [], []
-    for name in names:
-        found = {sensor: paths.get(name, []) for sensor, paths in files_of.items()}
-        if len(masks.get(name, ())) > 1:
-            reason = f"{len(masks[name])} files in mask/ have this name"
-            skipped.append(Skipped(dict.fromkeys(found, name), reason))
-        elif all(len(paths) == 1 for paths in found.values()):
-            row = {sensor: path for sensor, (path,) in found.items()} | {"id": name}
-            row |= {"mask": mask for mask in masks.get(name, ())}
-            table.append(dict.fromkeys(COLUMNS, "") | row)
-        else:
-            counts = " and ".join(f"{len(x)} in {s}/" for s, x in found.items())
-            reason = f"{counts} have this name, where a pair has one file in each"
-            present = {sensor: name for sensor, paths in found.items() if paths}
-            skipped.append(Skipped(present, reason))
+    return found
+
+
+def _matched(found: Mapping[str, Images]) -> tuple[list[dict], list[Skipped]]:
+    """Pairs of images that are alike in all placeholders that the sensors share.
+
+    The id of a pair is the values of all placeholders, in the order of Sentinel-2's
+    pattern and then of Sentinel-1's, with underscores between.
+    """
+    images = {name: found[name] for name in sensors.SENSORS if name in found}
+    ordered = [images[name].names for name in sensors.NAMED if name in images]
+    names = list(dict.fromkeys(itertools.chain(*ordered)))
+    shared = [n for n in names if all(n in kind.names for kind in images.values())]
+    of_sensor = {sensor: _grouped(kind, shared) for sensor, kind in images.items()}
+    masks, common = {}, []
+    if "mask" in found:
+        common = [name for name in names if name in found["mask"].names]
+        masks = _grouped(found["mask"], common)
+    alone, table, skipped = set(masks), [], []
+    for key in sorted(set().union(*of_sensor.values())):
+        files = {sensor: groups.get(key, []) for sensor, groups in of_sensor.items()}
+        values = _values(files)
+        mask = tuple(values.get(name, "") for name in common)
+        files["mask"] = masks.get(mask, [])
+        alone.discard(mask)
+        if reason := _unpaired(files, values, found):
+            there = [sensor for sensor in images if files[sensor]]
+            skipped.append(Skipped(dict.fromkeys(there, "_".join(key)), reason))
+            continue
+        values = _values(files)
+        row = {name: file.path for name, one in files.items() for file in one}
+        row |= {"id": "_".join(values[name] for name in names)}
+        row |= {"split": split_name(values.get("split", ""))}
+        row |= {"tile": values.get("tile", "")}
+        if "label" in values:  # a list, as the name may have any separator in it
+            row |= {"labels": repr([values["label"]])}
+        table.append(dict.fromkeys(COLUMNS, "") | row)
+    if alone:
+        _check_alone(found["mask"], [masks[mask][0].path for mask in sorted(alone)])
     return table, skipped
 
 
-def _by_name(
-    folder: str, suffixes: tuple[str, ...], *, folders: bool = False
-) -> dict[str, list[str]]:
-    """Paths of a folder's files that end so, by their names without ending.
-
-    With `folders` those of folders too, each an image with a file for each band.
-    """
-    found = {}
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if folders and entry.is_dir():
-                name = entry.name.removesuffix(".SAFE")
-                found.setdefault(name, []).append(entry.path)
-            elif entry.name.lower().endswith(suffixes):
-                found.setdefault(stem(entry.name), []).append(entry.path)
-    return found
+def _grouped(kind: Images, names: Sequence[str]) -> dict[tuple, list[File]]:
+    """Images by their values of some placeholders."""
+    groups = {}
+    for file in kind.files:
+        key = tuple(file.values[name] for name in names)
+        groups.setdefault(key, []).append(file)
+    return groups
 
 
-def _masks(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Masks by name, none where there is no folder of them.
+def _values(files: Mapping[str, list[File]]) -> dict[str, str]:
+    """What the paths of images say, the masks' behind."""
+    values = {}
+    for file in itertools.chain(*files.values()):
+        values |= file.values
+    return values
+
+
+def _unpaired(files: Mapping, values: Mapping, found: Mapping[str, Images]) -> str:
+    """Why files make no pair, "" where they do."""
+    for name, alike in files.items():
+        if len(alike) > 1:
+            paths = file_patterns.some(file.path for file in alike)
+            kind = "mask" if name == "mask" else f"{sensors.SENSORS[name].title} image"
+            return f"{paths} stand for one pair, which has one {kind}"
+    for name in sensors.SENSORS:
+        if name in files and not files[name]:
+            return f"its partner {found[name].path(values)} is missing"
+    return ""
+
+
+def _check_alone(masks: Images, alone: Sequence[str]) -> None:
+    """Tells of masks that have no image.
 
     Raises:
-        InputError: all are called otherwise than the images.
+        InputError: none has one.
     """
-    found = _by_name(folder, _MASK_SUFFIXES) if os.path.isdir(folder) else {}
-    alone = sorted(set(found) - set(names))
-    if not alone:
-        return found
-    if len(alone) == len(found):
+    if len(alone) == len(masks.files):
         raise InputError(
-            f"None of the {len(found)} masks in {folder} has the name of an image, as "
-            f"{alone[0]!r} has not; name each as the images of its pair, or pass a CSV "
-            "with a column 'mask'."
+            f"None of the {len(alone)} masks {masks.path({})} has the name of an "
+            f"image, as {alone[0]} has not; name each as the images of its pair, say "
+            "with --config.read.mask_files how they are called, or pass a CSV with a "
+            "column 'mask'."
         )
     log.warning(
-        "%d of %d masks in %s have no image of their name, such as %s.",
-        *(len(alone), len(found), folder, alone[0]),
+        "%d of %d masks have no image of their name, such as %s.",
+        *(len(alone), len(masks.files), alone[0]),
     )
-    return found
 
 
 def _listed(path: str) -> tuple[list[dict], list[Skipped]]:

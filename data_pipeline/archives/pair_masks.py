@@ -123,7 +123,8 @@ def legend(names: Sequence[str], nodata: Sequence[int], paths: Iterable[str]) ->
             raise InputError(
                 "read.mask_classes or read.mask_nodata speak of masks, but no pair has "
                 "one; put them into a folder mask/ beside s1/ and s2/, named as the "
-                "images are, or pass a CSV with a column 'mask'."
+                "images are, say with read.mask_files where they are, or pass a CSV "
+                "with a column 'mask'."
             )
         return Legend()
     if not names:
