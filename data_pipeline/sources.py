@@ -69,7 +69,7 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
     weights = data.get("weights", ()) if split == data.get("split") else ()
     if len(parts) == 1 and known.sensors.keys() <= parts[0].description.sensors.keys():
         return parts[0]
-    check_alike(Described(known, tuple(map(str, folders(data)))), parts[0], ())
+    check_alike(Described(known, tuple(folders(data))), parts[0], ())
     mixture = mixtures.Mixture(parts, weights, known)
     lacks = [
         f"{_name(part)} has no {mixture.description.sensors[name].title}"
@@ -112,7 +112,7 @@ def describe(data, split: str | None = None) -> Description:
     if data.source in PROCEDURAL:
         return PROCEDURAL[data.source](1, size=data.size).description
     first, *others = (
-        Described(dataset_card.read_description(x, _statistics(data)), (str(x),))
+        Described(dataset_card.read_description(x, _statistics(data)), (x,))
         for x in _having(data, split or data.get("split"))
     )
     for other in others:
@@ -183,7 +183,7 @@ def _name(source) -> str:
 
 def _meanings(description: Description, fields: set[str]) -> dict:
     """What the stored values of some fields mean."""
-    found = {"size": description.layout.size}
+    found: dict[str, object] = {"size": description.layout.size}
     for grid in description.layout.grids:
         if grid.field in fields:
             sensor = description.sensors[grid.sensor]
@@ -282,7 +282,7 @@ def _open(data, split: str, fields, known: Description) -> list:
     return parts
 
 
-def _having(data, split: str) -> list[str | pathlib.Path]:
+def _having(data, split: str) -> list[str]:
     """The folders of the datasets that have a split; all must have that for training.
 
     Where none has it all are, of which the first says what it has.
@@ -293,7 +293,7 @@ def _having(data, split: str) -> list[str | pathlib.Path]:
     return [f for f in found if split in dataset_card.read_card(f)["splits"]] or found
 
 
-def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
+def folders(data, split: str | None = None) -> list[str]:
     """Where the datasets are that may have a split, by default that for training.
 
     Procedural scenes are nowhere.
@@ -302,7 +302,7 @@ def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
         InputError: no folder is named, or there is no such source.
     """
     if data.source == "sample":
-        return [SAMPLE]
+        return [str(SAMPLE)]
     if data.source in PROCEDURAL:
         return []
     if data.source != "records":
