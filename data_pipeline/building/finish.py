@@ -102,8 +102,8 @@ def finish(
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
     bad = len(skipped)
     print(f"{out}: of {total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
-    for remark, pairs in content["remarks"].items():
-        print(f"{pairs} of them {remark}.")
+    for remark in card.in_words(content["remarks"]):
+        print(remark)
     for name, sensor in description.sensors.items():
         share = card.missing_share(content["splits"], name)
         if share:
