@@ -52,13 +52,13 @@ def zero_reflectance(images: Sequence[np.ndarray]) -> list[np.ndarray]:
         0 itself, and some ground in it is so in all grids.
     """
     zero = [(bands == 0).all(axis=0) for bands in images]
-    finest = max(len(x) for x in zero)
-    everywhere = np.ones((finest, finest), bool)
+    finest = max(x.shape for x in zero)
+    everywhere = np.ones(finest, bool)
     for x in zero:
-        everywhere &= np.kron(x, np.ones((finest // len(x),) * 2, bool))
+        everywhere &= np.kron(x, np.ones((finest[0] // len(x),) * 2, bool))
     found = []
     for x in zero:
-        n = finest // len(x)
-        ground = everywhere.reshape(len(x), n, len(x), n)
+        n = finest[0] // len(x)
+        ground = everywhere.reshape(x.shape[0], n, x.shape[1], n)
         found.append(x & ground.any(axis=(1, 3)))
     return found
