@@ -7,6 +7,7 @@ imported when a config names it, so that help comes at once.
 
 import gc
 import importlib
+import io
 import logging
 import os
 import pathlib
@@ -149,7 +150,8 @@ def main(argv: list[str]) -> None:
     """Runs the task that a config names, or explains the config."""
     if len(argv) > 1:
         raise InputError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a sign of a table
+    if isinstance(sys.stdout, io.TextIOWrapper):  # notebooks have others
+        sys.stdout.reconfigure(errors="replace")  # it may lack a sign of a table
     config = _CONFIG.value
     task = task_of(config)
     if _EXPLAIN.value:

@@ -18,9 +18,10 @@ The source is one of three:
                folders: --config.read.s2_files='{split}/{label}/{id}.tif'
 
 Each file holds all bands of one sensor on one 10 m grid, both of a pair on the same; a
-folder with a file for each band, at 10, 20 and 60 m, stands for one file. Coordinates,
-where there are any, are in metres, such as UTM, and not in degrees. Band descriptions
-in the files name them, VV, VH, B02, B2 or blue, in any order; other bands are left out.
+folder with a file for each band, at 10, 20 and 60 m, stands for one file, such as a
+product NAME.SAFE. --config.read.align=True warps images on other grids, in degrees too,
+onto one, and --config.read.tile=120 cuts whole scenes into pairs. Band descriptions in
+the files name them, VV, VH, B02, B2 or blue, in any order; other bands are left out.
 Pixels that were not measured are told by nodata values, masks, NaN and fill values,
 units and offsets are judged by the pixels of each pair: docs/data.md says how. Without
 splits, all pairs are for training, unless --config.holdout_share=0.1 keeps
@@ -57,6 +58,10 @@ def get_config() -> ml_collections.ConfigDict:
     read.s2_level = "auto"
     read.s2_offset = "auto"
     read.size = 0
+    read.tile = 0
+    read.stride = 0
+    read.edges = "drop"
+    read.align = False
     read.classes = ()
     read.mask_classes = ()
     read.mask_nodata = ()

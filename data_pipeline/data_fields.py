@@ -106,7 +106,7 @@ def check(data, others: Iterable[str] = ()) -> None:
                 )
     if data.source in sources.PROCEDURAL:
         layout.native(data.size, SENSORS)  # refuses sizes not whole on a coarser grid
-    folders = [str(folder) for folder in sources.folders(data)]
+    folders = sources.folders(data)
     if len(set(folders)) < len(folders):
         raise InputError(f"data.dir is {data.dir!r}; name each dataset once.")
     if data.get("weights", ()):

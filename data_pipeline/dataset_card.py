@@ -116,8 +116,8 @@ def _check(described: Description) -> None:
     if len(set(fields)) != len(fields):
         raise TypeError("two fields of one name")
     for names in (*described.classes.values(), *described.maps.values()):
-        texts = [name for name in names if isinstance(name, str)]
-        if not names or len(set(texts)) != len(names):
+        different = {name for name in names if isinstance(name, str)}
+        if not names or len(different) != len(names):
             raise TypeError("classes that are none, no texts or repeated")
 
 
@@ -204,7 +204,7 @@ def read_description(
             f"data.statistics is {statistics!r}; choose one of {list(STATISTICS)}."
         )
     card = read_card(directory)
-    description = restore(card.get("description"))
+    description = restore(card.get("description", {}))
     if statistics == "published":
         return description
     try:
@@ -256,7 +256,7 @@ def read_index(
 def _check_index(index: Mapping, classes: Mapping[str, tuple[str, ...]]) -> None:
     """Raises a ValueError where an index has other arrays than the records' fields."""
     count = max((len(x) for x in index.values() if x.ndim), default=0)
-    want = {name: ("text", (count,)) for name in ("id", "place")}
+    want: dict[str, tuple] = {name: ("text", (count,)) for name in ("id", "place")}
     want |= {k: ("uint8", (count, len(names))) for k, names in classes.items()}
     have = {
         name: ("text" if x.dtype.kind == "U" else x.dtype.name, x.shape)

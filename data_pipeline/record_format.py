@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ class ShardInfo(NamedTuple):
         digest: sha256 of all of them, in order.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # not the method that tuples have
     bytes: int
     digest: str
 
@@ -334,7 +334,7 @@ class Records:
 def _decoders(description: Description, fields: Iterable[str] | None) -> dict:
     """For each of `fields` a function of its feature in a record."""
     layout = description.layout
-    decoders = {
+    decoders: dict[str, Callable] = {
         field: functools.partial(_pixels, dtype=layout.dtypes[field], shape=shape)
         for field, shape in layout.shapes.items()
     }

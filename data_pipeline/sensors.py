@@ -100,9 +100,9 @@ class Unit:
         Args:
             image: [H, W], or [C, H, W], of which no band can be in another unit.
         """
-        bands = image.reshape(-1, *image.shape[-2:])
-        bands = [band[np.isfinite(band) & (band != 0)] for band in bands]
-        bands = [band for band in bands if band.size]
+        images = image.reshape(-1, *image.shape[-2:])
+        known = (band[np.isfinite(band) & (band != 0)] for band in images)
+        bands = [band for band in known if band.size]
         for band in bands:
             if np.mean(band < self.least) > 0.5:
                 return f"most are below {self.least:g}, the least is {band.min():.3g}"

@@ -1,6 +1,7 @@
 """Opens what `config.data` names: prepared datasets, the sample, or synthetic."""
 
 import hashlib
+import itertools
 import logging
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,9 @@ HOW_TO_GET_DATA = (
 def open_split(data, split: str, fields: Iterable[str] | None = None):
     """Opens one split of one or several datasets for random access.
 
+    Where one of them lacks a sensor that the training data have, its pairs have the
+    arrays of it all the same, of which no pixel was measured.
+
     Args:
         data: the config's `data`: `source` is "records" (read from `dir`, or from
             several folders with commas between them), "sample" (real pairs that come
@@ -56,22 +60,64 @@ def open_split(data, split: str, fields: Iterable[str] | None = None):
         InputError: there is no such data, and what to do about it.
     """
     fields = None if fields is None else tuple(fields)
-    parts = [_part(data, split, source) for source in _open(data, split, fields)]
-    for part in parts[1:]:
-        check_alike(parts[0], part)
+    known = describe(data)
+    if fields is not None:
+        known = mixtures.reading(known, fields)
+    parts = [_part(data, split, source) for source in _open(data, split, fields, known)]
+    for first, other in itertools.combinations(parts, 2):
+        check_alike(first, other, _shared(first, other))
     weights = data.get("weights", ()) if split == data.get("split") else ()
-    return mixtures.Mixture(parts, weights) if len(parts) > 1 else parts[0]
+    if len(parts) == 1 and known.sensors.keys() <= parts[0].description.sensors.keys():
+        return parts[0]
+    check_alike(Described(known, tuple(folders(data))), parts[0], ())
+    mixture = mixtures.Mixture(parts, weights, known)
+    lacks = [
+        f"{_name(part)} has no {mixture.description.sensors[name].title}"
+        for part, names in zip(parts, mixture.lacking)
+        for name in names
+    ]
+    if lacks:
+        log.info("Split %s: %s; that counts as missing.", split, ", ".join(lacks))
+    return mixture
 
 
-def describe(data) -> Description:
-    """What the first dataset of `config.data` holds, without opening its records.
+def _shared(first, other) -> set[str]:
+    """The fields of two sources, without those of sensors that only one of them has."""
+    both = first.description.sensors.keys() & other.description.sensors.keys()
+    grids = (*first.description.layout.grids, *other.description.layout.grids)
+    alone = {grid.field for grid in grids if grid.sensor not in both}
+    return {*first.fields, *other.fields} - alone
+
+
+class Described(NamedTuple):
+    """What folders hold, by their cards, where nothing of it is to be read."""
+
+    description: Description
+    directories: tuple[str, ...]
+
+
+def describe(data, split: str | None = None) -> Description:
+    """What the datasets of `config.data` hold, without opening their records.
+
+    Args:
+        data: see `open_split`.
+        split: of the datasets that have it, by default the one that is learnt from.
+
+    Returns:
+        The description of the first, with the sensors that only others have.
 
     Raises:
-        InputError: there is no such data, and what to do about it.
+        InputError: there is no such data, or its scenes differ in size.
     """
     if data.source in PROCEDURAL:
         return PROCEDURAL[data.source](1, size=data.size).description
-    return dataset_card.read_description(folders(data)[0], _statistics(data))
+    first, *others = (
+        Described(dataset_card.read_description(x, _statistics(data)), (x,))
+        for x in _having(data, split or data.get("split"))
+    )
+    for other in others:
+        check_alike(first, other, ())
+    return mixtures.together(x.description for x in (first, *others))
 
 
 def has_missing(data) -> bool:
@@ -137,7 +183,7 @@ def _name(source) -> str:
 
 def _meanings(description: Description, fields: set[str]) -> dict:
     """What the stored values of some fields mean."""
-    found = {"size": description.layout.size}
+    found: dict[str, object] = {"size": description.layout.size}
     for grid in description.layout.grids:
         if grid.field in fields:
             sensor = description.sensors[grid.sensor]
@@ -209,8 +255,8 @@ def _places(source) -> list[str]:
     return getattr(source, "places", np.empty(0, str)).tolist()
 
 
-def _open(data, split: str, fields) -> list:
-    """The whole split of each dataset."""
+def _open(data, split: str, fields, known: Description) -> list:
+    """The whole split of each dataset; of `fields`, those of sensors that it has."""
     if data.source in PROCEDURAL:
         if split not in SPLITS:
             raise InputError(f"Split {split!r} is not one of {list(SPLITS)}.")
@@ -219,14 +265,35 @@ def _open(data, split: str, fields) -> list:
         count = data.count if split == "train" else max(1, data.count // 10)
         make = PROCEDURAL[data.source]
         return [make(count, size=data.size, seed=seed, fields=fields)]
-    found, statistics = folders(data, split), _statistics(data)
-    if split != data.get("split"):
-        having = [f for f in found if split in dataset_card.read_card(f)["splits"]]
-        found = having or found  # of which the first says what it has
-    return [record_format.Records(f, split, fields, statistics) for f in found]
+    statistics, parts = _statistics(data), []
+    sensors = {grid.field: grid.sensor for grid in known.layout.grids}
+    for folder in _having(data, split):
+        there, wanted = dataset_card.read_description(folder, statistics), fields
+        lacks = known.sensors.keys() - there.sensors.keys()
+        if lacks and lacks == known.sensors.keys():
+            titles = " or ".join(sensor.title for sensor in known.sensors.values())
+            raise InputError(
+                f"{there.name} in {folder} has nothing of {titles}, which is all that "
+                f"is wanted; name another dataset for split {split}."
+            )
+        if fields is not None:
+            wanted = [field for field in fields if sensors.get(field) not in lacks]
+        parts.append(record_format.Records(folder, split, wanted, statistics))
+    return parts
 
 
-def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
+def _having(data, split: str) -> list[str]:
+    """The folders of the datasets that have a split; all must have that for training.
+
+    Where none has it all are, of which the first says what it has.
+    """
+    found = folders(data, split)
+    if split == data.get("split"):
+        return found
+    return [f for f in found if split in dataset_card.read_card(f)["splits"]] or found
+
+
+def folders(data, split: str | None = None) -> list[str]:
     """Where the datasets are that may have a split, by default that for training.
 
     Procedural scenes are nowhere.
@@ -235,7 +302,7 @@ def folders(data, split: str | None = None) -> list[str | pathlib.Path]:
         InputError: no folder is named, or there is no such source.
     """
     if data.source == "sample":
-        return [SAMPLE]
+        return [str(SAMPLE)]
     if data.source in PROCEDURAL:
         return []
     if data.source != "records":

@@ -45,9 +45,9 @@ def contract(
         InputError: a band is not among them.
     """
     chosen = {s: sensors.product(s, config.bands[s]) for s in config.bands}
-    for name in chosen.keys() if known is not None else ():
-        usual = dataclasses.replace(chosen[name], source=LACKING)
-        chosen[name] = known.get(name, usual)
+    if known is not None:
+        usual = {s: dataclasses.replace(x, source=LACKING) for s, x in chosen.items()}
+        chosen = {s: known.get(s, usual[s]) for s in chosen}
     return {s: sensor.select(config.bands[s]) for s, sensor in chosen.items()}
 
 

@@ -81,7 +81,8 @@ class Inputs:
         if not grids:  # nothing of it was measured anywhere
             return jnp.full((len(view.box), size, size, len(bands)), jnp.nan)
         # Turned as stored, where there are fewer bytes to turn.
-        box, images = turn_box(view.box, view.turn), {}
+        box = turn_box(view.box, view.turn)
+        images: dict[str, jax.Array] = {}
         for grid in grids:
             names = [name for name in grid.bands if name in bands]
             if not names:
@@ -362,7 +363,9 @@ def native_units(images: jax.Array, sensor: sensors.Sensor) -> jax.Array:
     return images * std.reshape(shape) + mean.reshape(shape)
 
 
-def invalid_pixels(fields: dict[str, jax.Array], missing: bool = False) -> jax.Array:
+def invalid_pixels(
+    fields: dict[str, jax.Array], missing: bool = False
+) -> jax.Array | int:
     """The number of stored values that are not finite.
 
     With `missing` NaN says that nothing was measured, and infinite ones are left.

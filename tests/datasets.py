@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def write(
     described: Description | None = None,
     prefix: str = "",
     names: Sequence[tuple[str, str]] = (),
+    changed: Callable[[dict], dict] = lambda pair: {},
     **writing,
 ) -> pathlib.Path:
     """Writes a dataset with one split, of shards with `counts` pairs.
@@ -69,12 +70,14 @@ def write(
         described: what the dataset holds.
         prefix: of the places.
         names: `id` and `place` of every pair, where they are not to be made up.
+        changed: returns the fields of a pair that are to be others.
         **writing: of `record_format.write_shard`.
     """
     described = described or description()
     directory = pathlib.Path(directory)
     directory.mkdir(exist_ok=True)
     rows = [example(described, seed, prefix) for seed in range(sum(counts))]
+    rows = [row | changed(row) for row in rows]
     for row, (name, place) in zip(rows, names):
         row.update(id=name, place=place)
     infos, start = [], 0

@@ -1,6 +1,8 @@
 """Every field of every config has a meaning, and --explain prints it."""
 
+import contextlib
 import importlib
+import io
 import re
 
 import pytest
@@ -79,3 +81,10 @@ def test_a_long_value_is_wrapped_and_whole():
     rows = {"a": config_fields.text(), "b.c": config_fields.whole(0)}
     told = config_fields.explain({"a": value, "b": {"c": 1}}, rows, 70)
     assert told.count("word") == 30 and "\n\nb:\n  c  1 " in told
+
+
+def test_a_notebook_is_told_too(parse):
+    """What it has for an output cannot be told what to do with unknown signs."""
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        launch.main(parse("--config=quickstart", "--explain"))
+    assert "batch_size" in told.getvalue()

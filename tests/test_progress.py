@@ -66,3 +66,16 @@ def test_only_host_0_speaks(clock, lines, monkeypatch):
         clock[0] += 2 * progress.QUIET
         bar.update(4)
     assert not lines and not stream.getvalue()
+
+
+@pytest.mark.parametrize("worth, shown", [(60.0, False), (0.0, True)])
+def test_what_is_brief_shows_a_bar_after_a_while_and_leaves_none(
+    worth, shown, monkeypatch
+):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "WORTH_A_BAR", worth)
+    with progress.Progress("Neighbours", 4, "query", brief=True) as bar:
+        bar.update(4)
+    assert ("Neighbours" in stream.getvalue()) == shown
+    assert not stream.getvalue().split("\r")[-1].strip()

@@ -77,9 +77,8 @@ def test_what_the_file_says_of_itself_is_read(tmp_path):
     assert raster.tags["PRODUCT"] == "of the file" and raster.tags["LOOK"] == "right"
     assert raster.nodata == 7
     np.testing.assert_array_equal(raster.missing, IMAGE == 7)
-    assert raster.crs == "EPSG:32633"
-    assert raster.transform == (10, 0, 500000, 0, -10, 5000000)
-    assert raster.metres == 1
+    assert raster.grid.crs == "EPSG:32633" and raster.grid.shape == (40, 50)
+    assert raster.grid.transform == (10, 0, 500000, 0, -10, 5000000)
     np.testing.assert_array_equal(raster.pixels, IMAGE)
 
 
@@ -91,15 +90,8 @@ def test_a_file_without_coordinates_is_read_without_a_warning(tmp_path):
         raster = rasters.read(str(tmp_path / "a.tif"))
 
     assert raster.pixels.shape == (1, 40, 50)
-    assert (raster.crs, raster.transform, raster.nodata) == ("", None, None)
-    assert raster.missing is None and raster.scaling is None
-    assert raster.metres is None
-
-
-@pytest.mark.parametrize("crs, metres", [("EPSG:2263", 0.3048006), ("EPSG:4326", None)])
-def test_the_unit_of_the_coordinates_is_read(tmp_path, crs, metres):
-    write(tmp_path / "a.tif", IMAGE, crs=crs)
-    assert rasters.read(str(tmp_path / "a.tif")).metres == pytest.approx(metres)
+    assert (raster.grid.crs, raster.grid.transform) == ("", None)
+    assert raster.nodata is None and raster.missing is None and raster.scaling is None
 
 
 def test_real_files_equal_tifffile():

@@ -40,7 +40,9 @@ def test_bad_pair_is_left_out_and_said(shard):
     shard_jobs.build(shard)
     result = shard_jobs.read_result(shard)
     assert result["count"] == 5
-    assert result["skipped"] == [["fake-3", "radar-3", "pair 3 is bad on purpose"]]
+    assert result["skipped"] == [
+        ["fake-3", "radar-3", "pair 3 is bad on purpose", True]
+    ]
 
 
 def test_every_pair_is_counted_as_it_is_done(shard):
@@ -80,7 +82,7 @@ class Strange(fakes.Archive):
 
 def test_file_that_no_reader_foresaw_is_skipped_and_said(shard):
     shard_jobs.build(dataclasses.replace(shard, archive=Strange()))
-    (name, _, reason), _ = shard_jobs.read_result(shard)["skipped"]
+    (name, _, reason, _), _ = shard_jobs.read_result(shard)["skipped"]
     assert name == "fake-2" and "makes its reader fail (KeyError: 'B02')" in reason
 
 

@@ -95,6 +95,10 @@ class Skipped(_Named):
     wanted: bool = True
 
 
+class Unmeasured(InputError):
+    """Too much of a pair was not measured."""
+
+
 # What `read_pair` returns beside a record's fields: what pairs have in common that is
 # worth a word, such as "have DN slightly below 0, which became 1"; counted and told.
 REMARKS = "remarks"
@@ -112,10 +116,13 @@ class Archive(abc.ABC):
         description: what its records hold.
         own_statistics: whether nobody has published statistics of it, so that the
             dataset is normalised by its own.
+        expects_missing: whether pairs of which too much was not measured are no fault,
+            as with the tiles of scenes, which lie beyond the swath too.
     """
 
     description: Description
     own_statistics = False
+    expects_missing = False
 
     @abc.abstractmethod
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
@@ -226,12 +233,12 @@ def check_missing(description: Description, fields: Mapping, most: float) -> Non
     """Refuses a pair of which too much is missing, of the sensors that are `PRESENT`.
 
     Raises:
-        InputError: with the share.
+        Unmeasured: with the share.
     """
     there = fields.get(PRESENT, description.sensors)
     for name, share in missing_shares(description, fields).items():
         if share > most and name in there:
-            raise InputError(
+            raise Unmeasured(
                 f"{share:.1%} of the pixels of {description.sensors[name].title} were "
                 f"not measured, more than read.most_missing={most:g}; leave the pair "
                 "out, or raise that."

@@ -3,9 +3,9 @@
 The source is a folder with s1/ and s2/, whose files pair by name, or one whose files
 are called by a pattern, or a CSV with a row for each pair. Bands go by name, from the
 files' band descriptions or the config, in whatever order they lie; bands that the
-contract does not know are left out. All bands of a pair share one 10 m grid, in metres
-where the files have coordinates; so does a mask with the class of each pixel, where a
-pair has one.
+contract does not know are left out. All bands of a pair share one 10 m grid, as they
+are or warped; so does a mask with the class of each pixel, where a pair has one. Whole
+scenes are cut into tiles, each a pair.
 """
 
 import dataclasses
@@ -22,14 +22,24 @@ from data_pipeline.archives import (
     pair_lists,
     pair_masks,
     pair_survey,
+    pair_tiles,
     rasters,
 )
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.archives.pair_lists import COLUMNS, stem
 from data_pipeline.archives.pair_masks import Legend
 from data_pipeline.archives.pair_survey import LEVELS, Others, Settings
+from data_pipeline.archives.pair_tiles import AT, Cut
 from data_pipeline.classes import NO_CLASS
-from data_pipeline.config_fields import MOST, Field, choice, several, text, whole
+from data_pipeline.config_fields import (
+    MOST,
+    Field,
+    choice,
+    flag,
+    several,
+    text,
+    whole,
+)
 from data_pipeline.dataset_card import Description
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import NAMED
@@ -38,6 +48,7 @@ from data_pipeline.sensors import NAMED
 CLAMPED = "have DN slightly below 0, which became 1"
 HARMONISED = f"carry no offset of {offsets.OFFSET}, though their names or tags say so"
 UNEXPECTED = f"carry an offset of {offsets.OFFSET}, though their names or tags say not"
+WARPED = "had an image warped onto another grid, at the nearest of its pixels"
 
 
 def _is_name(value) -> bool:
@@ -91,7 +102,29 @@ SETTINGS = {
         "from 04.00 (2022) on add 1000; auto asks the pixels of each pair, then its "
         "name and tags, then the other pairs.",
     ),
-    "size": whole(0, meaning="Side of a pair in pixels; 0 for that of most pairs."),
+    "size": whole(
+        0,
+        meaning="Side of a pair in pixels; 0 for that of most pairs, or of the tiles.",
+    ),
+    "tile": whole(
+        0,
+        meaning="Side in pixels of the tiles that whole scenes are cut into; 0 for "
+        "images that are pairs as they are.",
+    ),
+    "stride": whole(
+        0, meaning="Pixels from one tile to the next; 0 for tiles side by side."
+    ),
+    "edges": choice(
+        "drop",
+        "fill",
+        meaning="Whether what is too narrow for a tile at the edges of a scene is left "
+        "out, or fills a tile whose other pixels are missing.",
+    ),
+    "align": flag(
+        meaning="Whether images on other grids, in degrees or in other projections are "
+        "warped onto the grid of 10 m of the pair's Sentinel-2 image, or one in UTM, "
+        "at the nearest pixel; else such pairs are refused.",
+    ),
     "classes": several(
         text(filled=True),
         meaning="Names of the classes, in order; () is all in the CSV by alphabet, or "
@@ -120,9 +153,9 @@ def open_archive(config) -> "GeotiffPairs":
     read = config.read
     settings = _settings(read, proof=config.check_values)
     patterns = file_patterns.given(read)
-    rows, _ = pair_lists.find_files(config.source, patterns)
+    rows, _ = _rows(config.source, patterns, settings.cut)
     found = pair_survey.look(rows, settings)
-    side = pair_survey.side(read.size, found)
+    side = settings.cut.tile or pair_survey.side(read.size, found)
     products, there = dict(sensors.PRODUCTS), pair_lists.present(rows)
     if "s2" in there:
         products["s2"] = (LEVELS[pair_survey.level(read.s2_level, found)],)
@@ -171,18 +204,23 @@ class GeotiffPairs(base.Archive):
 
     own_statistics = True
 
+    @property
+    def expects_missing(self) -> bool:
+        return bool(self.settings.cut.tile)
+
     def find_pairs(self) -> tuple[list[Pair], list[Skipped]]:
         """Matches file names, or reads the CSV."""
-        rows, skipped = pair_lists.find_files(self.source, self.patterns)
+        rows, skipped = _rows(self.source, self.patterns, self.settings.cut)
         pairs = {}
         for row in rows:
-            images = {name: stem(row[name]) for name in sensors.SENSORS}
+            tile = "".join(f"_{at:05d}" for at in row[AT])
+            images = {s: row[s] and stem(row[s]) + tile for s in sensors.SENSORS}
             images |= {NAMED[0]: row["id"]}
             if row["id"] in pairs:
                 reason = f"another pair has the id {row['id']!r} too"
                 skipped.append(Skipped(images, reason))
                 continue
-            where = tuple(row[name] for name in COLUMNS)
+            where = tuple(row[name] for name in (*COLUMNS, AT))
             pairs[row["id"]] = Pair(images, row["tile"], row["split"], where)
         return sorted(pairs.values()), skipped
 
@@ -195,12 +233,9 @@ class GeotiffPairs(base.Archive):
                 value of no class.
             OSError: a file cannot be read.
         """
-        row = dict(zip(COLUMNS, pair.where))
-        there = pair_lists.present([row])
-        images = {name: band_folders.read(row[name]) for name in there}
-        read = {row[name]: image for name, image in images.items()}
-        mask = pair_masks.read(row["mask"]) if row["mask"] else None
-        rasters.check_grids(read if mask is None else read | {row["mask"]: mask})
+        row = dict(zip((*COLUMNS, AT), pair.where, strict=True))
+        there, side = pair_lists.present([row]), self.description.layout.size
+        images, mask, warped = pair_tiles.read(row, self.settings.cut, side)
         times = {
             name: row[f"acquired_{name}"]
             or base.acquired(stem(row[name]))
@@ -208,7 +243,7 @@ class GeotiffPairs(base.Archive):
             for name, image in images.items()
         }
         fields = {f"acquired_{name}": times.get(name, "") for name in sensors.SENSORS}
-        remarks = []
+        remarks = [WARPED] if warped else []
         for name in set(self.description.sensors) - set(there):
             fields |= base.nothing(self.description, name)
         for name, image in images.items():
@@ -229,9 +264,9 @@ class GeotiffPairs(base.Archive):
     def _place(self, pair: Pair, images: Mapping, times: Mapping) -> str:
         """Grid and time of the image that names the pair, or else that name."""
         name = next(name for name in NAMED if name in images)
-        if not images[name].grid:
+        if not images[name].grid.known:
             return f"{self.description.name}/{pair.name}"
-        return f"{images[name].grid} {times[name]}".rstrip()
+        return f"{images[name].grid.text} {times[name]}".rstrip()
 
     def _pixels(self, name: str, row: dict, raster: rasters.Raster, remarks) -> dict:
         """Fields of one sensor; adds what is worth a remark."""
@@ -272,6 +307,8 @@ class GeotiffPairs(base.Archive):
             scaled_out = raster.scaling and raster.scaling[1] < 0
             return 0 if given == "auto" or scaled_out else int(given)
         proven = offsets.proven(images)
+        if proven is None and row[AT]:
+            proven = pair_survey.proven_by_scene(path, self.settings)
         said = offsets.said(pair_survey.says(path, raster))
         if given != "auto":
             if self.settings.proof and proven not in (None, int(given)):
@@ -322,7 +359,35 @@ def _settings(read, proof: bool) -> Settings:
         unit={name: read[f"{name}_unit"] for name in names},
         offset={n: read[f"{n}_offset"] for n in names if f"{n}_offset" in SETTINGS},
         proof=proof,
+        cut=_cut(read),
     )
+
+
+def _cut(read) -> Cut:
+    if not read.tile and (read.stride or read.edges != "drop"):
+        raise InputError(
+            "read.stride and read.edges say how scenes are cut into tiles; set "
+            "--config.read.tile to the side of a tile too."
+        )
+    if read.tile and read.size not in (0, read.tile):
+        raise InputError(
+            f"read.tile={read.tile} is the side of a pair, and read.size={read.size}; "
+            "leave --config.read.size=0."
+        )
+    fill = read.edges == "fill"
+    return Cut(read.tile, read.stride or read.tile, fill, read.align)
+
+
+def _rows(source: str, patterns: Mapping, cut: Cut) -> tuple[list[dict], list[Skipped]]:
+    """What is listed, cut into tiles if it is to be, and what cannot be used."""
+    rows, skipped = pair_lists.find_files(source, patterns)
+    if cut.tile and any(row["labels"] for row in rows):
+        raise InputError(
+            f"{source} has labels, which tell what a whole scene holds and not which "
+            f"of its tiles; leave them out, or read.tile={cut.tile}."
+        )
+    rows, cannot = pair_tiles.tiles(rows, cut)
+    return rows, [*skipped, *cannot]
 
 
 def _check_level(path, raster, bands, sensor: sensors.Sensor) -> None:

@@ -85,7 +85,7 @@ def _named(root: str) -> dict[str, Images]:
         for entry in file_patterns.entries(folder):
             if file_patterns.is_image(entry, name):
                 whole = not entry.name.lower().endswith(endings)  # a folder of bands
-                key = entry.name if whole else stem(entry.name)
+                key = entry.name.removesuffix(".SAFE") if whole else stem(entry.name)
                 files.append(File(entry.path, {"id": key}))
         found[name] = Images(root, f"{name}/{{id}}.*", files)
     if not set(found) & set(sensors.SENSORS):

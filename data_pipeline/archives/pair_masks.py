@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import tqdm
 
-from data_pipeline.archives import base, rasters
+from data_pipeline.archives import base, grids, rasters
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.errors import InputError
 
@@ -95,14 +95,14 @@ class Legend:
         return there, [int(value) for value in found], at
 
 
-def read(path: str) -> rasters.Raster:
-    """Reads a mask, a GeoTIFF or PNG.
+def read(path: str, window: grids.Window | None = None) -> rasters.Raster:
+    """Reads a mask, a GeoTIFF or PNG, or a window of it.
 
     Raises:
         InputError: it is not there, damaged or neither of these.
         OSError: it cannot be read.
     """
-    return rasters.read(path, png=True)
+    return rasters.read(path, png=True, window=window)
 
 
 def legend(names: Sequence[str], nodata: Sequence[int], paths: Iterable[str]) -> Legend:

@@ -7,6 +7,8 @@ proves nothing of its offset goes by the others.
 
 import collections
 import dataclasses
+import functools
+import itertools
 import logging
 import os
 import re
@@ -16,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import offsets, sensors
-from data_pipeline.archives import band_folders, pair_lists, rasters
+from data_pipeline.archives import band_folders, pair_tiles, rasters
+from data_pipeline.archives.grids import Window
+from data_pipeline.archives.pair_tiles import Cut
 from data_pipeline.errors import InputError
 from data_pipeline.sensors import SENSORS, Sensor
 
@@ -24,6 +28,7 @@ log = logging.getLogger("fusmae_jax")
 
 LEVELS = {sensor.level: sensor for sensor in sensors.PRODUCTS["s2"]}
 LOOKED_AT = 64  # pairs from all over the source
+_ALONG = 4  # tiles of a scene, each way, that are looked at for its offset
 LACKING = "_N0400_ or the like in its name and no tag PROCESSING_BASELINE"
 
 _LEVEL = re.compile(r"MSI(L1C|L2A)")
@@ -38,12 +43,14 @@ class Settings:
         unit: of each sensor's pixels, the name of one of its `units`.
         offset: of each sensor that can have one, among `offsets.CHOICES`.
         proof: whether pixels overrule what is said of them.
+        cut: how images come onto one grid.
     """
 
     bands: dict[str, tuple[str, ...]] = dataclasses.field(hash=False)
     unit: dict[str, str] = dataclasses.field(hash=False)
     offset: dict[str, str] = dataclasses.field(hash=False)
     proof: bool = True
+    cut: Cut = Cut()
 
 
 class Others(NamedTuple):
@@ -99,9 +106,7 @@ def look(rows: Sequence[dict], settings: Settings) -> list[Seen]:
 
 
 def _look(row: dict, settings: Settings) -> Seen:
-    there = pair_lists.present([row])
-    images = {name: band_folders.read(row[name]) for name in there}
-    rasters.check_grids({row[name]: image for name, image in images.items()})
+    images = pair_tiles.read(row | {"mask": ""}, settings.cut).sensors
     bands = {
         name: band_names(row[name], image, sensors.PRODUCTS[name], settings)
         for name, image in images.items()
@@ -125,6 +130,25 @@ def _look(row: dict, settings: Settings) -> Seen:
         said=offsets.said(says(path, raster)),
         path=path,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def proven_by_scene(path: str, settings: Settings) -> int | None:
+    """What the pixels of a whole Sentinel-2 scene prove was added to each DN.
+
+    A scene has one offset, and some tiles of it prove nothing. Tiles from all over it
+    are looked at; as DN below the offset are proof, and a cirrus band near it may be
+    clouds, the least that any proves counts.
+    """
+    side, shape = settings.cut.tile, band_folders.grid(path).shape
+    starts = (np.linspace(0, max(n - side, 0), _ALONG).astype(int) for n in shape)
+    proofs = set()
+    for top, left in itertools.product(*starts):
+        raster = band_folders.read(path, Window(int(top), int(left), side, side))
+        bands = band_names(path, raster, sensors.PRODUCTS["s2"], settings)
+        image, _ = measured("s2", raster, settings)
+        proofs.add(offsets.proven(dict(zip(bands, image))))
+    return min(proofs - {None}, default=None)
 
 
 def _counts(found: Mapping) -> str:

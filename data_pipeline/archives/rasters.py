@@ -1,28 +1,30 @@
-"""GeoTIFFs of any number of bands, compressed or tiled, read by rasterio; and where on
-the ground their pixels lie."""
+"""GeoTIFFs of any number of bands, compressed or tiled, whole or in parts, read and
+warped by rasterio."""
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_pipeline.archives import base
+from data_pipeline.archives import base, grids
+from data_pipeline.archives.grids import Grid, Window
 from data_pipeline.errors import InputError
 
 # What is read, by the ending of a file: GDAL would also take addresses and recipes.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
-GSD = 10.0  # metres, of Sentinel-1 and Sentinel-2 as a pair has them
 MOST_BANDS = 1000  # of a file; each has metadata of its own
+# Scenes are read tile by tile. Their files stay open, so that what GDAL has decoded of
+# them serves the next tiles: a row of blocks of a Sentinel-2 product takes 170 MB.
+CACHE_BYTES = 320 << 20
+OPEN_FILES = 64
 
-_SAME_GSD = 0.01  # share of it by which pixels may be larger or smaller
 _PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
-_ALIGNED = 0.01  # pixels by which the corners of two images may differ from rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,7 @@ class Raster:
         scaling: scale and offset of the first band, None where it has none.
         bands: description of each band, "" where it has none.
         tags: metadata of the file and of its bands; the file's own come first.
-        crs: coordinate reference system, "" where unknown.
-        transform: from (column, row) to coordinates, six numbers, or None.
-        metres: that one unit of the coordinates is, or None where they are degrees.
+        grid: of the pixels on the ground.
         others: whether the file holds further images, which are not read.
     """
 
@@ -50,20 +50,11 @@ class Raster:
     scaling: tuple[float, float] | None
     bands: tuple[str, ...]
     tags: dict[str, str]
-    crs: str
-    transform: tuple[float, ...] | None
-    metres: float | None
+    grid: Grid
     others: bool
 
-    @property
-    def grid(self) -> str:
-        """Coordinate system and transform in whole units; "" without coordinates."""
-        if not self.crs or not self.transform:
-            return ""
-        return " ".join([self.crs, *(f"{value:.0f}" for value in self.transform)])
 
-
-def read(path: str, png: bool = False) -> Raster:
+def read(path: str, png: bool = False, window: Window | None = None) -> Raster:
     """Reads the GeoTIFF or JPEG 2000 at `path`, with what lies beside it; or a PNG.
 
     GDAL's other drivers are not asked: some take a file for a recipe to follow.
@@ -71,11 +62,21 @@ def read(path: str, png: bool = False) -> Raster:
     Args:
         path: of the file.
         png: whether it may be a PNG.
+        window: what to read of it; pixels beyond the image are missing. None for all.
 
     Raises:
         InputError: it is not there, damaged or no such image, or rasterio is missing.
         OSError: it cannot be read.
     """
+    return _of_file(path, png, lambda file: _content(file, path, window), window)
+
+
+def grid(path: str, png: bool = False) -> Grid:
+    """Where the pixels of the image at `path` lie, without reading them; see `read`."""
+    return _of_file(path, png, _grid, Window(0, 0, 1, 1))
+
+
+def _of_file(path: str, png: bool, take: Callable, window: Window | None):
     rasterio = _rasterio(path)
     # GDAL would also take addresses.
     start = base.read_file(path, len(_PNG))
@@ -83,10 +84,28 @@ def read(path: str, png: bool = False) -> Raster:
     driver = "PNG" if png and start == _PNG else driver
     kind = "GeoTIFF or PNG" if png else "GeoTIFF"
     try:
-        return _read(path, lambda: rasterio.open(path, driver=driver), kind)
+        if window is None:
+            return _read(path, lambda: rasterio.open(path, driver=driver), take, kind)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+            return _read(path, lambda: _kept_open(path, driver), take, kind)
     except InputError:
-        base.read_file(path)  # which says so if it is the disk that fails
+        if os.path.getsize(path) <= base.MOST_BYTES:
+            base.read_file(path)  # which says so if it is the disk that fails
         raise
+
+
+def _kept_open(path: str, driver: str):
+    """A file that the next tile will ask for too; closed with the last who uses it."""
+    status = os.stat(path)
+    opened = _open(path, driver, status.st_mtime_ns, status.st_size)
+    return contextlib.nullcontext(opened)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open(path: str, driver: str, *version: int):
+    import rasterio
+
+    return rasterio.open(path, driver=driver)
 
 
 def decode(data: bytes, name: str) -> Raster:
@@ -96,7 +115,8 @@ def decode(data: bytes, name: str) -> Raster:
         InputError: it is damaged or no GeoTIFF, or rasterio is missing.
     """
     with _rasterio(name).io.MemoryFile(data) as file:
-        return _read(name, lambda: file.open(driver="GTiff"))
+        take = lambda opened: _content(opened, name)
+        return _read(name, lambda: file.open(driver="GTiff"), take)
 
 
 def _rasterio(name: str):
@@ -110,7 +130,7 @@ def _rasterio(name: str):
     return rasterio
 
 
-def _read(name: str, opened: Callable, kind: str = "GeoTIFF") -> Raster:
+def _read(name: str, opened: Callable, take: Callable, kind: str = "GeoTIFF"):
     from rasterio import errors
 
     try:
@@ -118,8 +138,7 @@ def _read(name: str, opened: Callable, kind: str = "GeoTIFF") -> Raster:
             # Whether a patch needs coordinates is for its archive to say.
             warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
             with opened() as file:
-                _check_size(file, name)
-                content = _content(file)
+                content = take(file)
         reason = next((text for text in complaints if "IO error" in text), "")
     except InputError:
         raise
@@ -132,24 +151,34 @@ def _read(name: str, opened: Callable, kind: str = "GeoTIFF") -> Raster:
     return content
 
 
-def _check_size(file, name: str) -> None:
+def _check_size(file, name: str, window: Window) -> None:
     """Refuses an image that is larger or has more bands than any patch.
 
     GDAL invents what a file lacks: of a few bytes can come any number of pixels.
     """
-    size = file.count * file.height * file.width
+    size = file.count * window.height * window.width
     widest = max((np.dtype(name).itemsize for name in file.dtypes), default=0)
     if file.count > MOST_BANDS or size * widest > base.MOST_BYTES:
         raise InputError(
-            f"{name} has {file.count} bands of {file.height} x {file.width} px, more "
-            "than a pair's image can have; cut it, and its partner alike, into images "
-            "of a few hundred pixels, as gdal_retile.py does."
+            f"{name} has {file.count} bands of {window.height} x {window.width} px, "
+            "more than a pair's image can have; cut it into tiles, with "
+            "--config.read.tile=120 where the images are your own pairs."
         )
 
 
-def _content(file) -> Raster:
+def _grid(file) -> Grid:
+    transform = None if file.transform.is_identity else tuple(file.transform)[:6]
+    return Grid(file.shape, file.crs.to_string() if file.crs else "", transform)
+
+
+def _content(file, name: str, window: Window | None = None) -> Raster:
+    from rasterio import windows
     from rasterio.enums import ColorInterp
 
+    window = window or Window(0, 0, *file.shape)
+    _check_size(file, name, window)
+    inside = window.inside(file.shape)
+    part = windows.Window(inside.left, inside.top, inside.width, inside.height)
     tags = {}
     for index in file.indexes:
         tags |= file.tags(index)
@@ -158,41 +187,113 @@ def _content(file) -> Raster:
     indexes = [i for i in kinds if i not in opacity]
     at = [i - 1 for i in indexes]
     scaling = [(file.scales[i], file.offsets[i]) for i in at]
-    missing, pixels = _masked(file, indexes, opacity), file.read(indexes)
+    missing = _masked(file, indexes, opacity, part)
+    pixels = file.read(indexes, window=part)
     scaled = any(pair != (1.0, 0.0) for pair in scaling)
     if scaled:
         scale, offset = np.array(scaling, np.float32).T[:, :, None, None]
         pixels = pixels.astype(np.float32) * scale + offset
-    return Raster(
+    raster = Raster(
         pixels=pixels,
         missing=missing,
         nodata=file.nodata,
         scaling=scaling[0] if scaled else None,
         bands=tuple(file.descriptions[i] or "" for i in at),
         tags=tags | file.tags(),
-        crs=file.crs.to_string() if file.crs else "",
-        transform=None if file.transform.is_identity else tuple(file.transform)[:6],
-        metres=_metres(file.crs),
+        grid=_grid(file).part(window),
         others=bool(file.subdatasets),
     )
+    return raster if window == inside else _padded(raster, window, inside)
 
 
-def _masked(file, indexes, opacity) -> np.ndarray | None:
+def _padded(raster: Raster, window: Window, inside: Window) -> Raster:
+    """What was read of a window, with what it has beyond the image as missing."""
+    shape = (len(raster.pixels), window.height, window.width)
+    pixels, missing = np.zeros(shape, raster.pixels.dtype), np.ones(shape, bool)
+    top, left = inside.top - window.top, inside.left - window.left
+    area = np.s_[:, top : top + inside.height, left : left + inside.width]
+    if min(top, left) >= 0 and pixels[area].shape == raster.pixels.shape:
+        pixels[area] = raster.pixels
+        missing[area] = False if raster.missing is None else raster.missing
+    return dataclasses.replace(raster, pixels=pixels, missing=missing)
+
+
+def read_onto(
+    read: Callable[[Window], Raster], own: Grid, target: Grid
+) -> tuple[Raster, bool]:
+    """Reads what an image shows of another grid.
+
+    Args:
+        read: returns a window of the image.
+        own: its grid.
+        target: the other.
+
+    Returns:
+        The pixels, and whether they had to be warped: where the pixels of both grids
+        coincide they are only cut out.
+
+    Raises:
+        InputError: see `read`, or the image cannot be warped.
+    """
+    if start := grids.offset(own, target):
+        return read(Window(*start, *target.shape)), False
+    window = grids.covering(own, target)
+    raster = dataclasses.replace(read(window), grid=own.part(window))
+    return warp(raster, target), True
+
+
+def warp(raster: Raster, grid: Grid) -> Raster:
+    """The pixel of an image that is nearest to each of another grid.
+
+    Values stay as they were measured: means of dB, of fill values and of classes are
+    none of these. What the image does not cover is missing.
+
+    Raises:
+        InputError: it cannot be warped.
+    """
+    import rasterio
+    from rasterio import errors, warp
+
+    def nearest(pixels: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(pixels), *grid.shape), pixels.dtype)
+        warp.reproject(
+            pixels,
+            found,
+            src_crs=raster.grid.crs,
+            src_transform=rasterio.Affine(*raster.grid.transform),
+            dst_crs=grid.crs,
+            dst_transform=rasterio.Affine(*grid.transform),
+            resampling=warp.Resampling.nearest,
+            tolerance=0,
+        )
+        return found
+
+    valid = np.ones(raster.pixels.shape, np.uint8)
+    if raster.missing is not None:
+        valid[raster.missing] = 0
+    try:
+        pixels, missing = nearest(raster.pixels), nearest(valid) == 0
+    except (errors.RasterioError, ValueError) as error:
+        raise InputError(
+            f"An image in {raster.grid.crs} cannot be warped to {grid.crs} ({error})."
+        ) from None
+    return dataclasses.replace(raster, pixels=pixels, missing=missing, grid=grid)
+
+
+def _masked(file, indexes, opacity, part) -> np.ndarray | None:
     """Where a nodata value, a mask or opacity says that nothing was measured."""
     from rasterio.enums import MaskFlags
 
     flags = [file.mask_flag_enums[i - 1] for i in indexes]
     if opacity:  # GDAL itself looks at it in files of 2 or 4 bands alone
-        empty = np.repeat(file.read(opacity[:1]) == 0, len(indexes), axis=0)
+        empty = np.repeat(
+            file.read(opacity[:1], window=part) == 0, len(indexes), axis=0
+        )
         return empty if empty.any() else None
     if all(MaskFlags.all_valid in flag for flag in flags):
         return None
-    empty = file.read_masks(indexes) == 0
+    empty = file.read_masks(indexes, window=part) == 0
     return empty if empty.any() else None
-
-
-def _metres(crs) -> float | None:
-    return crs.linear_units_factor[1] if crs and crs.is_projected else None
 
 
 @contextlib.contextmanager
@@ -211,52 +312,3 @@ def _complaints() -> Iterator[list[str]]:
         yield complaints
     finally:
         log.removeFilter(keep)
-
-
-def check_grids(images: Mapping[str, Raster]) -> None:
-    """Refuses grids that are not of 10 m, and images of different places.
-
-    Images without coordinates are believed.
-
-    Args:
-        images: of a pair, by what they are called in errors.
-
-    Raises:
-        InputError: with the numbers.
-    """
-    images = {name: image for name, image in images.items() if image.grid}
-    for name, image in images.items():
-        _check_pixel_size(name, image)
-    for one, other in itertools.pairwise(images.items()):
-        _check_aligned(one, other)
-
-
-def _check_pixel_size(name: str, image: Raster) -> None:
-    if image.metres is None:
-        raise InputError(
-            f"{name} lies in {image.crs}, whose coordinates are no metres; reproject "
-            f"it to a grid of {GSD:g} m, such as UTM."
-        )
-    x, y = np.hypot(*_matrix(image)[:, :2]) * image.metres
-    if max(abs(x - GSD), abs(y - GSD)) > _SAME_GSD * GSD:
-        raise InputError(
-            f"{name} has pixels of {x:g} x {y:g} m, where those of a pair have "
-            f"{GSD:g} m; resample it."
-        )
-
-
-def _check_aligned(one: tuple[str, Raster], other: tuple[str, Raster]) -> None:
-    (name, a), (other_name, b) = one, other
-    height, width = b.pixels.shape[1:]
-    corners = np.array([(0, 0, 1), (width, 0, 1), (0, height, 1), (width, height, 1)])
-    apart = np.hypot(*(_matrix(a) - _matrix(b)) @ corners.T).max() * b.metres / GSD
-    if a.crs != b.crs or apart > _ALIGNED:
-        raise InputError(
-            f"{name} lies in {a.crs} at {a.transform} and {other_name} in {b.crs} at "
-            f"{b.transform}; resample one onto the other's grid."
-        )
-
-
-def _matrix(image: Raster) -> np.ndarray:
-    """From (column, row, 1) to coordinates, [2, 3]."""
-    return np.reshape(image.transform, (2, 3))

@@ -125,6 +125,11 @@ def all_remarks(splits: Mapping[str, SplitReport]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
+def in_words(remarks: Mapping[str, int]) -> list[str]:
+    """Sentences of `all_remarks`, which fit one pair and many."""
+    return [f"Pairs that {remark}: {pairs:,}." for remark, pairs in remarks.items()]
+
+
 def differing(description: Description, measured: Mapping) -> list[dict]:
     """The bands whose statistics are far from the published ones.
 
@@ -378,8 +383,7 @@ def _classes(card: Mapping, description: Description) -> Iterable[str]:
 
 
 def _skipped(card: Mapping) -> Iterable[str]:
-    for remark, pairs in card["remarks"].items():
-        yield _prose(f"{pairs:,} of the pairs that were written {remark}.")
+    yield from map(_prose, in_words(card["remarks"]))
     if not card["skipped"]:
         return
     yield "## What was skipped"

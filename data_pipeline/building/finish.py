@@ -102,8 +102,8 @@ def finish(
     left = f"; {found.unlisted} are in no list" if found.unlisted else ""
     bad = len(skipped)
     print(f"{out}: of {total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
-    for remark, pairs in content["remarks"].items():
-        print(f"{pairs} of them {remark}.")
+    for remark in card.in_words(content["remarks"]):
+        print(remark)
     for name, sensor in description.sensors.items():
         share = card.missing_share(content["splits"], name)
         if share:
@@ -158,8 +158,8 @@ def summarise(
         info = {name: result[name] for name in record_format.ShardInfo._fields}
         infos.append(record_format.ShardInfo(**info))
         remarks.update(result["remarks"])
-        for *names, reason in result["skipped"]:
-            skipped.append(Skipped(dict(zip(NAMED, names)), reason))
+        for *names, reason, wanted in result["skipped"]:
+            skipped.append(Skipped(dict(zip(NAMED, names)), reason, wanted))
     count, size = (sum(getattr(i, key) for i in infos) for key in ("count", "bytes"))
     return card.SplitReport(count, size, tally, remarks), infos, skipped
 

@@ -29,10 +29,12 @@ from data_pipeline.archives.base import (
     REMARKS,
     Archive,
     Pair,
+    Unmeasured,
     check_missing,
 )
 from data_pipeline.building.statistics import Tally
 from data_pipeline.errors import InputError
+from data_pipeline.sensors import NAMED
 
 log = logging.getLogger("fusmae_jax")
 
@@ -100,7 +102,7 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
         InputError: a pair is bad and the build is strict, or the disk is full.
     """
     if shard.result.exists() and shard.path.exists():
-        if not (shard.strict and read_result(shard)["skipped"]):
+        if not (shard.strict and any(row[-1] for row in read_result(shard)["skipped"])):
             return count(shard.size)
     skipped, tally = [], Tally(shard.archive.description)
     remarks = collections.Counter()
@@ -110,9 +112,11 @@ def build(shard: Shard, count: Callable[[int], None] = lambda pairs: None) -> No
             try:
                 record = read_record(shard.archive, pair, shard.most_missing)
             except InputError as error:
-                if shard.strict or isinstance(error, Stopped):
+                expected = shard.archive.expects_missing
+                wanted = not (expected and isinstance(error, Unmeasured))
+                if isinstance(error, Stopped) or shard.strict and wanted:
                     raise
-                skipped.append((*pair.names, str(error)))
+                skipped.append((*pair.names, str(error), wanted))
             else:
                 remarks.update(set(record.pop(REMARKS, ())))
                 record.pop(PRESENT, None)
@@ -175,6 +179,8 @@ def read_result(shard: Shard) -> dict:
         result = safe_io.read_json(shard.result)
         if not isinstance(result, dict) or not result.keys() >= RESULT:
             raise ValueError(f"it lacks some of {sorted(RESULT)}")
+        if any(len(row) != len(NAMED) + 2 for row in result["skipped"]):
+            raise ValueError("an earlier version wrote it")
         return result
     except FileNotFoundError:
         raise InputError(

@@ -197,14 +197,18 @@ def check_data(config) -> None:
     Raises:
         InputError: there is no dataset, or it lacks labels or a sensor.
     """
-    description = sources.describe(config.data)
-    labelled_data.check_description(description, config)
-    there = sensor_sets(description)
+    data = config.data
+    labelled_data.check_description(sources.describe(data), config)
+    splits = dict.fromkeys((data.split, data.val_split, data.test_split))
+    found = {split: sources.describe(data, split) for split in splits}
+    there = sensor_sets(*found.values())
     if not set(config.sensors) <= set(there):
-        titles = " and ".join(s.title for s in description.sensors.values())
+        split, least = min(found.items(), key=lambda item: len(item[1].sensors))
+        titles = " and ".join(sensor.title for sensor in least.sensors.values())
+        advice = f'set --config.sensors="{there}"' if there else "name other data"
         raise InputError(
-            f"sensors is {tuple(config.sensors)}, and {description.name} holds "
-            f'{titles} alone; set --config.sensors="{there}".'
+            f"sensors is {tuple(config.sensors)}, and split {split} of {least.name} "
+            f"holds {titles} alone; {advice}."
         )
 
 

@@ -3,31 +3,25 @@
 A batch is encoded once for all heads, which stand side by side.
 """
 
-import collections
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipeline import batches
 from data_pipeline.errors import InputError
 from fusmae_jax import streams
-from fusmae_jax.evaluation import heads, loop
+from fusmae_jax.evaluation import heads, loop, progress
 from fusmae_jax.evaluation.encoder import check_blocks, present, shown
 from fusmae_jax.inputs import SENSORS, Present, Windows
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import checkpoint, sharding
 from fusmae_jax.training.train import TrainState
-
-log = logging.getLogger("fusmae_jax")
 
 
 def tokens(
@@ -234,42 +228,17 @@ class Task:
         self, heads, source, sensor_set: str, batch_size: int, title: str
     ) -> Iterator[np.ndarray]:
         """Yields confusion matrices of batches of scenes, [R, n, C, C] int32."""
-        devices = self.mesh.size
-        rows = -(-min(batch_size, len(source)) // devices) * devices
-        here, step = self.here(sensor_set, rows), self.judge_step()
-        stream = batches.eval_batches(
-            source,
-            fields=self.fields,
-            batch_size=rows,
-            count=len(source),
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-        )
-        bar = tqdm.tqdm(
-            total=len(source),
-            desc=title,
-            unit="pair",
-            dynamic_ncols=True,
-            disable=None if jax.process_index() == 0 else True,
-        )
-        if bar.disable and jax.process_index() == 0:
-            log.info("%s: %d pairs.", title, len(source))
-        ahead = collections.deque()
+        step = self.judge_step()
 
-        def collect():
-            count, found = ahead.popleft()
-            bar.update(count)
-            return jax.device_get(found)[:, :count]
+        def start(fields):
+            here = self.here(sensor_set, len(fields[self.field]))
+            return step(heads, self.params, fields, here)
 
-        with bar:
-            for first, (fields, _) in zip(range(0, len(source), rows), stream):
-                fields = sharding.to_devices(fields, self.mesh)
-                found = step(heads, self.params, fields, here)
-                ahead.append((min(rows, len(source) - first), found))
-                if len(ahead) > loop.AHEAD:
-                    yield collect()
-            while ahead:
-                yield collect()
+        options = dict(batch_size=batch_size, mesh=self.mesh)
+        with progress.Progress(title, len(source), "pair") as bar:
+            for count, found in loop.over_pairs(start, source, self.fields, **options):
+                bar.update(count)
+                yield found[:, :count]
 
     def judge_step(self):
         """Returns the compiled `step(heads, params, fields, here) -> [R, B, C, C]`."""

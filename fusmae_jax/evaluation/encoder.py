@@ -25,12 +25,13 @@ from fusmae_jax.training import checkpoint, run_directory, sharding
 SENSOR_SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}
 
 
-def sensor_sets(description: Description) -> tuple[str, ...]:
-    """Those of `SENSOR_SETS` of which a dataset has every sensor."""
+def sensor_sets(*descriptions: Description) -> tuple[str, ...]:
+    """Those of `SENSOR_SETS` of which all of some datasets have every sensor."""
+    there = set(SENSORS).intersection(*(d.sensors for d in descriptions))
     return tuple(
         name
         for name, shown in SENSOR_SETS.items()
-        if {s for s, here in zip(SENSORS, shown) if here} <= description.sensors.keys()
+        if {s for s, here in zip(SENSORS, shown) if here} <= there
     )
 
 

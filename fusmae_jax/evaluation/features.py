@@ -5,7 +5,6 @@ extraction goes on where it stopped. Its name is a checksum of everything that d
 a feature: parameters, data, bands and their statistics, view, pooling.
 """
 
-import collections
 import copy
 import dataclasses
 import hashlib
@@ -19,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from data_pipeline import atomic, batches, safe_io
+from data_pipeline import atomic, safe_io
 from data_pipeline.config_fields import attribute, check_attributes, choice, whole
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs
@@ -37,7 +36,6 @@ from fusmae_jax.training import run_directory, sharding
 
 POOLS = ("mean", "global", "sensors")
 VERSION = 1  # of the code that takes them: raise it when the same input gives others
-AHEAD = 2  # batches dispatched before the first is waited for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,34 +219,20 @@ def take(
     bar: progress.Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """Features of pairs `start` to `stop` - 1, see `Extractor`."""
-    stop = len(source) if stop is None else stop
-    devices = extractor.mesh.size
-    rows = -(-min(batch_size, len(source)) // devices) * devices
-    stream = batches.eval_batches(
-        source,
-        fields=extractor.fields(source),
-        batch_size=rows,
-        start=start,
-        count=stop,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
-    taken, ahead = [], collections.deque()
-
-    def collect():
-        counts, found = ahead.popleft()
-        taken.append({s: x[:counts] for s, x in jax.device_get(found).items()})
-        if bar is not None:
-            bar.update(counts)
-
+    taken = []
     with loop.asked_only():
-        for first, (fields, _) in zip(range(start, stop, rows), stream):
-            fields = sharding.to_devices(fields, extractor.mesh)
-            ahead.append((min(rows, stop - first), extractor(fields)))
-            if len(ahead) > AHEAD:
-                collect()
-        while ahead:
-            collect()
+        for count, found in loop.over_pairs(
+            extractor,
+            source,
+            extractor.fields(source),
+            batch_size=batch_size,
+            mesh=extractor.mesh,
+            start=start,
+            stop=stop,
+        ):
+            taken.append({s: x[:count] for s, x in found.items()})
+            if bar is not None:
+                bar.update(count)
     return {s: np.concatenate([t[s] for t in taken]) for s in extractor.sensor_sets}
 
 

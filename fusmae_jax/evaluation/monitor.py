@@ -143,7 +143,8 @@ class Monitor:
         self._train = subsets.spread(train, config.judge.train_pairs)
         self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]
-        self._sets = sensor_sets(train.description)
+        names = (config.data.split, config.data.eval_split)
+        self._sets = sensor_sets(*(sources.describe(config.data, n) for n in names))
         self._extractor = features.Extractor(
             objective.encoder(), None, features.Recipe(), mesh, self._sets
         )

@@ -4,21 +4,19 @@ Does an image find its partner of the other sensor, and images of the same class
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
+from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.bootstrap import Score, bootstrap
 from fusmae_jax.training import sharding
 
 BLOCK = 2**26  # similarities held at once by one device, 256 MiB; sorting takes as much
-CHUNKS_WORTH_A_BAR = 8
 
 
 def predict(
@@ -99,18 +97,18 @@ def find(
     rows = devices * min(max(1, BLOCK // len(bank)), -(-len(queries) // devices))
     similarity = np.empty((len(queries), k), np.float32)
     index = np.empty((len(queries), k), np.int32)
-    chunks = range(0, len(queries), rows or 1)
-    quiet = len(chunks) < CHUNKS_WORTH_A_BAR or jax.process_index() != 0
-    quiet = quiet or not sys.stderr.isatty()
-    for i in tqdm.tqdm(chunks, desc="neighbours", leave=False, disable=quiet):
-        chunk = queries[i : i + rows]
-        count = len(chunk)
-        # The last one is filled up, or it would be compiled for itself.
-        chunk = np.pad(chunk, ((0, rows - count), (0, 0)))
-        found = nearest(bank, _put(chunk, sharding.rows(mesh)))
-        similarity[i : i + count], index[i : i + count] = (
-            np.asarray(x)[:count] for x in found
-        )
+    title, total = "Nearest neighbours", len(queries)
+    with progress.Progress(title, total, "query", brief=True) as bar:
+        for i in range(0, total, rows or 1):
+            chunk = queries[i : i + rows]
+            count = len(chunk)
+            # The last one is filled up, or it would be compiled for itself.
+            chunk = np.pad(chunk, ((0, rows - count), (0, 0)))
+            found = nearest(bank, _put(chunk, sharding.rows(mesh)))
+            similarity[i : i + count], index[i : i + count] = (
+                np.asarray(x)[:count] for x in found
+            )
+            bar.update(count)
     return similarity, index
 
 

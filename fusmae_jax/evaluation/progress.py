@@ -9,13 +9,16 @@ import tqdm
 log = logging.getLogger("fusmae_jax")
 
 QUIET = 20.0  # seconds between log lines
+WORTH_A_BAR = 1.0  # seconds, of what is often done sooner
 
 
 class Progress:
     """Counts `unit`s of work; host 0 shows them. A context manager."""
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0):
-        """Begins with `done` of `total` behind it."""
+    def __init__(
+        self, title: str, total: int, unit: str, done: int = 0, brief: bool = False
+    ):
+        """Begins with `done` of `total` behind it; if `brief` no bar stays behind."""
         self._title, self._total, self._unit = title, total, unit
         self._done = self._first = done
         self._start = self._said = time.monotonic()
@@ -26,6 +29,8 @@ class Progress:
             desc=title,
             unit=unit,
             dynamic_ncols=True,
+            leave=not brief,
+            delay=WORTH_A_BAR if brief else 0,
             disable=None if self._speaks else True,  # None: where no terminal is
         )
 

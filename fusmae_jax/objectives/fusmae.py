@@ -249,7 +249,7 @@ class Objective(protocol.Objective):
         """Patches N of one sensor's image."""
         return patches.grid_side(self.inputs.size, self.patch_size) ** 2
 
-    def init(self, rngs: nnx.Rngs) -> fusmae.FusMAE:
+    def init(self, rngs: nnx.Rngs | streams.Keys) -> fusmae.FusMAE:
         """The autoencoder."""
         return fusmae.FusMAE(**self.model, rngs=rngs)
 

@@ -35,7 +35,7 @@ class Objective:
     separable: bool = True
     redraws: bool = False
 
-    def init(self, rngs: nnx.Rngs) -> nnx.Module:
+    def init(self, rngs: nnx.Rngs | streams.Keys) -> nnx.Module:
         """The model, all of whose parameters are trained by gradients."""
         raise NotImplementedError
 
