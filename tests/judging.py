@@ -14,14 +14,19 @@ from tests import tiny
 STEPS = (2, 6)  # of which there are checkpoints
 
 
-def trained(factory) -> pathlib.Path:
+def trained(factory, method: str = "fusmae") -> pathlib.Path:
     """A run directory as pretraining leaves it, with checkpoints of STEPS.
 
     Args:
         factory: pytest's `tmp_path_factory`, of a session that shares it.
+        method: "teacher", within `teacher.known`, compiles sooner.
     """
-    workdir = factory.getbasetemp() / "judged"
-    return workdir if workdir.exists() else write_run(workdir, tiny.config())
+    workdir = factory.getbasetemp() / f"judged_{method}"
+    if workdir.exists():
+        return workdir
+    config = tiny.config()
+    config.method = method
+    return write_run(workdir, config)
 
 
 def write_run(workdir: pathlib.Path, config) -> pathlib.Path:

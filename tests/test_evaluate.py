@@ -11,10 +11,10 @@ from configs import probe_sample
 from data_pipeline import sources, subsets, synthetic
 from fusmae_jax import figures
 from fusmae_jax.evaluation import evaluate, gallery, results, scores, tasks
-from tests import datasets, judging
+from tests import datasets, judging, teacher
 
 BASELINES = ("random", "statistics")
-ENCODERS = ("Fus-MAE", "random initialisation", "image statistics")
+ENCODERS = ("student", "random initialisation", "image statistics")
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,18 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def everything(trained, tmp_path_factory):
+def student(tmp_path_factory):
+    """A run of the small method, whose encoder is sooner compiled."""
+    with teacher.known():
+        yield judging.trained(tmp_path_factory, "teacher")
+
+
+@pytest.fixture(scope="module")
+def everything(student, tmp_path_factory):
     """All tasks on features, with what they are compared with; and how often scored."""
     workdir = tmp_path_factory.mktemp("evaluate") / "out"
     config = judging.config(
-        trained,
+        student,
         methods=("knn", "probe", "retrieval"),
         baselines=BASELINES,
         fractions=(0.5, 1.0),
@@ -63,7 +70,9 @@ def test_there_is_a_row_for_every_encoder_sensor_and_share_of_labels(everything)
     assert found == learnt | searched and len(rows) == len(found)
     for row in rows:
         assert row.test_pairs == 16
-        assert row.feature_dim == (98 if row.encoder == "image statistics" else 32)
+        assert row.feature_dim == (
+            98 if row.encoder == "image statistics" else teacher.WIDTH
+        )
         if row.task != "retrieval":
             assert row.train_pairs == row.fraction * 160
 
@@ -102,9 +111,9 @@ def test_files_and_figures_are_left_behind(everything):
     assert json.loads((workdir / "config.json").read_text())["config"]["task"]
 
 
-def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
+def test_an_evaluation_prints_its_tables(student, everything, capsys, lines):
     config = judging.config(
-        trained,
+        student,
         methods=("knn", "probe", "retrieval"),
         baselines=BASELINES,
         fractions=(0.5, 1.0),
@@ -122,9 +131,9 @@ def test_an_evaluation_prints_its_tables(trained, everything, capsys, lines):
     assert any(said in line for line in lines)
 
 
-def test_pairs_of_one_class_are_judged_by_accuracy(trained, tmp_path):
+def test_pairs_of_one_class_are_judged_by_accuracy(student, tmp_path):
     config = judging.config(
-        trained, methods=("knn", "probe"), single_label=True, sensors=("both",)
+        student, methods=("knn", "probe"), single_label=True, sensors=("both",)
     )
     config.data.source = "patterns"
     rows = evaluate.run(config, tmp_path)
@@ -203,13 +212,13 @@ def by_ground(folder, cells):
 
 
 @pytest.fixture(scope="module")
-def on_ground(trained, tmp_path_factory):
+def on_ground(student, tmp_path_factory):
     """The same pairs judged as 24 pieces of ground, and as 6 of them."""
     found = {}
     for cells in (24, 6):
         folder = tmp_path_factory.mktemp(f"ground{cells}")
         config = judging.config(
-            trained,
+            student,
             methods=("knn", "dense", "retrieval"),
             sensors=("both",),
             bootstrap=50,

@@ -130,9 +130,27 @@ exactly = dict(rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def watched(tmp_path_factory):
+    """`plain`, and whether attention was masked where it was trained and asked."""
+    attend, masked = attention.attend, []
+
+    def spy(q, k, v, mask=None, *rest):
+        masked.append(mask is not None)
+        return attend(q, k, v, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "attend", spy)
+        tuned = tune(tmp_path_factory.mktemp("plain"), Pairs())
+        trained = len(masked)
+        predict(tuned, Pairs())
+    assert 0 < trained < len(masked)
+    return tuned, masked
+
+
+@pytest.fixture(scope="module")
+def plain(watched):
     """Three steps of a recipe without anything random."""
-    return tune(tmp_path_factory.mktemp("plain"), Pairs())
+    return watched[0]
 
 
 @pytest.mark.journey
@@ -316,23 +334,15 @@ def test_parts_of_a_batch_take_less_memory():
     assert step_memory(accumulate=8) < 0.4 * step_memory()
 
 
+@pytest.mark.journey
 def test_what_is_sent_unasked_stops_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "to_all", lambda tree, mesh: tree)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
         tune(tmp_path, Pairs(), smoothing=0.01)  # a compiled step of its own
 
 
-def test_where_all_sensors_are_there_nothing_is_masked(tmp_path, monkeypatch):
-    attend, masked = attention.attend, []
-
-    def spy(q, k, v, mask=None, *rest):
-        masked.append(mask is not None)
-        return attend(q, k, v, mask, *rest)
-
-    monkeypatch.setattr(attention, "attend", spy)
-    tuned = tune(tmp_path, Pairs(), drop_path=0.01)  # which nobody else has compiled
-    predict(tuned, Pairs())
-    assert masked and not any(masked)
+def test_where_all_sensors_are_there_nothing_is_masked(watched):
+    assert not any(watched[1])
 
 
 @pytest.mark.journey
@@ -404,7 +414,10 @@ def test_drop_path_and_mixup_change_training_but_not_prediction(plain, tmp_path)
     assert np.abs(change).max() > 1e-5
 
 
-def test_every_step_draws_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "noise", [{}, pytest.param(NOISY, marks=pytest.mark.journey)], ids=["crops", "all"]
+)
+def test_every_step_draws_anew(tmp_path, monkeypatch, noise):
     losses = []
 
     def train(step, init, layout, open_batches, steps, **_):
@@ -417,7 +430,7 @@ def test_every_step_draws_anew(tmp_path, monkeypatch):
         return state
 
     monkeypatch.setattr(loop, "train", train)
-    tune(tmp_path, Pairs(), **NOISY)
+    tune(tmp_path, Pairs(), **noise)
     assert losses[0] != losses[1]
 
 

@@ -6,7 +6,13 @@ from configs import probe_bigearthnet
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import checks, evaluate, results, tasks
 from fusmae_jax.training import metrics
-from tests import judging, tiny
+from tests import judging, teacher, tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def method():
+    with teacher.known():
+        yield
 
 
 def config(methods=("finetune", "dense"), baselines=("supervised",), **fields):
@@ -73,7 +79,8 @@ def test_an_encoder_of_one_block_has_one_output_in_every_task(tmp_path):
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """Both tasks on a few scenes, with a rival, of one head and sensor set."""
-    run, workdir = judging.trained(tmp_path_factory), tmp_path_factory.mktemp("w") / "w"
+    workdir = tmp_path_factory.mktemp("w") / "w"
+    run = judging.trained(tmp_path_factory, "teacher")
     c = judging.config(
         run,
         methods=("finetune", "dense"),
@@ -98,9 +105,9 @@ def test_both_tasks_leave_their_rows_figures_and_no_checkpoints(judged):
     _, workdir = judged
     rows = results.read(workdir)
     assert [(r.task, r.encoder) for r in rows] == [
-        ("finetune", "Fus-MAE"),
+        ("finetune", "student"),
         ("finetune", "supervised from scratch"),
-        ("dense", "Fus-MAE"),
+        ("dense", "student"),
     ]
     assert "miou" in rows[-1].scores.overall and rows[-1].features.startswith("linear")
     assert not any((workdir / "training").iterdir())
