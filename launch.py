@@ -29,6 +29,7 @@ TASKS = {
     "prepare": "data_pipeline.building.prepare",
     "pretrain": "fusmae_jax.training.pretrain",
     "reconstruct": "fusmae_jax.reconstruct",
+    "embed": "fusmae_jax.embed",
     "evaluate": "fusmae_jax.evaluation.evaluate",
 }
 CONFIGS = pathlib.Path(__file__).parent / "configs"

@@ -17,6 +17,7 @@ _PATCH = re.compile(r"(S2[AB]_MSIL2A_\d{8}T\d+)_(\d+)_(\d+)")
 _SEN12MS = re.compile(r"(ROIs\d+_[a-z]+_\d+)_p\d+")
 # A coordinate system and six numbers, and the time behind them.
 _GRID = re.compile(r"(.+?(?: -?\d+){6}) .+")
+_NUMBERS = re.compile(r"(\w+:\d+)((?: -?\d+){6})(?: .+)?")
 
 
 def cell(name: str) -> str:
@@ -54,6 +55,12 @@ def of(place: str) -> str:
     if found := _SEN12MS.fullmatch(place) or _GRID.fullmatch(place):
         return found[1]
     return cell(place) or place
+
+
+def grid(place: str) -> tuple[str, tuple[float, ...]] | None:
+    """Coordinate system and transform of a pair, whose place tells them; else None."""
+    found = _NUMBERS.fullmatch(place)
+    return found and (found[1], tuple(map(float, found[2].split())))
 
 
 def acquisition(place: str) -> str:

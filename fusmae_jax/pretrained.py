@@ -172,7 +172,7 @@ class Model:
                 total[i] += shown * said.summary
                 weight[i] += shown
                 bar.update()
-        maps = {s: np.stack([blend.mean() for blend in blends[s]]) for s in SENSORS}
+        maps = {s: np.stack([x.finish(shape[0]) for x in blends[s]]) for s in SENSORS}
         summary = total / np.where(weight > 0, weight, np.nan)
         both = np.stack([maps[s] for s in SENSORS])
         pooled, dense = _mean(both, (0, 2, 3)), _mean(both, 0)

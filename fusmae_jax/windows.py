@@ -33,15 +33,17 @@ class Cover:
                 f"apart; choose a stride from 1 to {self.side}."
             )
 
-    def starts(self, axis: int) -> list[int]:
-        """Where windows begin along an axis; an image that is smaller has one."""
-        last = max(self.shape[axis] - self.side, 0)
-        return [*range(0, last, self.stride), last]
+    @functools.cached_property
+    def starts(self) -> tuple[list[int], list[int]]:
+        """Rows and columns at which windows begin; a smaller image has one window."""
+        last = [max(n - self.side, 0) for n in self.shape]
+        return tuple([*range(0, n, self.stride), n] for n in last)
 
     @property
     def corners(self) -> list[tuple[int, int]]:
         """Row and column at which each window begins, row by row."""
-        return [(row, column) for row in self.starts(0) for column in self.starts(1)]
+        rows, columns = self.starts
+        return [(row, column) for row in rows for column in columns]
 
     @functools.cached_property
     def weight(self) -> np.ndarray:
@@ -59,16 +61,19 @@ class Cover:
 class Blend:
     """The weighted mean of what windows say of the patches of an image."""
 
-    def __init__(self, cover: Cover, width: int):
+    def __init__(self, cover: Cover, width: int, rows: int = 0):
         """Begins with nothing said.
 
         Args:
             cover: the windows.
             width: numbers D that are said of a patch.
+            rows: of patches that are kept at a time, those of a window at least; 0 for
+                all. Of a few, `finish` has to take the first ones away.
         """
-        self._cover = cover
-        self._total = np.zeros((*cover.shape, width), np.float32)
-        self._weight = np.zeros((*cover.shape, 1), np.float32)
+        self._cover, self._first = cover, 0
+        shape = (rows or max(cover.shape[0], cover.side), cover.shape[1])
+        self._total = np.zeros((*shape, width), np.float32)
+        self._weight = np.zeros((*shape, 1), np.float32)
 
     def add(
         self, corner: tuple[int, int], values: np.ndarray, known: np.ndarray
@@ -80,21 +85,32 @@ class Blend:
             values: [side, side, D]; what stands where nothing is known is not read.
             known: of which patches it says anything, [side, side].
         """
-        row, column = corner
-        rows = min(self._cover.side, self._cover.shape[0] - row)
-        columns = min(self._cover.side, self._cover.shape[1] - column)
-        there = np.s_[row : row + rows, column : column + columns]
-        weight = (self._cover.weight * known)[:rows, :columns, None]
-        values = np.where(known[..., None], values, 0.0)[:rows, :columns]
-        self._total[there] += weight * values
+        row, column = corner[0] - self._first, corner[1]
+        side = self._cover.side
+        columns = min(side, self._cover.shape[1] - column)
+        there = np.s_[row : row + side, column : column + columns]
+        weight = (self._cover.weight * known)[:, :columns, None]
+        self._total[there] += (
+            weight * np.where(known[..., None], values, 0)[:, :columns]
+        )
         self._weight[there] += weight
 
-    @property
-    def known(self) -> np.ndarray:
-        """Of which patches anything was said, [rows, columns] bool."""
-        return self._weight[..., 0] > 0
+    def skip(self, row: int) -> None:
+        """Begins at a later row, before anything was said."""
+        self._first = row
 
-    def mean(self) -> np.ndarray:
-        """What was said, [rows, columns, D]; NaN where nothing was."""
-        with np.errstate(invalid="ignore"):
-            return self._total / np.where(self._weight > 0, self._weight, np.nan)
+    def finish(self, until: int) -> np.ndarray:
+        """Takes away the rows before `until`, of which nothing more will be said.
+
+        Returns:
+            What was said of them, [rows, columns, D]; NaN where nothing was.
+        """
+        count = until - self._first
+        self._first = until
+        done = []
+        for kept in (self._total, self._weight):
+            done.append(kept[:count].copy())
+            kept[: len(kept) - count] = kept[count:].copy()
+            kept[len(kept) - count :] = 0
+        total, weight = done
+        return total / np.where(weight > 0, weight, np.nan)

@@ -203,12 +203,28 @@ def covering(grid: Grid, other: Grid) -> Window:
     Raises:
         InputError: that ground is nowhere in the image's coordinates.
     """
+    return _around(grid, other).inside(grid.shape)
+
+
+def overlap(grid: Grid, other: Grid) -> bool:
+    """Whether two images show any common ground, going by their corners.
+
+    Raises:
+        InputError: the ground of the other is nowhere in the first's coordinates.
+    """
+    window = _around(grid, other)
+    return all(
+        at < n and at + length > 0
+        for at, length, n in zip(window[:2], window[2:], grid.shape)
+    )
+
+
+def _around(grid: Grid, other: Grid) -> Window:
     points = _project(other.matrix @ _edge(other.shape), other.crs, grid.crs)
     points = np.linalg.solve(grid.matrix[:, :2], points - grid.matrix[:, 2:])
     left, top = np.floor(points.min(axis=1)).astype(int).tolist()
     right, bottom = np.ceil(points.max(axis=1)).astype(int).tolist()
-    window = Window(top - 1, left - 1, bottom - top + 2, right - left + 2)
-    return window.inside(grid.shape)
+    return Window(top - 1, left - 1, bottom - top + 2, right - left + 2)
 
 
 def _edge(shape: tuple[int, int]) -> np.ndarray:

@@ -59,7 +59,7 @@ def tiles(rows: Sequence[dict], cut: Cut) -> tuple[list[dict], list[Skipped]]:
     found, skipped = [], []
     for row in tqdm.tqdm(rows, desc="scenes", unit="scene", leave=False, delay=1):
         try:
-            scene, _ = _grids(row, cut)
+            scene, _ = grids_of(row, cut)
         except InputError as error:
             skipped.append(Skipped(_images(row), str(error)))
             continue
@@ -104,7 +104,7 @@ def read(row: dict, cut: Cut, side: int = 0) -> Images:
     window = Window(*row[AT], cut.tile, cut.tile) if row[AT] else None
     found, warped = {}, False
     if cut.align:
-        target, own = _grids(row, cut, side)
+        target, own = grids_of(row, cut, side)
         target = target.part(window) if window else target
         for path, reader in readers.items():
             found[path], moved = rasters.read_onto(reader, own[path], target)
@@ -116,8 +116,13 @@ def read(row: dict, cut: Cut, side: int = 0) -> Images:
     return Images(images, found.get(row["mask"]), warped)
 
 
-def _grids(row: dict, cut: Cut, side: int = 0) -> tuple[Grid, dict[str, Grid]]:
-    """The grid of a row, and the own grids of its files by path."""
+def grids_of(row: dict, cut: Cut, side: int = 0) -> tuple[Grid, dict[str, Grid]]:
+    """The grid of a row, and the own grids of its files by path; see `read`.
+
+    Raises:
+        InputError: there is no such grid.
+        OSError: a file cannot be read.
+    """
     # The image that names a pair is first.
     paths = tuple(row[name] for name in NAMED if row[name])
     return _grids_of(paths, row["mask"], cut, side)

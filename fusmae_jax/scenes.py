@@ -1,0 +1,275 @@
+"""Whole scenes as an encoder sees them: read part by part, and mapped row by row.
+
+A scene is what files of one or both sensors show of one place: a GeoTIFF, or a folder
+with a file for each band, such as a Sentinel-2 product. They come onto one grid of 10 m
+as the pairs of `prepare_pairs` do with `read.align`. Memory is bounded by a row of
+windows, however large the scene is.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from data_pipeline import offsets, sensors
+from data_pipeline.archives import (
+    band_folders,
+    grids,
+    pair_survey,
+    pair_tiles,
+    rasters,
+)
+from data_pipeline.archives.grids import Grid, Window
+from data_pipeline.archives.pair_survey import Settings
+from data_pipeline.config_fields import Field, choice, location, several, text
+from data_pipeline.errors import InputError
+from fusmae_jax import pretrained
+from fusmae_jax.inputs import SENSORS
+from fusmae_jax.pretrained import Model, Said
+from fusmae_jax.windows import Blend, Cover
+
+log = logging.getLogger("fusmae_jax")
+
+# What a config may say of a scene.
+FIELDS: dict[str, Field] = {
+    "s1": location(meaning="Sentinel-1 of the scene, a GeoTIFF or a folder of bands."),
+    "s2": location(
+        meaning="Sentinel-2 of the scene, likewise, or a product NAME.SAFE."
+    ),
+    **{
+        f"{s}_bands": several(
+            text(filled=True),
+            twice=True,
+            meaning=f"Bands of {s}'s file, in its order; () reads their descriptions.",
+        )
+        for s in SENSORS
+    },
+    "s1_unit": choice(*(u.name for u in sensors.S1.units), meaning="Unit of s1."),
+    "s2_unit": choice(*(u.name for u in sensors.S2.units), meaning="Unit of s2."),
+    "s2_offset": choice(
+        *offsets.CHOICES,
+        meaning="What was added to each DN of s2, as since 2022; auto asks the pixels, "
+        "then the name and tags.",
+    ),
+}
+_LOOKED_AT = 512  # side of the windows that are looked at for the offset
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """The images of one place.
+
+    Attributes:
+        paths: of each sensor that is there, {sensor: path}.
+        grid: onto which they come.
+        contract: the sensors as the model takes them.
+        settings: how to understand the files.
+        offset: that is taken out of Sentinel-2's DN.
+    """
+
+    paths: Mapping[str, str]
+    grid: Grid
+    contract: Mapping[str, sensors.Sensor]
+    settings: Settings
+    offset: int
+
+    def read(self, window: Window) -> dict[str, np.ndarray]:
+        """What the scene shows in a window, {sensor: [height, width, C]} float32.
+
+        In the contract's bands and units, NaN where nothing was measured. A band that
+        the files lack is the mean of the training data.
+
+        Raises:
+            InputError: a file is damaged, or its values are not in its unit.
+            OSError: a file cannot be read.
+        """
+        own, target = self._own, self.grid.part(window)
+        found = {}
+        for s, path in self.paths.items():
+            read = lambda part, path=path: band_folders.read(path, part)
+            raster, _ = rasters.read_onto(read, own[path], target)
+            bands = pair_survey.band_names(
+                path, raster, sensors.PRODUCTS[s], self.settings
+            )
+            known = [i for i, band in enumerate(bands) if band in _known(s)]
+            image, unit = pair_survey.measured(s, raster, self.settings)
+            found[s] = pretrained.to_model(
+                np.moveaxis(image[known], 0, -1)[None],
+                self.contract[s],
+                [bands[i] for i in known],
+                unit,
+                self.offset if unit == self.contract[s].units[0].name else 0,
+            )[0]
+        return found
+
+    @property
+    def _own(self) -> dict[str, Grid]:
+        return pair_tiles.grids_of(_row(self.paths), self.settings.cut)[1]
+
+
+def _known(sensor: str) -> tuple[str, ...]:
+    return sensors.known_bands(sensor)
+
+
+def _row(paths: Mapping[str, str]) -> dict:
+    return {"mask": "", pair_tiles.AT: ()} | {s: paths.get(s, "") for s in SENSORS}
+
+
+def open_scene(config, contract: Mapping[str, sensors.Sensor]) -> Scene:
+    """The scene that a config's `FIELDS` describe, as a model with `contract` takes it.
+
+    Raises:
+        InputError: a file is not there or damaged, has no coordinates or bands that the
+            model knows, is in another unit, or both show different places.
+    """
+    paths = {s: config[s] for s in SENSORS if config[s]}
+    settings = Settings(
+        bands={s: tuple(map(sensors.canonical, config[f"{s}_bands"])) for s in SENSORS},
+        unit={s: config[f"{s}_unit"] for s in SENSORS},
+        offset={"s2": config.s2_offset},
+        cut=pair_tiles.Cut(tile=_LOOKED_AT, align=True),
+    )
+    target, own = pair_tiles.grids_of(_row(paths), settings.cut)
+    for path, grid in own.items():
+        if not grids.overlap(grid, target):
+            raise InputError(
+                f"{path} shows nothing of the ground of "
+                f"{next(p for p in own if p != path)}; give scenes of one place."
+            )
+        if grids.offset(grid, target) is None:
+            log.info("%s is warped to %s, at the nearest pixel.", path, target.text)
+    offset = _offset(paths["s2"], settings) if "s2" in paths else 0
+    scene = Scene(paths, target, contract, settings, offset)
+    _check(scene)
+    return scene
+
+
+def _offset(path: str, settings: Settings) -> int:
+    """What was added to each DN of a Sentinel-2 scene.
+
+    Raises:
+        InputError: nothing tells it.
+    """
+    given = settings.offset["s2"]
+    if given != "auto":
+        return int(given)
+    if settings.unit["s2"] != sensors.S2.units[0].name:
+        return 0  # reflectance is never guessed to carry it
+    proven = pair_survey.proven_by_scene(path, settings)
+    if proven is not None:
+        return proven
+    raster = band_folders.read(path, Window(0, 0, 1, 1))
+    said = offsets.said(pair_survey.says(path, raster))
+    if said is None:
+        advice = offsets.unknown(pair_survey.LACKING)
+        raise InputError(f"{path} {advice.replace('config.read.', 'config.')}")
+    return said
+
+
+def _check(scene: Scene) -> None:
+    """Refuses a scene that cannot be read, before hours are spent on it."""
+    height, width = scene.grid.shape
+    middle = Window(
+        max(height - _LOOKED_AT, 0) // 2,
+        max(width - _LOOKED_AT, 0) // 2,
+        min(height, _LOOKED_AT),
+        min(width, _LOOKED_AT),
+    )
+    scene.read(middle)
+    for s, path in scene.paths.items():
+        raster = band_folders.read(path, Window(0, 0, 1, 1))
+        bands = pair_survey.band_names(
+            path, raster, sensors.PRODUCTS[s], scene.settings
+        )
+        lacking = [b for b in scene.contract[s].band_names if b not in bands]
+        if lacking:
+            log.warning(
+                "%s has no %s, which count as the mean of the training data.",
+                *(path, ", ".join(lacking)),
+            )
+        sensor = scene.contract[s]
+        level = pair_survey.told_level(path, raster, bands) if sensor.offsets else ""
+        if level and level != scene.contract[s].level:
+            log.warning(
+                "%s is %s, and the model learnt from %s: expect other brightness.",
+                *(path, level, scene.contract[s].level),
+            )
+
+
+def cover(scene: Scene, model: Model, stride: int) -> Cover:
+    """The windows over a scene; what is left of a patch at its edges is one, too."""
+    p = model.patch_size
+    shape = tuple(-(-n // p) for n in scene.grid.shape)
+    return Cover(shape, model.encoder.side, stride)
+
+
+def map_rows(
+    scene: Scene,
+    model: Model,
+    windows: Cover,
+    say: Callable[[Said], tuple[np.ndarray, np.ndarray]],
+    width: int,
+    first: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields rows of a map of a scene, from north to south, as they are finished.
+
+    Args:
+        scene: what is mapped.
+        model: what encodes it.
+        windows: over it, see `cover`.
+        say: of what the encoder says of a window the values [side, side, width] that
+            are mapped, and of which patches there are any, [side, side] bool.
+        width: numbers of each patch.
+        first: row of patches to begin with. What comes is the same as if the rows
+            before had been asked for too.
+
+    Returns:
+        An iterator over the row at which each part begins, and the part, [rows,
+        columns, width] float32, NaN where nothing was measured.
+    """
+    rows, columns = windows.starts
+    rows = [row for row in rows if row + windows.side > first or row == rows[-1]]
+    jobs = [(row, column) for row in rows for column in columns]
+    blend = Blend(windows, width, windows.side)
+    blend.skip(rows[0])
+    parts = _parts(scene, model.patch_size, windows, rows)
+    done = first
+    for (corner, following), said in zip(
+        zip(jobs, [*jobs[1:], (windows.shape[0], 0)]), model.windows(parts), strict=True
+    ):
+        blend.add(corner, *say(said))
+        if following[0] > corner[0]:
+            part = blend.finish(following[0])
+            part = part[max(done - corner[0], 0) :]
+            if len(part):
+                yield done, part
+                done += len(part)
+
+
+def _parts(
+    scene: Scene, p: int, windows: Cover, rows: list[int]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Pixels of each window, of which only new rows are read."""
+    width, side = scene.grid.shape[1], windows.side * p
+    kept, end = {}, rows[0] * p
+    for row in rows:
+        top, bottom = row * p, min(row * p + side, scene.grid.shape[0])
+        if bottom > end:
+            fresh = scene.read(Window(end, 0, bottom - end, width))
+            kept = {
+                s: np.concatenate([kept[s], x]) if s in kept else x
+                for s, x in fresh.items()
+            }
+            end = bottom
+        kept = {s: x[len(x) - (bottom - top) :] for s, x in kept.items()}
+        for column in windows.starts[1]:
+            area = np.s_[:, column * p : column * p + side]
+            yield {s: x[area] for s, x in kept.items()}
+
+
+def dense(said: Said) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of each patch over the sensors that show it, for `map_rows`."""
+    counts = sum(said.known[s].astype(np.float32) for s in SENSORS)
+    total = sum(np.where(said.known[s][..., None], said.tokens[s], 0) for s in SENSORS)
+    return total / np.maximum(counts, 1)[..., None], counts > 0
