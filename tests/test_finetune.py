@@ -456,6 +456,7 @@ def test_pixels_of_an_absent_sensor_are_never_read(tmp_path, shown, absent):
     assert np.isfinite(predict(clean, Pairs(), sensor_set=shown)).all()
 
 
+@pytest.mark.journey
 def test_the_head_sees_what_the_pool_says(tmp_path):
     tuned = tune(tmp_path, Pairs(), pool="sensors", epochs=1)
     assert tuned.head["kernel"].shape == (2 * 32, CLASSES)

@@ -482,7 +482,9 @@ def test_views_count_by_the_tokens_behind_them(full):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("sensor_set", encoder.SENSOR_SETS)
+@pytest.mark.parametrize(
+    "sensor_set", ["s1", "s2", pytest.param("both", marks=pytest.mark.journey)]
+)
 def test_a_pair_of_which_nothing_is_left_has_finite_features(full, sensor_set):
     net, params = judged()
     fields = nothing(full, *SENSORS)

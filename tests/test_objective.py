@@ -73,20 +73,13 @@ def test_the_loss_is_the_same_whether_or_not_visible_patches_are_redrawn(
         np.testing.assert_allclose(parts[f"loss_{s}"], want, rtol=1e-5)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_parts(key, fields):
-    goal = objective(loss=dict(weight_s1=0.5, weight_s2=3.0))
-    loss, parts = scorer(goal)(fields, goal.draw(key, 4))
+def test_the_loss_is_the_weighted_sum_of_plain_errors_on_hidden_patches(key, fields):
+    goal = objective(loss=dict(weight_s1=0.5, weight_s2=3.0, normalize="none"))
+    draw = goal.draw(key, 4)
+    loss, parts = scorer(goal)(fields, draw)
     want = 0.5 * parts["loss_s1"] + 3.0 * parts["loss_s2"]
     np.testing.assert_allclose(loss, want, rtol=1e-6)
     assert set(parts) == {"loss_s1", "loss_s2"}
-
-
-def test_without_normalisation_the_parts_are_plain_errors_on_hidden_patches(
-    key, fields
-):
-    goal = objective(loss=dict(normalize="none"))
-    draw = goal.draw(key, 4)
-    _, parts = scorer(goal)(fields, draw)
     outcome = redrawn(goal, fields, draw)
     for s in sensors.SENSORS:
         hidden = np.asarray(outcome.hidden[s]) == 1.0
@@ -95,18 +88,25 @@ def test_without_normalisation_the_parts_are_plain_errors_on_hidden_patches(
         np.testing.assert_allclose(parts[f"loss_{s}"], (error**2).mean(), rtol=1e-5)
 
 
-def test_bfloat16_stays_near_float32(key, fields):
+@pytest.fixture(scope="module")
+def usual():
+    """The objective as it comes, and its scorer, of four weighted pairs."""
     goal = objective()
-    draw = goal.draw(key, 4)
-    full, _ = scorer(goal)(fields, draw)
-    low, _ = scorer(goal, dtype="bfloat16")(fields, draw)
+    return goal, scorer(goal)
+
+
+def test_bfloat16_stays_near_float32(key, fields, usual):
+    goal, score = usual
+    draw, weight = goal.draw_fixed(key, np.arange(4)), np.ones(4, np.float32)
+    full, _ = score(fields, draw, weight)
+    low, _ = scorer(goal, dtype="bfloat16")(fields, draw, weight)
     assert low != full and low.dtype == full.dtype == np.float32
     np.testing.assert_allclose(low, full, rtol=2e-2)
 
 
-def test_padding_does_not_count(key, fields):
-    goal = objective()
-    score, draw = scorer(goal), goal.draw_fixed(key, np.arange(4))
+def test_padding_does_not_count(key, fields, usual):
+    goal, score = usual
+    draw = goal.draw_fixed(key, np.arange(4))
     weight = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
     padded, _ = score(fields, draw, weight)
     other = {name: x.copy() for name, x in fields.items()}
@@ -118,9 +118,9 @@ def test_padding_does_not_count(key, fields):
     assert abs(whole - padded) > 1e-4
 
 
-def test_padding_leaves_the_mean_over_the_others(key, fields):
-    goal = objective()
-    score, draw = scorer(goal), goal.draw_fixed(key, np.arange(4))
+def test_padding_leaves_the_mean_over_the_others(key, fields, usual):
+    goal, score = usual
+    draw = goal.draw_fixed(key, np.arange(4))
     weight = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
     padded, _ = score(fields, draw, weight)
     three = {name: x[:3] for name, x in fields.items()}

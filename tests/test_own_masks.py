@@ -12,7 +12,7 @@ from data_pipeline.building import prepare
 from data_pipeline.classes import NO_CLASS
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import evaluate
-from tests import datasets, judging
+from tests import datasets, judging, teacher
 from tests.geotiffs import (
     GRID,
     S1_BANDS,
@@ -322,10 +322,16 @@ def test_a_dataset_counts_keeps_and_draws_its_masks(floods):
     assert (floods / "contact_sheet.png").exists()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def method():
+    with teacher.known():
+        yield
+
+
 def probe(factory, dataset):
     """The config's dense probe, as short as can be."""
     c = dense_pairs.get_config()
-    c.checkpoint, c.data.dir = str(judging.trained(factory)), str(dataset)
+    c.checkpoint, c.data.dir = str(judging.trained(factory, "teacher")), str(dataset)
     c.data.val_split, c.sensors, c.baselines = "train", ("s1", "both"), ()
     c.batch_size, c.bootstrap = 4, 20
     c.dense.update(heads=("linear",), epochs=4, batch_size=4, learning_rates=(1e-2,))

@@ -14,6 +14,7 @@ from configs import quickstart
 from data_pipeline import dataset_card, layout, sensors, sources, synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build
+from fusmae_jax import config as checks
 from fusmae_jax.training import metrics, optim, pretrain, run_directory, sharding
 from tests import datasets, tiny
 
@@ -169,7 +170,9 @@ def ahead():
     description = sources.describe(config.data)
     fields = description.layout.fields(objective.inputs.contract)
     source = sources.open_split(config.data, "train", fields)
-    rate = optim.schedule(1e-3, 0, 10)
+    steps, warmup = checks.count_steps(config, len(source))
+    # The rates of a run, as of those above, which have compiled the same step.
+    rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     init, _, step = pretrain.compile_step(config, objective, mesh, rate)
     state = init()
     step, takes = pretrain.compile_ahead(config, step, state, source, mesh)

@@ -101,7 +101,9 @@ def test_real_files_equal_tifffile():
         np.testing.assert_array_equal(pixels, tifffile.imread(path))
 
 
-@pytest.mark.parametrize("form", [{}, dict(tile=(16, 16)), dict(compression="zlib")])
+@pytest.mark.parametrize(
+    "form", [{}, dict(bigtiff=True, tile=(16, 16), compression="zlib")]
+)
 def test_a_file_cut_short_anywhere_is_refused(tmp_path, form):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, IMAGE, **PLANES, **form)

@@ -103,10 +103,7 @@ def test_real_files_equal_rasterio():
         (encode(IMAGE)[:-1], "cut short or damaged"),
         (encode(IMAGE)[:6], "cut short or damaged"),
         (encode(IMAGE)[:100], "cut short or damaged"),
-        (encode(IMAGE, bigtiff=True)[:-1], "damaged"),
-        (encode(IMAGE, tile=(16, 16))[:-1], "damaged"),
         (encode(IMAGE, compression="zlib")[:-1], "damaged"),
-        (encode(IMAGE, compression="zlib")[:200], "damaged"),
         (encode(np.stack([IMAGE] * 3, -1), photometric="rgb"), "has 3 bands"),
         (encode(np.stack([IMAGE] * 2), photometric="minisblack"), "more than one"),
     ],
@@ -114,38 +111,6 @@ def test_real_files_equal_rasterio():
 def test_what_cannot_be_read_is_refused_with_the_name_and_reason(data, reason):
     with pytest.raises(InputError, match=f"^x.tif .*{reason}"):
         tiff.read(data, "x.tif")
-
-
-def fuzzed(data: bytes, count: int):
-    """Yields the data with a few bytes changed, most of them in the tags."""
-    rng = np.random.default_rng(0)
-    start = int.from_bytes(data[4:8], "little")  # of the tags
-    stop = start + 2 + 12 * int.from_bytes(data[start : start + 2], "little")
-    for i in range(count):
-        bad = bytearray(data)
-        if i % 3 == 0:
-            at = rng.integers(start, stop, 1)
-        elif i % 3 == 1:
-            at = rng.integers(start, stop, rng.integers(2, 9))
-        else:
-            at = rng.integers(0, len(data), rng.integers(1, 9))
-        for k in at:
-            bad[k] = rng.choice([0, 1, 255, bad[k] ^ 1 << rng.integers(8)])
-        yield bytes(bad[: rng.integers(len(bad))] if i % 50 == 0 else bad)
-
-
-@pytest.mark.parametrize("rows", [5, 20])
-def test_of_damaged_files_comes_an_image_or_an_input_error(rows):
-    images = refused = 0
-    for data in fuzzed(encode(IMAGE, rowsperstrip=rows), 4000):
-        try:
-            image = tiff.read(data, "x.tif")
-        except InputError:
-            refused += 1
-        else:
-            images += 1
-            assert image.ndim == 2 and image.size and image.nbytes < 1e9
-    assert images > 300 and refused > 300
 
 
 @pytest.mark.parametrize("tag", [256, 257, 258, 259, 273, 277, 279])

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="the peer is written in PyTorch")
 
 from benchmarks import torch_peer, torch_views  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("optimized")]
 
 BATCH, STEPS, RATE = 3, 3, 1e-3
 
@@ -107,7 +107,6 @@ def history(config, ours, fields):
     return records
 
 
-@pytest.mark.journey
 def test_images_are_the_same(config, ours, fields):
     draw = ours.draw(jax.random.key(5), BATCH)
     theirs, drawn = peer(config), peer_draw(draw)
