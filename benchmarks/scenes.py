@@ -10,6 +10,7 @@ as `launch.py --config=configs/prepare_pairs.py` does, and prints what that took
 """
 
 import argparse
+import multiprocessing
 import pathlib
 import resource
 import shutil
@@ -85,13 +86,16 @@ def main() -> None:
     parser.add_argument("--warp", action="store_true")
     options = parser.parse_args()
     source, out = options.folder / options.ending, options.folder / "records"
-    make(source, options.side, options.ending, options.warp)
+    making = multiprocessing.get_context("spawn").Process(
+        target=make, args=(source, options.side, options.ending, options.warp)
+    )
+    making.start()  # elsewhere, as its memory is not what is asked for
+    making.join()
     shutil.rmtree(out, ignore_errors=True)
     config = prepare_pairs.get_config()
     config.source, config.out, config.workers = str(source), str(out), 0
     config.read.tile, config.read.align = options.tile, options.warp
     config.read.s1_bands = sensors.S1.band_names
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     prepare.prepare(config)
     took = time.perf_counter() - start
@@ -102,7 +106,7 @@ def main() -> None:
         f"{tiles} tiles of {options.tile} px ({area:,.0f} km2, {options.ending}"
         f"{', radar warped' if options.warp else ''}) in {took:.0f} s: "
         f"{tiles / took:.0f} tiles/s, {area / took:.0f} km2/s, by one process; memory "
-        f"at most {peak / 2**20:.2f} GiB, {before / 2**20:.2f} GiB of it before."
+        f"at most {peak / 2**20:.2f} GiB."
     )
 
 

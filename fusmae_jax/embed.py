@@ -191,7 +191,6 @@ def stac_item(config, model, scene, grid: Grid) -> dict:
         "properties": {
             # The time of the images, or where no name tells it that of the map.
             "datetime": times[0] if times else now,
-            "created": now,
             "proj:epsg": int(grid.crs.rpartition(":")[2]),
             "proj:shape": list(grid.shape),
             "proj:transform": list(grid.transform),

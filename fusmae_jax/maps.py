@@ -109,9 +109,10 @@ def write(
         path: of the file.
         values: [H, W, D], NaN where nothing is known.
         grid: of the map.
-        dtype: "float16" (GDAL's Float32 of 16 bits, NaN is nodata); "int8", a band's
-            values divided by the scale that the file says, so that the greatest is 127;
-            or "uint8", as they are, 255 is nodata.
+        dtype: "float16", in 32 bits, of which compression makes 16 again, as GDAL
+            knows no shorter ones before 3.11, NaN is nodata; "int8", a band's values
+            divided by the scale that the file says, so that the greatest is 127; or
+            "uint8", as they are, 255 is nodata.
         bands: description of each of the D.
         tags: of the file.
     """
@@ -121,7 +122,6 @@ def write(
     part = path.with_suffix(".part.tif")
     height, width, depth = values.shape
     kind = {"float16": "float32"}.get(dtype, dtype)
-    bits = {"NBITS": 16} if dtype == "float16" else {}
     scales = _scales(values) if dtype == "int8" else np.ones(depth, np.float32)
     with rasterio.open(
         part,
@@ -133,7 +133,6 @@ def write(
         nodata={"float16": np.nan, "int8": NODATA, "uint8": 255}[dtype],
         BIGTIFF="IF_SAFER",
         INTERLEAVE="BAND",
-        **bits,
     ) as file:
         for rows in blocks(values):
             block = np.moveaxis(np.asarray(values[rows], np.float32), -1, 0)
@@ -155,10 +154,10 @@ def write(
         copy,
         driver="COG",
         COMPRESS="DEFLATE",
+        PREDICTOR="YES",
         BLOCKSIZE=side,
         OVERVIEW_RESAMPLING="NEAREST" if dtype == "uint8" else "AVERAGE",
         BIGTIFF="IF_SAFER",
-        **bits,
     )
     part.unlink()
     copy.replace(path)

@@ -18,6 +18,7 @@ GONE = object()
 PASSED = {
     "pretrain": {"data.dir": "DIR"},
     "reconstruct": {"checkpoint": "runs/quickstart"},
+    "embed": {"checkpoint": "runs/quickstart", "out": "OUT", "data.dir": "DIR"},
     "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
     "prepare": {"source": "DIR", "out": "OUT"},
 }
@@ -235,6 +236,13 @@ OTHERS = [
     ("probe_synthetic", {"data.size": 47}, "47 px at 10 m is not whole"),
     ("finetune_bigearthnet", {"finetune.turn": 0}, "finetune.turn is 0"),
     ("dense_sen12ms", {"dense.field": ""}, "dense.field is ''; .* not empty"),
+    ("embed", {"checkpoint": ""}, "--config.checkpoint=runs"),
+    ("embed", {"out": ""}, "Say where the result goes: --config.out=DIR"),
+    ("embed", {"s1": "a.tif"}, "s1 name a scene, and config.data a dataset"),
+    ("embed", {"dtype": "float32"}, "dtype is 'float32'; choose one of"),
+    ("embed", {"s2_unit": "dB"}, "s2_unit is 'dB'; choose one of"),
+    ("embed", {"stride": -1}, "stride is -1"),
+    ("embed", {"view": "all"}, "view is 'all'; choose one of"),
     ("reconstruct", {"checkpoint": ""}, "--config.checkpoint=runs"),
     ("reconstruct", {"split": "val"}, "split is 'val'; choose one of"),
     ("reconstruct", {"shown": 0}, "shown is 0"),

@@ -43,7 +43,7 @@ def read(path: str, window: Window | None = None) -> Raster:
     """
     if not os.path.isdir(path):
         return rasters.read(path, window=window)
-    files, factors, finest = _product(path)
+    files, factors, finest = _product(path, rasters.version(path))
     window = window or Window(0, 0, *finest.shape)
     bands = {}
     for name, file in files.items():
@@ -71,11 +71,11 @@ def grid(path: str) -> Grid:
     """Where the pixels of an image lie, those of the finest band of a folder."""
     if not os.path.isdir(path):
         return rasters.grid(path)
-    return _product(path)[2]
+    return _product(path, rasters.version(path))[2]
 
 
 @functools.lru_cache(maxsize=64)  # a scene is read in thousands of tiles
-def _product(path: str) -> tuple[dict[str, str], dict[str, int], Grid]:
+def _product(path: str, version: tuple) -> tuple[dict[str, str], dict[str, int], Grid]:
     """The file of each band, how many pixels wide its are, and the finest grid."""
     files = find(path)
     of_bands = {name: rasters.grid(file) for name, file in files.items()}

@@ -132,7 +132,6 @@ def _look(row: dict, settings: Settings) -> Seen:
     )
 
 
-@functools.lru_cache(maxsize=64)
 def proven_by_scene(path: str, settings: Settings) -> int | None:
     """What the pixels of a whole Sentinel-2 scene prove was added to each DN.
 
@@ -140,6 +139,11 @@ def proven_by_scene(path: str, settings: Settings) -> int | None:
     are looked at; as DN below the offset are proof, and a cirrus band near it may be
     clouds, the least that any proves counts.
     """
+    return _proven_by_scene(path, rasters.version(path), settings)
+
+
+@functools.lru_cache(maxsize=64)  # thousands of tiles ask for the same scene
+def _proven_by_scene(path: str, version: tuple, settings: Settings) -> int | None:
     side, shape = settings.cut.tile, band_folders.grid(path).shape
     starts = (np.linspace(0, max(n - side, 0), _ALONG).astype(int) for n in shape)
     proofs = set()

@@ -125,11 +125,12 @@ def grids_of(row: dict, cut: Cut, side: int = 0) -> tuple[Grid, dict[str, Grid]]
     """
     # The image that names a pair is first.
     paths = tuple(row[name] for name in NAMED if row[name])
-    return _grids_of(paths, row["mask"], cut, side)
+    versions = tuple(map(rasters.version, (*paths, row["mask"])))
+    return _grids_of(paths, row["mask"], versions, cut, side)
 
 
 @functools.lru_cache(maxsize=64)  # thousands of tiles ask for the same scene
-def _grids_of(paths: tuple[str, ...], mask: str, cut: Cut, side: int):
+def _grids_of(paths: tuple[str, ...], mask: str, versions: tuple, cut: Cut, side: int):
     own = {path: band_folders.grid(path) for path in paths}
     first = own[paths[0]]
     if mask:

@@ -96,13 +96,20 @@ def _of_file(path: str, png: bool, take: Callable, window: Window | None):
 
 def _kept_open(path: str, driver: str):
     """A file that the next tile will ask for too; closed with the last who uses it."""
-    status = os.stat(path)
-    opened = _open(path, driver, status.st_mtime_ns, status.st_size)
-    return contextlib.nullcontext(opened)
+    return contextlib.nullcontext(_open(path, driver, version(path)))
+
+
+def version(path: str) -> tuple[int, ...]:
+    """Tells a file or folder from what it was before somebody wrote it again."""
+    try:
+        status = os.stat(path)
+    except OSError:  # which whoever reads it says better
+        return ()
+    return status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
-def _open(path: str, driver: str, *version: int):
+def _open(path: str, driver: str, version: tuple):
     import rasterio
 
     return rasterio.open(path, driver=driver)
