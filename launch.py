@@ -30,6 +30,7 @@ TASKS = {
     "pretrain": "fusmae_jax.training.pretrain",
     "reconstruct": "fusmae_jax.reconstruct",
     "embed": "fusmae_jax.embed",
+    "predict": "fusmae_jax.predict",
     "evaluate": "fusmae_jax.evaluation.evaluate",
 }
 CONFIGS = pathlib.Path(__file__).parent / "configs"

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import struct
 
 import numpy as np
@@ -103,17 +104,8 @@ def embed_scene(config) -> None:
     scene = scenes.open_scene(config, model.contract)
     stride = config.stride or max(model.encoder.side // 4, 1)
     cover, out = scenes.cover(scene, model, stride), pathlib.Path(config.out)
-    key = {
-        "version": features.VERSION,
-        "parameters": encoder.digest(model.params),
-        "grid": [scene.grid.text, *scene.grid.shape],
-        "stride": stride,
-        "s2_offset": scene.offset,
-        **{f"{s}_unit": config[f"{s}_unit"] for s in SENSORS},
-        **{f"{s}_bands": list(config[f"{s}_bands"]) for s in SENSORS},
-        **{s: _file(config[s]) for s in SENSORS},
-    }
-    rows = maps.Rows(out, (*cover.shape, model.width), key)
+    decisive = key(config, model, scene, stride)
+    rows = maps.Rows(out, (*cover.shape, model.width), decisive)
     p = model.patch_size
     area = cover.shape[1] * (p * 0.01) ** 2  # km2 of a row of patches
     total = cover.shape[0] * area
@@ -122,7 +114,7 @@ def embed_scene(config) -> None:
     ) as bar:
         if rows.done < cover.shape[0]:
             found = scenes.map_rows(
-                scene, model, cover, scenes.dense, model.width, rows.done
+                scene, model, cover, scenes.dense(model), model.width, rows.done
             )
             for first, part in found:
                 rows.add(first, part)
@@ -135,6 +127,20 @@ def embed_scene(config) -> None:
         f"{out / MAP}: {cover.shape[0]} x {cover.shape[1]} patches of {10 * p} m, "
         f"{model.width} bands of {config.dtype}; {known:.1%} of them show something."
     )
+
+
+def key(config, model, scene: scenes.Scene, stride: int) -> dict:
+    """Everything that decides what the encoder says of a scene."""
+    return {
+        "version": features.VERSION,
+        "parameters": encoder.digest(model.params),
+        "grid": [scene.grid.text, *scene.grid.shape],
+        "stride": stride,
+        "s2_offset": scene.offset,
+        **{f"{s}_unit": config[f"{s}_unit"] for s in SENSORS},
+        **{f"{s}_bands": list(config[f"{s}_bands"]) for s in SENSORS},
+        **{s: _file(config[s]) for s in SENSORS},
+    }
 
 
 def _file(path: str) -> list:
@@ -252,6 +258,7 @@ def embed_pairs(config) -> None:
         title="Embedding",
     )
     _write_table(out / TABLE_FILE, source, taken[shown])
+    shutil.rmtree(out / "features")
     print(
         f"{out / TABLE_FILE}: {len(source)} pairs, {taken[shown].shape[1]} numbers "
         f"each, of {' and '.join(names(shown))}."

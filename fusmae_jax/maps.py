@@ -102,6 +102,7 @@ def write(
     dtype: str,
     bands: Sequence[str],
     tags: Mapping[str, str],
+    colors: np.ndarray | None = None,
 ) -> None:
     """Writes a map as a Cloud-Optimized GeoTIFF.
 
@@ -115,6 +116,7 @@ def write(
             "uint8", as they are, 255 is nodata.
         bands: description of each of the D.
         tags: of the file.
+        colors: of the values of "uint8", [n, 3], from 0 to 255.
     """
     import rasterio
     import rasterio.shutil
@@ -147,6 +149,9 @@ def write(
         if dtype == "int8":
             file.scales = tuple(scales.tolist())
         file.update_tags(**tags)
+        if colors is not None:
+            known = {i: (*map(int, color[:3]), 255) for i, color in enumerate(colors)}
+            file.write_colormap(1, known)
     side = next(n for n in (512, 256, 128, 64) if 4 * depth * n**2 < 2**26 or n == 64)
     copy = path.with_suffix(".copy.tif")
     rasterio.shutil.copy(

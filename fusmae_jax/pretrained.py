@@ -14,8 +14,8 @@ bands, D the width of the encoder, N the patches of a window.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,18 +178,26 @@ class Model:
         pooled, dense = _mean(both, (0, 2, 3)), _mean(both, 0)
         return Features(pooled, summary.astype(np.float32), dense, maps)
 
-    def windows(self, parts: Iterator[dict[str, np.ndarray]]) -> Iterator["Said"]:
+    def windows(
+        self,
+        parts: Iterator[dict[str, np.ndarray]],
+        step: Callable[[nnx.State, dict[str, jax.Array]], Any] | None = None,
+    ) -> Iterator[Any]:
         """Encodes windows, which are gathered into batches of one size.
 
         Args:
             parts: pixels of each window from its first on, {sensor: [>= 0, >= 0, C]},
                 in the contract's units; NaN was not measured, nor was what a window has
                 beyond its array, nor a sensor without one.
+            step: compiled, makes of the parameters and pixels [B, S, S, C] by sensor
+                what is yielded of each of the B windows; else that is what the encoder
+                says, see `Said`.
         """
+        step = step or self._step
         rows = -(-self.batch_size // self.mesh.size) * self.mesh.size
         batches = iter(lambda: list(itertools.islice(parts, rows)), [])
         started = (
-            (len(batch), self._step(self.params, self._to_devices(batch, rows)))
+            (len(batch), step(self.params, self._to_devices(batch, rows)))
             for batch in batches
         )
         for count, found in loop.ahead(started):
@@ -210,18 +218,17 @@ class Model:
 
     @functools.cached_property
     def _step(self):
-        """Compiled: what the encoder says of windows [B, S, S, C] by sensor."""
+        return jax.jit(self.say, out_shardings=sharding.rows(self.mesh))
 
-        def say(params, pixels) -> Said:
-            images = {s: normalized(x, self.contract[s]) for s, x in pixels.items()}
-            present = self.encoder.present(images, None)
-            encoded = self.encoder(params, images, present)
-            side = (len(encoded.summary), self.encoder.side, self.encoder.side)
-            known = {s: present[s].reshape(side) for s in SENSORS}
-            tokens = {s: encoded.tokens[s].reshape(*side, -1) for s in SENSORS}
-            return Said(tokens, known, encoded.summary)
-
-        return jax.jit(say, out_shardings=sharding.rows(self.mesh))
+    def say(self, params: nnx.State, pixels: dict[str, jax.Array]) -> "Said":
+        """What the encoder says of windows [B, S, S, C] by sensor, to be compiled."""
+        images = {s: normalized(x, self.contract[s]) for s, x in pixels.items()}
+        present = self.encoder.present(images, None)
+        encoded = self.encoder(params, images, present)
+        side = (len(encoded.summary), self.encoder.side, self.encoder.side)
+        known = {s: present[s].reshape(side) for s in SENSORS}
+        tokens = {s: encoded.tokens[s].reshape(*side, -1) for s in SENSORS}
+        return Said(tokens, known, encoded.summary)
 
 
 class Said(NamedTuple):
@@ -239,7 +246,14 @@ class Said(NamedTuple):
     summary: np.ndarray
 
 
-def load(directory, *, step: int = 0, devices=None, batch_size: int = BATCH) -> Model:
+def load(
+    directory,
+    *,
+    step: int = 0,
+    devices=None,
+    batch_size: int = BATCH,
+    statistics: Mapping[str, sensors.Sensor] | None = None,
+) -> Model:
     """Loads an encoder.
 
     Args:
@@ -247,13 +261,16 @@ def load(directory, *, step: int = 0, devices=None, batch_size: int = BATCH) -> 
         step: which of its checkpoints; 0 for the latest.
         devices: to compute on; all there are by default.
         batch_size: windows that are encoded at a time.
+        statistics: the sensors whose means and deviations normalise the bands; those of
+            the pretraining by default.
 
     Raises:
         InputError: there is no run or no checkpoint, or it is damaged.
     """
     mesh = sharding.make_mesh(devices=devices)
     found = encoders.restore(directory, mesh, step)
-    config, contract = found.config, found.objective.inputs.contract
+    config = found.config
+    contract = statistics or found.objective.inputs.contract
     layout_ = layouts.resampled(config.model.image_size, contract)
     seen = build.inputs(config, contract, layout_, missing=True)
     encoder = build.to_judge(config, seen, mesh).encoder()

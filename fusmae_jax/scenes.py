@@ -10,6 +10,8 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline import offsets, sensors
@@ -26,7 +28,8 @@ from data_pipeline.config_fields import Field, choice, location, several, text
 from data_pipeline.errors import InputError
 from fusmae_jax import pretrained
 from fusmae_jax.inputs import SENSORS
-from fusmae_jax.pretrained import Model, Said
+from fusmae_jax.pretrained import Model
+from fusmae_jax.training import sharding
 from fusmae_jax.windows import Blend, Cover
 
 log = logging.getLogger("fusmae_jax")
@@ -208,7 +211,7 @@ def map_rows(
     scene: Scene,
     model: Model,
     windows: Cover,
-    say: Callable[[Said], tuple[np.ndarray, np.ndarray]],
+    step: Callable,
     width: int,
     first: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -218,8 +221,8 @@ def map_rows(
         scene: what is mapped.
         model: what encodes it.
         windows: over it, see `cover`.
-        say: of what the encoder says of a window the values [side, side, width] that
-            are mapped, and of which patches there are any, [side, side] bool.
+        step: see `Model.windows`; says of each window the values that are mapped,
+            [side, side, width], and of which patches there are any, [side, side] bool.
         width: numbers of each patch.
         first: row of patches to begin with. What comes is the same as if the rows
             before had been asked for too.
@@ -236,9 +239,11 @@ def map_rows(
     parts = _parts(scene, model.patch_size, windows, rows)
     done = first
     for (corner, following), said in zip(
-        zip(jobs, [*jobs[1:], (windows.shape[0], 0)]), model.windows(parts), strict=True
+        zip(jobs, [*jobs[1:], (windows.shape[0], 0)]),
+        model.windows(parts, step),
+        strict=True,
     ):
-        blend.add(corner, *say(said))
+        blend.add(corner, *said)
         if following[0] > corner[0]:
             part = blend.finish(following[0])
             part = part[max(done - corner[0], 0) :]
@@ -268,8 +273,15 @@ def _parts(
             yield {s: x[area] for s, x in kept.items()}
 
 
-def dense(said: Said) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of each patch over the sensors that show it, for `map_rows`."""
-    counts = sum(said.known[s].astype(np.float32) for s in SENSORS)
-    total = sum(np.where(said.known[s][..., None], said.tokens[s], 0) for s in SENSORS)
-    return total / np.maximum(counts, 1)[..., None], counts > 0
+def dense(model: Model):
+    """The compiled step for `map_rows` of features, see `pretrained.Features.dense`."""
+
+    def step(params, pixels):
+        said = model.say(params, pixels)
+        tokens = [
+            jnp.where(said.known[s][..., None], said.tokens[s], 0) for s in SENSORS
+        ]
+        count = sum(said.known[s].astype(jnp.float32) for s in SENSORS)
+        return sum(tokens) / jnp.maximum(count, 1)[..., None], count > 0
+
+    return jax.jit(step, out_shardings=sharding.rows(model.mesh))

@@ -18,6 +18,10 @@ GONE = object()
 PASSED = {
     "pretrain": {"data.dir": "DIR"},
     "reconstruct": {"checkpoint": "runs/quickstart"},
+    "predict": {
+        **{"checkpoint": "runs/quickstart", "evaluation": "runs/probe"},
+        **{"out": "OUT", "s2": "a.tif"},
+    },
     "embed": {"checkpoint": "runs/quickstart", "out": "OUT", "data.dir": "DIR"},
     "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
     "prepare": {"source": "DIR", "out": "OUT"},
@@ -236,6 +240,9 @@ OTHERS = [
     ("probe_synthetic", {"data.size": 47}, "47 px at 10 m is not whole"),
     ("finetune_bigearthnet", {"finetune.turn": 0}, "finetune.turn is 0"),
     ("dense_sen12ms", {"dense.field": ""}, "dense.field is ''; .* not empty"),
+    ("predict", {"evaluation": ""}, "--config.evaluation=DIR"),
+    ("predict", {"s2": ""}, "Name a scene and where its map goes"),
+    ("predict", {"head": "best"}, "head is 'best'; choose one of"),
     ("embed", {"checkpoint": ""}, "--config.checkpoint=runs"),
     ("embed", {"out": ""}, "Say where the result goes: --config.out=DIR"),
     ("embed", {"s1": "a.tif"}, "s1 name a scene, and config.data a dataset"),

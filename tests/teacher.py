@@ -134,8 +134,9 @@ class Encoder(protocol.Encoder):
 
     def __call__(self, params, images, present=None, *, branches=None, remat="none"):
         if present is not None:
+            there = {s: x.reshape(len(x), -1).any(1) for s, x in present.items()}
             images = {
-                s: jnp.where(present[s][:, None, None, None], x, 0.0)
+                s: jnp.where(there[s][:, None, None, None], jnp.nan_to_num(x), 0.0)
                 for s, x in images.items()
             }
         graphdef, _ = self.objective.abstract

@@ -178,8 +178,10 @@ def test_rows_are_the_same_from_wherever_they_begin(model, run, tmp_path):
     scene = scenes.open_scene(config(run, "", tmp_path), model.contract)
     cover = scenes.cover(scene, model, 3)
 
+    step = scenes.dense(model)
+
     def mapped(first):
-        found = scenes.map_rows(scene, model, cover, scenes.dense, model.width, first)
+        found = scenes.map_rows(scene, model, cover, step, model.width, first)
         starts, parts = zip(*found)
         assert starts[0] == first
         assert [*starts[1:], 15] == [s + len(x) for s, x in zip(starts, parts)]

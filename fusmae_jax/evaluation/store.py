@@ -1,6 +1,7 @@
 """What an evaluation has found so far, in memory and on disk."""
 
 import io
+import json
 import logging
 import pathlib
 import shutil
@@ -14,6 +15,9 @@ from data_pipeline.errors import InputError
 from data_pipeline.safe_io import read_array
 from fusmae_jax.evaluation import results, scores
 from fusmae_jax.evaluation.labelled_data import Split, Subset
+from fusmae_jax.training import sharding
+
+HEADS, FACTS = "heads", "facts"  # the folder of heads, and what is said of one
 
 log = logging.getLogger("fusmae_jax")
 
@@ -161,6 +165,24 @@ class Store:
     def training(self, name: str) -> pathlib.Path:
         """Where a training on top of an encoder keeps its checkpoints."""
         return self.workdir / "training" / name
+
+    def keep_head(self, name: str, params, facts: dict) -> None:
+        """Keeps what was learnt on top of an encoder, for `predict`.
+
+        Args:
+            name: of the training.
+            params: of the head.
+            facts: what else it takes to use it, as JSON has it.
+        """
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+        if jax.process_index() != 0:
+            return
+        arrays = {sharding.leaf_path(path): np.asarray(leaf) for path, leaf in leaves}
+        content = io.BytesIO()
+        np.savez(content, **arrays, **{FACTS: np.array(json.dumps(facts))})
+        folder = self.workdir / HEADS
+        folder.mkdir(exist_ok=True)
+        atomic.write_whole(folder / f"{name}.npz", content.getvalue())
 
     def forget(self, name: str) -> None:
         """Deletes the checkpoints of a training that has been scored."""

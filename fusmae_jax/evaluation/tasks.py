@@ -26,6 +26,7 @@ from fusmae_jax.evaluation import (
     results,
     scores,
 )
+from fusmae_jax.evaluation.encoder import digest
 from fusmae_jax.evaluation.labelled_data import Labelled, Split, Subset
 from fusmae_jax.evaluation.scores import Scores
 from fusmae_jax.evaluation.store import Found, Setting, Store
@@ -321,6 +322,19 @@ def judge_densely(
             "--config.dense.learning_rates.",
             *(title, " and the ".join(fitted.at_edge)),
         )
+    if candidate.encoder.trained:
+        facts = {
+            "task": "dense",
+            "head": recipe.head,
+            "blocks": recipe.blocks,
+            "classes": data.test.source.description.maps[config.dense.field],
+            "encoder": setting.encoder,
+            "parameters": digest(candidate.params),
+            "sensors": s,
+            "fraction": setting.subset.fraction,
+            "score": fitted.score,
+        }
+        setup.store.keep_head(training, fitted.params, facts)
     confusions = dense.confusions(
         *encoder,
         fitted,
