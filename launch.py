@@ -30,6 +30,7 @@ TASKS = {
     "pretrain": "fusmae_jax.training.pretrain",
     "reconstruct": "fusmae_jax.reconstruct",
     "evaluate": "fusmae_jax.evaluation.evaluate",
+    "export": "fusmae_jax.export.export",
 }
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 

@@ -1,0 +1,154 @@
+"""The model card of an export, in the layout of the Hugging Face hub."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from data_pipeline import sensors
+from fusmae_jax.objectives.protocol import Encoder
+
+FILE = "README.md"
+
+PAGE = """\
+---
+license: {license}
+library_name: fusmae_jax
+pipeline_tag: image-feature-extraction
+tags:
+- earth-observation
+- remote-sensing
+- sentinel-1
+- sentinel-2
+- self-supervised-learning
+- {method}
+---
+
+# {name}
+
+An encoder of Sentinel-1 radar and Sentinel-2 optical images of one place and time:
+features of both together or of either alone, of whole images and of patches. It was
+pretrained without labels by the method {title} of the project fusmae_jax.
+
+- Images of {size} x {size} pixels of 10 m, patches of {patch} x {patch} pixels,
+  features of {width} numbers, {count:,} parameters.
+- Trained for {steps:,} steps of {batch} pairs{epochs} on {data}.
+
+## What it takes
+
+{bands}
+
+Statistics are of {statistics}. The model normalises by
+itself: pass pixels in the units above, bands in this order, all of them on one 10 m
+grid. For Sentinel-2 of processing baseline 04.00 and later (since January 2022),
+subtract 1000 from each DN first.
+
+Pixels that were not measured are NaN in any band{zero}; a sensor may be absent
+altogether. Features of what was not measured are NaN.
+
+## How to load it
+
+{load}
+
+## Limits
+
+{limits}
+"""
+
+LOAD = {
+    "safetensors": """\
+In JAX, with fusmae_jax, for images of any size, bands by name, other units:
+
+    from fusmae_jax import pretrained
+
+    model = pretrained.load("{name}")
+    features = model.encode(s1=s1, s2=s2)  # dB and DN, [B, H, W, bands]""",
+}
+
+
+def make(
+    described: Mapping,
+    encoder: Encoder,
+    formats: Sequence[str],
+    license: str,
+    name: str,
+) -> str:
+    """The text of the card.
+
+    Args:
+        described: what `config.json` says, see `weights.describe`.
+        encoder: that is exported.
+        formats: that are in the folder, of `LOAD`.
+        license: of the weights.
+        name: of the model.
+    """
+    contract, training = encoder.inputs.contract, described["training"]
+    epochs = training.get("epochs")
+    return PAGE.format(
+        license=license,
+        method=described["method"],
+        name=name,
+        title=encoder.name,
+        size=encoder.inputs.size,
+        patch=encoder.patch_size,
+        width=encoder.width,
+        count=described["parameters"],
+        steps=described["step"],
+        batch=training["batch_size"],
+        epochs=f" ({epochs} epochs planned)" if epochs else "",
+        data=" and ".join(dict.fromkeys(_datasets(described["data"])))
+        or "data unknown",
+        bands=_bands(contract),
+        statistics=" and ".join(dict.fromkeys(s.source for s in contract.values())),
+        zero=_zero(described["pixels"], contract),
+        load="\n\n".join(LOAD[x].format(name=name) for x in LOAD if x in formats),
+        limits="\n".join(f"- {x}" for x in _limits(encoder)),
+    )
+
+
+def _datasets(data: Mapping) -> Iterator[str]:
+    """What a fingerprint names, see `sources`."""
+    if "name" in data:
+        yield f"{data['name']} ({data['count']:,} pairs)"
+    for part in data.get("parts", ()):
+        yield from _datasets(part)
+
+
+def _bands(contract: Mapping[str, sensors.Sensor]) -> str:
+    """A table of the bands, by sensor."""
+    lines = [
+        "| input | sensor | band | unit | mean | deviation |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {s} | {sensor.title} {sensor.level} | {band.name} | {sensor.unit} | "
+        f"{band.mean:.6g} | {band.std:.6g} |"
+        for s, sensor in contract.items()
+        for band in sensor.bands
+    ]
+    return "\n".join(lines)
+
+
+def _zero(pixels: Mapping, contract: Mapping[str, sensors.Sensor]) -> str:
+    """Which sensors say with 0 that nothing was measured."""
+    titles = [contract[s].title for s, x in pixels.items() if x["zero_is_missing"]]
+    return f", or 0 in all bands of {' or of '.join(titles)}" if titles else ""
+
+
+def _limits(encoder: Encoder) -> Iterator[str]:
+    """What an encoder has not been trained or tested for."""
+    yield (
+        "This export says nothing of how good the features are: evaluate them on data "
+        "of your own before you rely on them."
+    )
+    yield (
+        "It has seen the places, seasons and processing of its training data alone; "
+        "single images, not time series; no sensor but these."
+    )
+    if not encoder.knows_one_sensor:
+        yield (
+            "In training every pair had both sensors, so features of one sensor alone "
+            "are what the network happens to say of them."
+        )
+    if not encoder.summarizes:
+        yield (
+            "Training asked nothing of the global token (`summary`); `pooled`, the "
+            "mean over patches, is the feature of an image."
+        )

@@ -1,0 +1,125 @@
+"""Export of a run's encoder: what is asked for, and the folder that it becomes."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import jax
+
+from data_pipeline import atomic, config_fields
+from data_pipeline.config_fields import Field, choice, location, several, text, whole
+from data_pipeline.errors import InputError
+from fusmae_jax.config import check_checkpoint
+from fusmae_jax.evaluation import encoder as encoders
+from fusmae_jax.export import card, weights
+from fusmae_jax.training import run_directory, sharding
+
+log = logging.getLogger("fusmae_jax")
+
+# What the config may say.
+TABLE = {
+    "task": choice("export", meaning="What launch.py does."),
+    "checkpoint": location(meaning="Run directory of a pretraining."),
+    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+    "out": location(meaning="Folder that the export becomes, new or empty."),
+    "formats": several(
+        choice("safetensors"),
+        least=1,
+        meaning="What is written: weights.",
+    ),
+    "license": text(
+        filled=True,
+        meaning="Licence of the weights in the model card, in Hugging Face's words.",
+    ),
+}
+
+
+def fields(config) -> dict[str, Field]:
+    """What each field of the config may hold, and means."""
+    del config  # the same for all
+    return TABLE
+
+
+def check(config) -> None:
+    """Refuses what no run could make work.
+
+    Raises:
+        InputError: names the fields and their values.
+    """
+    config_fields.check(config, TABLE, like="configs/export.py")
+    check_checkpoint(config.checkpoint)
+    if not config.out:
+        raise InputError("Name a folder to write: --config.out=exports/quickstart.")
+    out = pathlib.Path(atomic.absolute(config.out))
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(
+            f"{out} is there already and not an empty folder; choose another "
+            "--config.out, or remove it."
+        )
+
+
+def run(config, workdir) -> None:
+    """What `launch.py` calls; writes `config.out`, and not a run directory.
+
+    Args:
+        config: see `configs/export.py`.
+        workdir: not used.
+
+    Raises:
+        InputError: there is no such run or checkpoint, `out` is not empty or cannot
+            be written, or a package is not installed.
+    """
+    del workdir
+    check(config)
+    mesh = sharding.make_mesh()
+    found = encoders.restore(atomic.absolute(config.checkpoint), mesh, config.step)
+    if jax.process_index() != 0:
+        return
+    out = pathlib.Path(atomic.absolute(config.out))
+    with run_directory.writing(), _becoming(out) as folder:
+        write(found, folder, config.formats, license=config.license, name=out.name)
+        written = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
+    log.info("Wrote %s:", out)
+    for name, size in written:
+        log.info("  %-18s %9.2f MB", name, size / 1e6)
+
+
+@contextlib.contextmanager
+def _becoming(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into, which becomes `out` when it is complete, or nothing."""
+    folder = atomic.aside(out)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(
+    found: encoders.Pretrained,
+    folder: pathlib.Path,
+    formats: tuple[str, ...],
+    *,
+    license: str,
+    name: str,
+) -> None:
+    """Writes an encoder into a folder, in some formats.
+
+    Args:
+        found: the run's encoder.
+        folder: to write into.
+        formats: see `TABLE`.
+        license: of the weights.
+        name: of the model.
+    """
+    described, tensors = weights.describe(found), weights.named(found.encoder_params)
+    text = json.dumps(described, indent=2) + "\n"
+    atomic.write_whole(folder / weights.CONFIG, text)
+    weights.save(folder / weights.WEIGHTS, tensors)
+    page = card.make(described, found.objective.encoder(), formats, license, name)
+    atomic.write_whole(folder / card.FILE, page)

@@ -1,0 +1,188 @@
+"""What is exported says of images what the encoder said of them, wherever it runs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from configs import export as shipped
+from data_pipeline import record_format, sources
+from data_pipeline.errors import InputError
+from fusmae_jax import pretrained
+from fusmae_jax.export import export, weights
+from tests import judging, teacher
+
+safetensors = pytest.importorskip("safetensors.numpy", reason="the extra `export`")
+
+SIZE, BATCH = 24, 5
+FORMATS = ("safetensors",)
+
+
+def config(checkpoint, out, **changes):
+    c = shipped.get_config()
+    c.checkpoint, c.out = str(checkpoint), str(out)
+    c.update(changes)
+    return c
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return judging.trained(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exports") / "tiny"
+    export.run(config(run, out, formats=FORMATS, license="cc-by-4.0"), "unused")
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return pretrained.load(run, batch_size=8)
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """An export that may be damaged."""
+    for name in (weights.CONFIG, weights.WEIGHTS):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    return tmp_path
+
+
+def samples() -> dict[str, np.ndarray]:
+    """Corners of real pairs, at 10 m, with every kind of hole; DN as floats."""
+    records = record_format.Records(sources.SAMPLE, "validation")
+    pairs = [records[i] for i in range(BATCH)]
+    s1 = np.stack([pair["s1_10m"] for pair in pairs]).astype(np.float32)
+    grids = [x for x in records.description.layout.grids if x.sensor == "s2"]
+    bands = {}
+    for grid in grids:
+        stored = np.stack([pair[grid.field] for pair in pairs]).astype(np.float32)
+        times = grid.gsd // 10
+        stored = stored.repeat(times, axis=1).repeat(times, axis=2)
+        bands |= {name: stored[..., i] for i, name in enumerate(grid.bands)}
+    names = records.description.sensors["s2"].band_names
+    s2 = np.stack([bands[name] for name in names], axis=-1)
+    s1, s2 = s1[:, :SIZE, :SIZE], s2[:, :SIZE, :SIZE]
+    s1[0, :7], s2[0, :, 3:10, 4] = np.nan, np.nan
+    s2[0, 18:, 18:] = 0
+    s1[1], s2[2] = np.nan, np.nan
+    s1[3], s2[3] = np.nan, np.nan
+    return {"s1": s1, "s2": s2}
+
+
+def same(found, expected, atol=1e-4):
+    """Features are alike, and unknown in the same places."""
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=atol, rtol=0)
+
+
+def test_jax_loads_an_export_as_it_loads_the_run(exported, model):
+    loaded = pretrained.load(exported, batch_size=8)
+    assert loaded.contract == model.contract and loaded.size == SIZE
+    given = samples()
+    same(loaded.encode(**given), model.encode(**given), 0.0)
+
+
+def test_the_step_is_the_one_that_was_chosen(run, tmp_path):
+    export.run(config(run, tmp_path, step=2, formats=("safetensors",)), "unused")
+    assert json.loads((tmp_path / weights.CONFIG).read_text())["step"] == 2
+    found = safetensors.load_file(tmp_path / weights.WEIGHTS)
+    wanted = weights.named(pretrained.load(run, step=2).params)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(x, wanted[name]) for name, x in found.items())
+
+
+def test_other_methods_are_exported_too(tmp_path_factory, tmp_path):
+    with teacher.known():
+        run = judging.trained(tmp_path_factory, "teacher")
+        export.run(config(run, tmp_path, formats=("safetensors",)), "unused")
+        found = pretrained.load(tmp_path).params
+        wanted = pretrained.load(run).params
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    with pytest.raises(InputError, match="of the method 'teacher', and this .*fusmae"):
+        pretrained.load(tmp_path)
+
+
+def test_the_config_says_what_others_need_and_nothing_of_the_disk(exported, run):
+    said = json.loads((exported / weights.CONFIG).read_text())
+    assert said["format"] == weights.FORMAT and said["method"] == "fusmae"
+    assert said["model"]["dim"] == 32 and said["model"]["image_size"] == SIZE
+    band = said["contract"]["s2"]["bands"]["B8A"]
+    assert band["mean"] > 0 and band["std"] > 0
+    assert said["pixels"]["s2"] == {"zero_is_missing": True, "least": 1}
+    assert said["pixels"]["s1"] == {"zero_is_missing": True, "least": None}
+    assert "data" not in said["training"] and str(run) not in json.dumps(said)
+
+
+def test_the_card_has_a_header_and_says_what_the_model_takes(exported):
+    _, header, page = (exported / "README.md").read_text().split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert header["license"] == "cc-by-4.0"
+    assert header["library_name"] == "fusmae_jax" and "sentinel-1" in header["tags"]
+    for part in ("| s2 | Sentinel-2 L2A | B8A |", "24 x 24 pixels", "6 steps", "1000"):
+        assert part in page, part
+    assert "knows" not in page and "pretrained.load" in page
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(format=2), "has format 2 and this version reads 1; update"),
+        (lambda c: c.update(method="mae"), "of the method 'mae', and this version"),
+        (lambda c: c.update(method=["os"]), r"of the method .*os.*, and this version"),
+        (lambda c: c.pop("contract"), "describes no encoder .*copy the export again"),
+        (lambda c: c.pop("training"), "describes no encoder .*copy the export again"),
+        (lambda c: c.update(model=3), "describes no encoder .*copy the export again"),
+        (lambda c: c["model"].update(dim=30), "Width 30"),
+        (lambda c: c["model"].update(dim=64), r"has absent/s1 as \[32\], where .*\[64"),
+        (lambda c: c["model"].update(depth=3), "has blocks/1/.* as nothing, where"),
+        (lambda c: c["model"].update(depth=1), "where config.json describes nothing"),
+        (lambda c: c["training"]["bands"].update(s1=["VH", "VV"]), "and its contract"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_in_a_sentence(copy, change, message):
+    said = json.loads((copy / weights.CONFIG).read_text())
+    change(said)
+    (copy / weights.CONFIG).write_text(json.dumps(said))
+    with pytest.raises(InputError, match=message) as error:
+        pretrained.load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_files_are_refused_in_a_sentence(copy):
+    path = copy / weights.WEIGHTS
+    tensors = safetensors.load_file(path)
+    safetensors.save_file(tensors | {"norm/bias": np.zeros(32, np.float16)}, path)
+    with pytest.raises(InputError, match=r"norm/bias as F16, where config.json descr"):
+        pretrained.load(copy)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="model.safetensors cannot be read"):
+        pretrained.load(copy)
+    (copy / weights.CONFIG).write_text("{")
+    with pytest.raises(InputError, match="config.json describes no encoder"):
+        pretrained.load(copy)
+    with pytest.raises(InputError, match="one step alone; leave out step=2"):
+        pretrained.load(copy, step=2)
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_is_left(
+    run, tmp_path, monkeypatch
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(InputError, match="full is there already and not an empty fo"):
+        export.run(config(run, tmp_path / "full"), "unused")
+
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(weights, "save", fail)
+    with pytest.raises(InputError, match="make room"):
+        export.run(config(run, tmp_path / "out"), "unused")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
