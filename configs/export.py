@@ -1,10 +1,11 @@
-r"""Exports a run's encoder: weights with what they are of, and a model card.
+r"""Exports a run's encoder: weights with a model card, and a PyTorch module.
 
     python launch.py --config=configs/export.py --config.checkpoint=runs/quickstart \
         --config.out=exports/quickstart
 
-Seconds on a CPU. Needs `pip install '.[export]'`. What is written is read by
-`fusmae_jax.pretrained.load` (docs/export.md).
+Seconds on a CPU. Needs `pip install '.[export]'`; without PyTorch,
+`--config.formats="('safetensors',)"` does. What is written is read by
+`fusmae_jax.pretrained.load`, and by the `fusmae_torch.py` beside it (docs/export.md).
 """
 
 import ml_collections
@@ -16,6 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.checkpoint = ""
     c.step = 0
     c.out = ""
-    c.formats = ("safetensors",)
+    c.formats = ("safetensors", "torch")
     c.license = "unknown"
     return c.lock()

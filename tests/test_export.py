@@ -1,6 +1,8 @@
 """What is exported says of images what the encoder said of them, wherever it runs."""
 
+import importlib.util
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,12 +14,13 @@ from data_pipeline import record_format, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import pretrained
 from fusmae_jax.export import export, weights
-from tests import judging, teacher
+from tests import judging, teacher, tiny
 
+torch = pytest.importorskip("torch", reason="the extra `export`")
 safetensors = pytest.importorskip("safetensors.numpy", reason="the extra `export`")
 
 SIZE, BATCH = 24, 5
-FORMATS = ("safetensors",)
+FORMATS = ("safetensors", "torch")
 
 
 def config(checkpoint, out, **changes):
@@ -89,6 +92,82 @@ def test_jax_loads_an_export_as_it_loads_the_run(exported, model):
     same(loaded.encode(**given), model.encode(**given), 0.0)
 
 
+def in_torch(model, given, there=("s1", "s2")) -> pretrained.Features:
+    """What a PyTorch module says of images [B, H, W, C]."""
+    images = {s: torch.tensor(np.moveaxis(given[s], -1, 1)) for s in there}
+    with torch.no_grad():
+        return pretrained.Features(**jax.tree.map(np.asarray, model(**images)))
+
+
+def load_torch(folder):
+    """The module that the file in a folder makes of it, by nothing of this project."""
+    spec = importlib.util.spec_from_file_location("there", folder / "fusmae_torch.py")
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    return there.load(folder)
+
+
+@pytest.mark.parametrize("there", [("s1", "s2"), ("s1",), ("s2",)])
+def test_the_torch_file_agrees_on_real_pairs_with_holes(exported, model, there):
+    given = samples()
+    found = in_torch(load_torch(exported), given, there)
+    same(found, model.encode(**{s: given[s] for s in there}))
+    assert np.isnan(found.sensors["s1"][0, 0]).all()
+    assert not np.isnan(found.pooled[4]).any() and np.isnan(found.pooled[3]).all()
+
+
+def test_the_torch_file_agrees_on_random_pixels_dark_and_infinite_ones_too(
+    exported, model
+):
+    rng = np.random.default_rng(0)
+    s1 = rng.normal((-12.0, -19.0), 3.0, (3, SIZE, SIZE, 2)).astype(np.float32)
+    s2 = rng.integers(100, 6000, (3, SIZE, SIZE, 12)).astype(np.float32)
+    s2[0, 0, :9], s2[0, 1, :9, 0], s2[1, 3, 4, 5] = -20.0, 0.0, np.inf
+    s1[1, 7:14, :20] = 0.0
+    given = {"s1": s1, "s2": s2}
+    same(in_torch(load_torch(exported), given), model.encode(**given))
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("changes", [dict(fuse_early=False), dict(depth=1)])
+def test_the_torch_file_knows_every_variant(run, changes, tmp_path_factory):
+    config_ = tiny.config()
+    config_.model.update(changes)
+    config_.bands.s1, config_.bands.s2 = ("VH",), ("B04", "B03", "B8A")
+    folder = tmp_path_factory.mktemp("variant")
+    judging.write_run(folder / "run", config_)
+    export.run(config(folder / "run", folder / "out", formats=FORMATS), "unused")
+    given = samples()
+    given = {"s1": given["s1"][..., 1:], "s2": given["s2"][..., [3, 2, 8]]}
+    found = in_torch(load_torch(folder / "out"), given)
+    same(found, pretrained.load(folder / "run", batch_size=8).encode(**given))
+
+
+def test_the_torch_file_refuses_what_does_not_fit(exported, copy):
+    model = load_torch(exported)
+    with pytest.raises(ValueError, match="Neither s1 nor s2 is given"):
+        model()
+    with pytest.raises(ValueError, match=r"s2 is \[1, 2, 24, 24\]; pass \[B, 12, 24"):
+        model(s2=torch.zeros(1, 2, 24, 24))
+    shutil.copy(exported / "fusmae_torch.py", copy)
+    said = json.loads((copy / weights.CONFIG).read_text())
+    for change, message in (
+        ({"format": 2}, "has format 2, and this file reads 1; take the fusmae_torch"),
+        ({"method": "mae"}, "known of the method 'mae', but of .*; load it with fus"),
+    ):
+        (copy / weights.CONFIG).write_text(json.dumps(said | change))
+        with pytest.raises(ValueError, match=message):
+            load_torch(copy)
+
+
+def test_the_torch_file_learns_where_pixels_are_missing(exported):
+    model = load_torch(exported)
+    images = {s: torch.tensor(np.moveaxis(x, -1, 1)) for s, x in samples().items()}
+    model(**images)["pooled"].nan_to_num().square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(grads) > 30 and all(torch.isfinite(grad).all() for grad in grads)
+
+
 def test_the_step_is_the_one_that_was_chosen(run, tmp_path):
     export.run(config(run, tmp_path, step=2, formats=("safetensors",)), "unused")
     assert json.loads((tmp_path / weights.CONFIG).read_text())["step"] == 2
@@ -103,6 +182,8 @@ def test_other_methods_are_exported_too(tmp_path_factory, tmp_path):
         run = judging.trained(tmp_path_factory, "teacher")
         export.run(config(run, tmp_path, formats=("safetensors",)), "unused")
         found = pretrained.load(tmp_path).params
+        with pytest.raises(InputError, match="method is teacher; pass --config.form"):
+            export.run(config(run, tmp_path / "torch", formats=FORMATS), "unused")
         wanted = pretrained.load(run).params
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     with pytest.raises(InputError, match="of the method 'teacher', and this .*fusmae"):

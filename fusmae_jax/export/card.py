@@ -60,6 +60,16 @@ In JAX, with fusmae_jax, for images of any size, bands by name, other units:
 
     model = pretrained.load("{name}")
     features = model.encode(s1=s1, s2=s2)  # dB and DN, [B, H, W, bands]""",
+    "torch": """\
+In PyTorch, with `fusmae_torch.py` of this folder, for images of {size} x {size} pixels:
+
+    import sys
+
+    sys.path.append("{name}")
+    import fusmae_torch
+
+    model = fusmae_torch.load("{name}")
+    features = model(s1=s1, s2=s2)  # [B, bands, {size}, {size}], dict of tensors""",
 }
 
 
@@ -80,13 +90,14 @@ def make(
         name: of the model.
     """
     contract, training = encoder.inputs.contract, described["training"]
-    epochs = training.get("epochs")
+    epochs, size = training.get("epochs"), encoder.inputs.size
+    load = (LOAD[x].format(name=name, size=size) for x in LOAD if x in formats)
     return PAGE.format(
         license=license,
         method=described["method"],
         name=name,
         title=encoder.name,
-        size=encoder.inputs.size,
+        size=size,
         patch=encoder.patch_size,
         width=encoder.width,
         count=described["parameters"],
@@ -98,7 +109,7 @@ def make(
         bands=_bands(contract),
         statistics=" and ".join(dict.fromkeys(s.source for s in contract.values())),
         zero=_zero(described["pixels"], contract),
-        load="\n\n".join(LOAD[x].format(name=name) for x in LOAD if x in formats),
+        load="\n\n".join(load),
         limits="\n".join(f"- {x}" for x in _limits(encoder)),
     )
 

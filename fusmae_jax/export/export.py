@@ -27,15 +27,22 @@ TABLE = {
     "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
     "out": location(meaning="Folder that the export becomes, new or empty."),
     "formats": several(
-        choice("safetensors"),
+        choice("safetensors", "torch"),
         least=1,
-        meaning="What is written: weights.",
+        meaning="What is written: the weights, and a PyTorch module that reads them.",
     ),
     "license": text(
         filled=True,
         meaning="Licence of the weights in the model card, in Hugging Face's words.",
     ),
 }
+
+RULES = (
+    (
+        lambda c: "safetensors" in c.formats or "torch" not in c.formats,
+        "formats={c.formats} lacks the weights that torch reads; add safetensors.",
+    ),
+)
 
 
 def fields(config) -> dict[str, Field]:
@@ -51,6 +58,7 @@ def check(config) -> None:
         InputError: names the fields and their values.
     """
     config_fields.check(config, TABLE, like="configs/export.py")
+    config_fields.check_rules(config, RULES)
     check_checkpoint(config.checkpoint)
     if not config.out:
         raise InputError("Name a folder to write: --config.out=exports/quickstart.")
@@ -120,6 +128,28 @@ def write(
     described, tensors = weights.describe(found), weights.named(found.encoder_params)
     text = json.dumps(described, indent=2) + "\n"
     atomic.write_whole(folder / weights.CONFIG, text)
-    weights.save(folder / weights.WEIGHTS, tensors)
+    if "safetensors" in formats:
+        weights.save(folder / weights.WEIGHTS, tensors)
+    if "torch" in formats:
+        torch_module = _torch_module(found.config.method)
+        shutil.copyfile(torch_module.__file__, folder / "fusmae_torch.py")
     page = card.make(described, found.objective.encoder(), formats, license, name)
     atomic.write_whole(folder / card.FILE, page)
+
+
+def _torch_module(method: str):
+    """What is known of encoders in PyTorch, which has this one.
+
+    Raises:
+        InputError: it has not, or PyTorch is not installed.
+    """
+    try:
+        from fusmae_jax.export import torch_module
+    except ImportError as error:
+        raise weights.needs("torch") from error
+    if method not in torch_module.ENCODERS:
+        raise InputError(
+            f"PyTorch and ONNX are written of {list(torch_module.ENCODERS)}, and this "
+            f"run's method is {method}; pass --config.formats without them."
+        )
+    return torch_module

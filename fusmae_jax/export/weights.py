@@ -56,7 +56,7 @@ def _pixels(sensor: sensors.Sensor) -> dict:
 
     Returns:
         Whether 0 in all bands says that nothing was measured; and what darker pixels
-        become, None where they stay as they are.
+        become, but 0 in some bands alone, None where they stay as they are.
     """
     nothing = np.zeros((len(sensor.bands), 1, 1))
     return {
