@@ -168,6 +168,35 @@ def test_the_torch_file_learns_where_pixels_are_missing(exported):
     assert len(grads) > 30 and all(torch.isfinite(grad).all() for grad in grads)
 
 
+@pytest.mark.journey
+def test_onnx_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
+    run, model, tmp_path
+):
+    pytest.importorskip("onnxscript", reason="the extra `export`")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra `export`")
+    export.run(config(run, tmp_path, formats=("onnx",)), "unused")
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"model.onnx", "config.json", "README.md"}
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    said = session.get_modelmeta().custom_metadata_map[weights.CONFIG]
+    assert json.loads(said) == json.loads((tmp_path / weights.CONFIG).read_text())
+    for there, count in ((("s1", "s2"), BATCH), (("s1",), 1), (("s2",), 3)):
+        given = {s: x[-count:] for s, x in samples().items()}
+        expected = model.encode(**{s: given[s] for s in there})
+        for s in given.keys() - set(there):
+            given[s][:] = np.nan
+        images = {s: np.moveaxis(x, -1, 1).copy() for s, x in given.items()}
+        *found, s1, s2 = session.run(export.ONNX_OUTPUTS, images)
+        same(pretrained.Features(*found, {"s1": s1, "s2": s2}), expected)
+
+
+def test_what_is_not_installed_is_named_before_anything_is_read(tmp_path, monkeypatch):
+    lacks = lambda name: None if name == "onnx" else name
+    monkeypatch.setattr(export.importlib.util, "find_spec", lacks)
+    with pytest.raises(InputError, match="onnx is not installed; run pip install"):
+        export.run(config("nowhere", tmp_path), "unused")
+
+
 def test_the_step_is_the_one_that_was_chosen(run, tmp_path):
     export.run(config(run, tmp_path, step=2, formats=("safetensors",)), "unused")
     assert json.loads((tmp_path / weights.CONFIG).read_text())["step"] == 2

@@ -70,6 +70,15 @@ In PyTorch, with `fusmae_torch.py` of this folder, for images of {size} x {size}
 
     model = fusmae_torch.load("{name}")
     features = model(s1=s1, s2=s2)  # [B, bands, {size}, {size}], dict of tensors""",
+    "onnx": """\
+With ONNX Runtime, for batches of any number; a sensor that is absent is all NaN:
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession("{name}/model.onnx")
+    pooled, summary, dense, dense_s1, dense_s2 = session.run(
+        None, {{"s1": s1, "s2": s2}}  # float32 [B, bands, {size}, {size}]
+    )""",
 }
 
 

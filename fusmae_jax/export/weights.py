@@ -75,13 +75,10 @@ def save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes tensors by name.
 
     Raises:
-        InputError: safetensors is not installed.
         OSError: the file cannot be written.
     """
-    try:
-        from safetensors import numpy as safetensors
-    except ImportError as error:
-        raise needs("safetensors") from error
+    from safetensors import numpy as safetensors
+
     # The format is named in the file too, as other libraries ask for it.
     atomic.write_whole(path, safetensors.save(tensors, {"format": "np"}))
 
