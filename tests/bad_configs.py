@@ -245,7 +245,7 @@ OTHERS = [
     ("export", {"out": "configs"}, "configs is there already and not an empty folder"),
     ("export", {"formats": ()}, "formats is .*; it must be a tuple of at least 1"),
     ("export", {"formats": ("pickle",)}, "formats is .*, each one of .*safetensors"),
-    ("export", {"formats": ("torch",)}, "the weights that torch reads; add safetens"),
+    ("export", {"formats": ("torch",)}, "lacks the weights, which torch and"),
     ("export", {"license": " "}, "license is ' '; it must be a text that is not empty"),
     ("reconstruct", {"data.threads": 2}, "no use for data.threads"),
 ]

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 import yaml
@@ -16,11 +17,10 @@ from fusmae_jax import pretrained
 from fusmae_jax.export import export, weights
 from tests import judging, teacher, tiny
 
-torch = pytest.importorskip("torch", reason="the extra `export`")
 safetensors = pytest.importorskip("safetensors.numpy", reason="the extra `export`")
 
 SIZE, BATCH = 24, 5
-FORMATS = ("safetensors", "torch")
+FORMATS = ("safetensors", "stablehlo")
 
 
 def config(checkpoint, out, **changes):
@@ -39,6 +39,19 @@ def run(tmp_path_factory):
 def exported(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("exports") / "tiny"
     export.run(config(run, out, formats=FORMATS, license="cc-by-4.0"), "unused")
+    return out
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="the extra `export`")
+
+
+@pytest.fixture(scope="module")
+def in_torch(run, torch, tmp_path_factory):
+    """An export with a PyTorch module."""
+    out = tmp_path_factory.mktemp("in_torch") / "tiny"
+    export.run(config(run, out, formats=("safetensors", "torch")), "unused")
     return out
 
 
@@ -92,8 +105,10 @@ def test_jax_loads_an_export_as_it_loads_the_run(exported, model):
     same(loaded.encode(**given), model.encode(**given), 0.0)
 
 
-def in_torch(model, given, there=("s1", "s2")) -> pretrained.Features:
+def say_in_torch(model, given, there=("s1", "s2")) -> pretrained.Features:
     """What a PyTorch module says of images [B, H, W, C]."""
+    import torch
+
     images = {s: torch.tensor(np.moveaxis(given[s], -1, 1)) for s in there}
     with torch.no_grad():
         return pretrained.Features(**jax.tree.map(np.asarray, model(**images)))
@@ -108,16 +123,16 @@ def load_torch(folder):
 
 
 @pytest.mark.parametrize("there", [("s1", "s2"), ("s1",), ("s2",)])
-def test_the_torch_file_agrees_on_real_pairs_with_holes(exported, model, there):
+def test_the_torch_file_agrees_on_real_pairs_with_holes(in_torch, model, there):
     given = samples()
-    found = in_torch(load_torch(exported), given, there)
+    found = say_in_torch(load_torch(in_torch), given, there)
     same(found, model.encode(**{s: given[s] for s in there}))
     assert np.isnan(found.sensors["s1"][0, 0]).all()
     assert not np.isnan(found.pooled[4]).any() and np.isnan(found.pooled[3]).all()
 
 
 def test_the_torch_file_agrees_on_random_pixels_dark_and_infinite_ones_too(
-    exported, model
+    in_torch, model
 ):
     rng = np.random.default_rng(0)
     s1 = rng.normal((-12.0, -19.0), 3.0, (3, SIZE, SIZE, 2)).astype(np.float32)
@@ -125,31 +140,34 @@ def test_the_torch_file_agrees_on_random_pixels_dark_and_infinite_ones_too(
     s2[0, 0, :9], s2[0, 1, :9, 0], s2[1, 3, 4, 5] = -20.0, 0.0, np.inf
     s1[1, 7:14, :20] = 0.0
     given = {"s1": s1, "s2": s2}
-    same(in_torch(load_torch(exported), given), model.encode(**given))
+    same(say_in_torch(load_torch(in_torch), given), model.encode(**given))
 
 
 @pytest.mark.journey
 @pytest.mark.parametrize("changes", [dict(fuse_early=False), dict(depth=1)])
-def test_the_torch_file_knows_every_variant(run, changes, tmp_path_factory):
+def test_the_torch_file_knows_every_variant(torch, changes, tmp_path_factory):
     config_ = tiny.config()
     config_.model.update(changes)
     config_.bands.s1, config_.bands.s2 = ("VH",), ("B04", "B03", "B8A")
     folder = tmp_path_factory.mktemp("variant")
     judging.write_run(folder / "run", config_)
-    export.run(config(folder / "run", folder / "out", formats=FORMATS), "unused")
+    export.run(
+        config(folder / "run", folder / "out", formats=("safetensors", "torch")),
+        "unused",
+    )
     given = samples()
     given = {"s1": given["s1"][..., 1:], "s2": given["s2"][..., [3, 2, 8]]}
-    found = in_torch(load_torch(folder / "out"), given)
+    found = say_in_torch(load_torch(folder / "out"), given)
     same(found, pretrained.load(folder / "run", batch_size=8).encode(**given))
 
 
-def test_the_torch_file_refuses_what_does_not_fit(exported, copy):
-    model = load_torch(exported)
+def test_the_torch_file_refuses_what_does_not_fit(torch, in_torch, copy):
+    model = load_torch(in_torch)
     with pytest.raises(ValueError, match="Neither s1 nor s2 is given"):
         model()
     with pytest.raises(ValueError, match=r"s2 is \[1, 2, 24, 24\]; pass \[B, 12, 24"):
         model(s2=torch.zeros(1, 2, 24, 24))
-    shutil.copy(exported / "fusmae_torch.py", copy)
+    shutil.copy(in_torch / "fusmae_torch.py", copy)
     said = json.loads((copy / weights.CONFIG).read_text())
     for change, message in (
         ({"format": 2}, "has format 2, and this file reads 1; take the fusmae_torch"),
@@ -160,8 +178,8 @@ def test_the_torch_file_refuses_what_does_not_fit(exported, copy):
             load_torch(copy)
 
 
-def test_the_torch_file_learns_where_pixels_are_missing(exported):
-    model = load_torch(exported)
+def test_the_torch_file_learns_where_pixels_are_missing(torch, in_torch):
+    model = load_torch(in_torch)
     images = {s: torch.tensor(np.moveaxis(x, -1, 1)) for s, x in samples().items()}
     model(**images)["pooled"].nan_to_num().square().sum().backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -190,6 +208,29 @@ def test_onnx_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
         same(pretrained.Features(*found, {"s1": s1, "s2": s2}), expected)
 
 
+def in_jax(folder, given):
+    """What the program in a folder says of images [B, H, W, C]."""
+    content = bytearray((folder / "model.stablehlo").read_bytes())
+    tensors = safetensors.load_file(folder / weights.WEIGHTS)
+    program = jax.jit(jax.export.deserialize(content).call)
+    return pretrained.Features(**jax.device_get(program(tensors, **given)))
+
+
+def test_stablehlo_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
+    exported, model
+):
+    content = bytearray((exported / "model.stablehlo").read_bytes())
+    program = jax.export.deserialize(content)
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    assert len(content) < (exported / "model.safetensors").stat().st_size
+    for there, count in ((("s1", "s2"), BATCH), (("s2",), 1)):
+        given = {s: x[-count:] for s, x in samples().items()}
+        expected = model.encode(**{s: given[s] for s in there})
+        for s in given.keys() - set(there):
+            given[s][:] = np.nan
+        same(in_jax(exported, given), expected)
+
+
 def test_what_is_not_installed_is_named_before_anything_is_read(tmp_path, monkeypatch):
     lacks = lambda name: None if name == "onnx" else name
     monkeypatch.setattr(export.importlib.util, "find_spec", lacks)
@@ -209,14 +250,24 @@ def test_the_step_is_the_one_that_was_chosen(run, tmp_path):
 def test_other_methods_are_exported_too(tmp_path_factory, tmp_path):
     with teacher.known():
         run = judging.trained(tmp_path_factory, "teacher")
-        export.run(config(run, tmp_path, formats=("safetensors",)), "unused")
-        found = pretrained.load(tmp_path).params
-        with pytest.raises(InputError, match="method is teacher; pass --config.form"):
-            export.run(config(run, tmp_path / "torch", formats=FORMATS), "unused")
-        wanted = pretrained.load(run).params
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        formats = ("safetensors", "stablehlo")
+        export.run(config(run, tmp_path, formats=formats), "unused")
+        expected = pretrained.load(run).encode(**samples())
+        same(pretrained.load(tmp_path).encode(**samples()), expected, 0.0)
+    same(in_jax(tmp_path, samples()), expected)
     with pytest.raises(InputError, match="of the method 'teacher', and this .*fusmae"):
         pretrained.load(tmp_path)
+
+
+def test_torch_is_refused_of_methods_that_it_does_not_know(
+    torch, tmp_path_factory, tmp_path
+):
+    with teacher.known():
+        run = judging.trained(tmp_path_factory, "teacher")
+        asked = config(run, tmp_path, formats=("safetensors", "torch"))
+        with pytest.raises(InputError, match="method is teacher; pass --config.form"):
+            export.run(asked, "unused")
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_config_says_what_others_need_and_nothing_of_the_disk(exported, run):
@@ -294,5 +345,5 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(
 
     monkeypatch.setattr(weights, "save", fail)
     with pytest.raises(InputError, match="make room"):
-        export.run(config(run, tmp_path / "out"), "unused")
+        export.run(config(run, tmp_path / "out", formats=FORMATS), "unused")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

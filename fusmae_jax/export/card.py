@@ -79,6 +79,16 @@ With ONNX Runtime, for batches of any number; a sensor that is absent is all NaN
     pooled, summary, dense, dense_s1, dense_s2 = session.run(
         None, {{"s1": s1, "s2": s2}}  # float32 [B, bands, {size}, {size}]
     )""",
+    "stablehlo": """\
+In JAX alone, without fusmae_jax, on {platforms}, for float32 batches of any number:
+
+    import jax.export
+    from safetensors.numpy import load_file
+
+    with open("{name}/model.stablehlo", "rb") as file:
+        program = jax.export.deserialize(bytearray(file.read()))
+    weights = load_file("{name}/model.safetensors")
+    features = program.call(weights, s1=s1, s2=s2)  # [B, {size}, {size}, bands]""",
 }
 
 
@@ -86,6 +96,7 @@ def make(
     described: Mapping,
     encoder: Encoder,
     formats: Sequence[str],
+    platforms: Sequence[str],
     license: str,
     name: str,
 ) -> str:
@@ -95,12 +106,14 @@ def make(
         described: what `config.json` says, see `weights.describe`.
         encoder: that is exported.
         formats: that are in the folder, of `LOAD`.
+        platforms: that StableHLO is for.
         license: of the weights.
         name: of the model.
     """
     contract, training = encoder.inputs.contract, described["training"]
     epochs, size = training.get("epochs"), encoder.inputs.size
-    load = (LOAD[x].format(name=name, size=size) for x in LOAD if x in formats)
+    words = dict(name=name, size=size, platforms=", ".join(platforms))
+    load = (LOAD[x].format(**words) for x in LOAD if x in formats)
     return PAGE.format(
         license=license,
         method=described["method"],

@@ -11,13 +11,17 @@ import warnings
 from collections.abc import Iterator
 
 import jax
+import jax.export
+import jax.numpy as jnp
 
-from data_pipeline import atomic, config_fields
+from data_pipeline import atomic, config_fields, sensors
 from data_pipeline.config_fields import Field, choice, location, several, text, whole
 from data_pipeline.errors import InputError
+from fusmae_jax import build
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation import encoder as encoders
 from fusmae_jax.export import card, weights
+from fusmae_jax.pretrained import normalized
 from fusmae_jax.training import run_directory, sharding
 
 log = logging.getLogger("fusmae_jax")
@@ -27,7 +31,9 @@ PACKAGES = {
     "safetensors": ("safetensors",),
     "torch": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript"),
+    "stablehlo": (),
 }
+PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
 
 # What the config may say.
 TABLE = {
@@ -38,8 +44,8 @@ TABLE = {
     "formats": several(
         choice(*PACKAGES),
         least=1,
-        meaning="What is written: the weights, a PyTorch module that reads them, and "
-        "a graph of ONNX.",
+        meaning="What is written: the weights, a PyTorch module and a JAX program that "
+        "read them, and a graph of ONNX, which has them.",
     ),
     "license": text(
         filled=True,
@@ -51,8 +57,11 @@ ONNX_OUTPUTS = ["pooled", "summary", "dense", "dense_s1", "dense_s2"]
 
 RULES = (
     (
-        lambda c: "safetensors" in c.formats or "torch" not in c.formats,
-        "formats={c.formats} lacks the weights that torch reads; add safetensors.",
+        lambda c: (
+            "safetensors" in c.formats or not {"torch", "stablehlo"} & set(c.formats)
+        ),
+        "formats={c.formats} lacks the weights, which torch and stablehlo read; add "
+        "safetensors.",
     ),
 )
 
@@ -151,7 +160,10 @@ def write(
             shutil.copyfile(torch_module.__file__, folder / "fusmae_torch.py")
         if "onnx" in formats:
             _write_onnx(torch_module, described, tensors, folder / "model.onnx")
-    page = card.make(described, found.objective.encoder(), formats, license, name)
+    if "stablehlo" in formats:
+        _write_stablehlo(found, described["pixels"], folder / "model.stablehlo")
+    encoder = found.objective.encoder()
+    page = card.make(described, encoder, formats, PLATFORMS, license, name)
     atomic.write_whole(folder / card.FILE, page)
 
 
@@ -215,3 +227,61 @@ def _write_onnx(torch_module, described: dict, tensors: dict, path: pathlib.Path
             torch_log.setLevel(before)
     program.model.metadata_props[weights.CONFIG] = json.dumps(described)
     program.save(path)
+
+
+def _write_stablehlo(found: encoders.Pretrained, how: dict, path: pathlib.Path) -> None:
+    """Writes a JAX program, of batches of any size, for all `PLATFORMS`.
+
+    It takes the tensors of `model.safetensors` by name, and s1= and s2= [B, S, S, C]
+    with NaN where nothing was measured, and returns what the PyTorch module does.
+    """
+    contract = found.contract
+    encoder = build.image_encoder(found.config, contract, None)
+
+    def say(tensors, **given):
+        params = jax.tree_util.tree_map_with_path(
+            lambda key, _: tensors[sharding.leaf_path(key)], found.encoder_params
+        )
+        images = {s: _read(x, contract[s], **how[s]) for s, x in given.items()}
+        present = encoder.present(images, None)
+        encoded = encoder(params, images, present)
+        maps = {
+            s: jnp.where(present[s][..., None], encoded.tokens[s], jnp.nan)
+            for s in given
+        }
+        both = jnp.stack(list(maps.values()), axis=1)  # [B, 2, N, D]
+        known = jnp.concatenate(list(present.values()), axis=1)
+        grid = (both.shape[0], encoder.side, encoder.side, encoder.width)
+        return {
+            "pooled": jnp.nanmean(both, axis=(1, 2)),
+            "summary": jnp.where(
+                known.any(axis=1, keepdims=True), encoded.summary, jnp.nan
+            ),
+            "dense": jnp.nanmean(both, axis=1).reshape(grid),
+            "sensors": {s: x.reshape(grid) for s, x in maps.items()},
+        }
+
+    (rows,) = jax.export.symbolic_shape("B")
+    shape = (rows, encoder.inputs.size, encoder.inputs.size)
+    images = {
+        s: jax.ShapeDtypeStruct((*shape, len(sensor.bands)), jnp.float32)
+        for s, sensor in contract.items()
+    }
+    tensors = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in weights.named(found.encoder_params).items()
+    }
+    program = jax.export.export(jax.jit(say), platforms=PLATFORMS)(tensors, **images)
+    atomic.write_whole(path, bytes(program.serialize()))
+
+
+def _read(
+    x: jax.Array, sensor: sensors.Sensor, zero_is_missing: bool, least
+) -> jax.Array:
+    """What a network sees of images [B, S, S, C], see `weights.describe`."""
+    measured = jnp.isfinite(x).all(axis=-1, keepdims=True)
+    if zero_is_missing:
+        measured &= (x != 0).any(axis=-1, keepdims=True)
+    if least is not None:
+        x = jnp.where(x == 0, x, jnp.maximum(x, least))
+    return normalized(jnp.where(measured, x, jnp.nan), sensor)
