@@ -1,5 +1,6 @@
 """What is exported says of images what the encoder said of them, wherever it runs."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -13,8 +14,8 @@ import yaml
 from configs import export as shipped
 from data_pipeline import record_format, sources
 from data_pipeline.errors import InputError
-from fusmae_jax import pretrained
-from fusmae_jax.export import export, weights
+from fusmae_jax import build, pretrained
+from fusmae_jax.export import card, export, weights
 from tests import judging, teacher, tiny
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="the extra `export`")
@@ -288,7 +289,24 @@ def test_the_card_has_a_header_and_says_what_the_model_takes(exported):
     assert header["library_name"] == "fusmae_jax" and "sentinel-1" in header["tags"]
     for part in ("| s2 | Sentinel-2 L2A | B8A |", "24 x 24 pixels", "6 steps", "1000"):
         assert part in page, part
-    assert "knows" not in page and "pretrained.load" in page
+    assert "pretrained.load" in page and "took no sensor away" in page
+
+
+def test_the_card_says_of_which_sensor_there_was_nothing(exported):
+    encoder = pretrained.load(exported).encoder
+    seen = encoder.inputs
+    nothing = dataclasses.replace(seen.contract["s1"], source=build.LACKING)
+    seen = dataclasses.replace(seen, contract=seen.contract | {"s1": nothing})
+    encoder = dataclasses.replace(encoder, inputs=seen)
+    said = json.loads((exported / weights.CONFIG).read_text())
+    said["data"] = {"parts": [{"name": "a", "count": 1200}, {"name": "b", "count": 1}]}
+    page = card.make(said, encoder, ("safetensors",), (), 'no: "one"', "x")
+    page = " ".join(page.split())
+    assert "had nothing of Sentinel-1" in page and "took no sensor away" not in page
+    assert "on a (1,200 pairs) and b (1 pairs)." in page
+    assert "onnxruntime" not in page
+    license = page.partition("license: ")[2].partition(" library_name")[0]
+    assert yaml.safe_load(license) == 'no: "one"'
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The model card of an export, in the layout of the Hugging Face hub."""
 
+import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from data_pipeline import sensors
+from fusmae_jax import build
 from fusmae_jax.objectives.protocol import Encoder
 
 FILE = "README.md"
@@ -35,13 +38,9 @@ pretrained without labels by the method {title} of the project fusmae_jax.
 
 {bands}
 
-Statistics are of {statistics}. The model normalises by
-itself: pass pixels in the units above, bands in this order, all of them on one 10 m
-grid. For Sentinel-2 of processing baseline 04.00 and later (since January 2022),
-subtract 1000 from each DN first.
+{statistics}
 
-Pixels that were not measured are NaN in any band{zero}; a sensor may be absent
-altogether. Features of what was not measured are NaN.
+{pixels}
 
 ## How to load it
 
@@ -52,6 +51,15 @@ altogether. Features of what was not measured are NaN.
 {limits}
 """
 
+PIXELS = """\
+The model normalises by itself: pass pixels in the units above, bands in this order, all
+of them on one 10 m grid. Of Sentinel-2 of processing baseline 04.00 and later (since
+January 2022) subtract 1000 from each DN first. Pixels that were not measured are NaN in
+any band{zero}; a sensor may be absent altogether. Features of what was not measured are
+NaN.
+"""
+
+# What is said of each format, in this order.
 LOAD = {
     "safetensors": """\
 In JAX, with fusmae_jax, for images of any size, bands by name, other units:
@@ -115,7 +123,7 @@ def make(
     words = dict(name=name, size=size, platforms=", ".join(platforms))
     load = (LOAD[x].format(**words) for x in LOAD if x in formats)
     return PAGE.format(
-        license=license,
+        license=json.dumps(license),  # which is YAML, whatever it is
         method=described["method"],
         name=name,
         title=encoder.name,
@@ -129,10 +137,10 @@ def make(
         data=" and ".join(dict.fromkeys(_datasets(described["data"])))
         or "data unknown",
         bands=_bands(contract),
-        statistics=" and ".join(dict.fromkeys(s.source for s in contract.values())),
-        zero=_zero(described["pixels"], contract),
+        statistics="\n".join(_statistics(contract)),
+        pixels=_wrap(PIXELS.format(zero=_zero(described["pixels"], contract))),
         load="\n\n".join(load),
-        limits="\n".join(f"- {x}" for x in _limits(encoder)),
+        limits="\n".join(_wrap(f"- {x}") for x in _limits(encoder)),
     )
 
 
@@ -159,6 +167,18 @@ def _bands(contract: Mapping[str, sensors.Sensor]) -> str:
     return "\n".join(lines)
 
 
+def _statistics(contract: Mapping[str, sensors.Sensor]) -> Iterator[str]:
+    """Where the statistics of each sensor come from."""
+    for sensor in contract.values():
+        yield _wrap(f"- Statistics of {sensor.title}: {sensor.source}.")
+
+
+def _wrap(text: str) -> str:
+    """A paragraph or an item of a list in lines of 88 characters."""
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(text, 88, subsequent_indent=indent, break_long_words=False)
+
+
 def _zero(pixels: Mapping, contract: Mapping[str, sensors.Sensor]) -> str:
     """Which sensors say with 0 that nothing was measured."""
     titles = [contract[s].title for s, x in pixels.items() if x["zero_is_missing"]]
@@ -175,10 +195,16 @@ def _limits(encoder: Encoder) -> Iterator[str]:
         "It has seen the places, seasons and processing of its training data alone; "
         "single images, not time series; no sensor but these."
     )
-    if not encoder.knows_one_sensor:
+    unseen = [s for s in encoder.inputs.contract.values() if s.source == build.LACKING]
+    for sensor in unseen:
         yield (
-            "In training every pair had both sensors, so features of one sensor alone "
-            "are what the network happens to say of them."
+            f"Its training data had nothing of {sensor.title}, so what it says of that "
+            "means nothing."
+        )
+    if not encoder.knows_one_sensor and not unseen:
+        yield (
+            "Training took no sensor away from a pair that had both, so features of "
+            "one sensor alone are what the network happens to say of it."
         )
     if not encoder.summarizes:
         yield (
