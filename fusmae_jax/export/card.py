@@ -88,7 +88,8 @@ With ONNX Runtime, for batches of any number; a sensor that is absent is all NaN
         None, {{"s1": s1, "s2": s2}}  # float32 [B, bands, {size}, {size}]
     )""",
     "stablehlo": """\
-In JAX alone, without fusmae_jax, on {platforms}, for float32 batches of any number:
+In JAX without fusmae_jax (`pip install jax flatbuffers safetensors`), on {platforms},
+for float32 batches of any number:
 
     import jax.export
     from safetensors.numpy import load_file

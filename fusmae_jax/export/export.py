@@ -22,7 +22,7 @@ from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation import encoder as encoders
 from fusmae_jax.export import card, weights
 from fusmae_jax.pretrained import normalized
-from fusmae_jax.training import run_directory, sharding
+from fusmae_jax.training import sharding
 
 log = logging.getLogger("fusmae_jax")
 
@@ -31,9 +31,11 @@ PACKAGES = {
     "safetensors": ("safetensors",),
     "torch": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript"),
-    "stablehlo": (),
+    "stablehlo": ("flatbuffers",),
 }
 PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
+
+ONNX_OUTPUTS = ["pooled", "summary", "dense", "dense_s1", "dense_s2"]
 
 # What the config may say.
 TABLE = {
@@ -53,8 +55,7 @@ TABLE = {
     ),
 }
 
-ONNX_OUTPUTS = ["pooled", "summary", "dense", "dense_s1", "dense_s2"]
-
+# What must hold between fields, and what is said where it does not.
 RULES = (
     (
         lambda c: (
@@ -110,9 +111,9 @@ def run(config, workdir) -> None:
     mesh = sharding.make_mesh()
     found = encoders.restore(atomic.absolute(config.checkpoint), mesh, config.step)
     if jax.process_index() != 0:
-        return
+        return  # every host has all of it
     out = pathlib.Path(atomic.absolute(config.out))
-    with run_directory.writing(), _becoming(out) as folder:
+    with _becoming(out) as folder:
         write(found, folder, config.formats, license=config.license, name=out.name)
         written = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
     log.info("Wrote %s:", out)
@@ -122,12 +123,21 @@ def run(config, workdir) -> None:
 
 @contextlib.contextmanager
 def _becoming(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into, which becomes `out` when it is complete, or nothing."""
+    """A folder to write into, which becomes `out` when it is complete, or nothing.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     folder = atomic.aside(out)
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         yield folder
         os.replace(folder, out)
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error.strerror or error}); "
+            f"{atomic.advice(error)}, or choose another --config.out."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,7 +171,9 @@ def write(
         if "onnx" in formats:
             _write_onnx(torch_module, described, tensors, folder / "model.onnx")
     if "stablehlo" in formats:
-        _write_stablehlo(found, described["pixels"], folder / "model.stablehlo")
+        _write_stablehlo(
+            found, tensors, described["pixels"], folder / "model.stablehlo"
+        )
     encoder = found.objective.encoder()
     page = card.make(described, encoder, formats, PLATFORMS, license, name)
     atomic.write_whole(folder / card.FILE, page)
@@ -208,28 +220,26 @@ def _write_onnx(torch_module, described: dict, tensors: dict, path: pathlib.Path
         for bands in model.bands.values()
     ]
     any_number = {0: torch.export.Dim("batch")}
-    torch_log, level = logging.getLogger("torch.onnx"), logging.ERROR
-    before = torch_log.level
+    # PyTorch warns of itself, and of torchvision, which nothing here has a use for.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's, of itself
-        torch_log.setLevel(level)
-        try:
-            program = torch.onnx.export(
-                Flat(model).eval(),
-                tuple(images),
-                input_names=list(model.bands),
-                output_names=ONNX_OUTPUTS,
-                dynamic_shapes=(any_number,) * len(images),
-                dynamo=True,
-                verbose=False,
-            )
-        finally:
-            torch_log.setLevel(before)
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Flat(model).eval(),
+            tuple(images),
+            input_names=list(model.bands),
+            output_names=ONNX_OUTPUTS,
+            dynamic_shapes=(any_number,) * len(images),
+            dynamo=True,
+            verbose=False,
+        )
     program.model.metadata_props[weights.CONFIG] = json.dumps(described)
     program.save(path)
 
 
-def _write_stablehlo(found: encoders.Pretrained, how: dict, path: pathlib.Path) -> None:
+def _write_stablehlo(
+    found: encoders.Pretrained, tensors: dict, how: dict, path: pathlib.Path
+) -> None:
     """Writes a JAX program, of batches of any size, for all `PLATFORMS`.
 
     It takes the tensors of `model.safetensors` by name, and s1= and s2= [B, S, S, C]
@@ -266,10 +276,6 @@ def _write_stablehlo(found: encoders.Pretrained, how: dict, path: pathlib.Path) 
     images = {
         s: jax.ShapeDtypeStruct((*shape, len(sensor.bands)), jnp.float32)
         for s, sensor in contract.items()
-    }
-    tensors = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        for name, x in weights.named(found.encoder_params).items()
     }
     program = jax.export.export(jax.jit(say), platforms=PLATFORMS)(tensors, **images)
     atomic.write_whole(path, bytes(program.serialize()))
