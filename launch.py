@@ -32,6 +32,7 @@ TASKS = {
     "embed": "fusmae_jax.embed",
     "predict": "fusmae_jax.predict",
     "evaluate": "fusmae_jax.evaluation.evaluate",
+    "export": "fusmae_jax.export.export",
 }
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 

@@ -1,29 +1,23 @@
 """The autoencoder in PyTorch; what the parts are for, `fusmae_jax` says.
 
 Parts and parameters have our names, but queries, keys and values are one layer where
-they are made of the same tokens.
+they are made of the same tokens, and nothing can be absent.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import torch_views as views
-from data_pipeline import sensors
+from fusmae_jax.export.torch_module import (
+    OTHER,
+    SENSORS,
+    Mlp,
+    layer_norm,
+    per_sensor,
+    sincos_2d,
+)
 
-SENSORS = tuple(sensors.SENSORS)
-OTHER = {"s1": "s2", "s2": "s1"}
 PARTS = {"qkv": ("query", "key", "value"), "kv": ("key", "value")}  # of fused layers
-
-
-def layer_norm(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6)
-
-
-def per_sensor(make: Callable[[], nn.Module]) -> nn.ModuleDict:
-    return nn.ModuleDict({s: make() for s in SENSORS})
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int):
@@ -61,16 +55,6 @@ class CrossAttention(nn.Module):
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         k, v = self.kv(context).chunk(2, dim=-1)
         return self.out(attend(self.query(x), k, v, self.num_heads))
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int):
-        super().__init__()
-        self.up = nn.Linear(dim, 4 * dim)
-        self.down = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(x)))
 
 
 class Block(nn.Module):
@@ -118,7 +102,7 @@ class XAttnDecoder(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, pixels: dict[str, int], side: int, dim, depth, num_heads):
         super().__init__()
-        self.register_buffer("code", views.sincos_2d(side, dim), persistent=False)
+        self.register_buffer("code", sincos_2d(side, dim), persistent=False)
         self.embed = nn.ModuleDict({s: nn.Linear(e, dim) for s, e in pixels.items()})
         self.global_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.fuse = XAttnEncoder(dim, num_heads)
@@ -140,7 +124,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, pixels, side: int, encoder_dim, dim, depth, num_heads):
         super().__init__()
-        self.register_buffer("code", views.sincos_2d(side, dim), persistent=False)
+        self.register_buffer("code", sincos_2d(side, dim), persistent=False)
         self.bridge = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.blocks = nn.ModuleList([Block(dim, num_heads) for _ in range(depth)])

@@ -120,12 +120,3 @@ def patchify(images: torch.Tensor, p: int) -> torch.Tensor:
     b, h, w, c = images.shape
     x = images.view(b, h // p, p, w // p, p, c).transpose(2, 3)
     return x.reshape(b, -1, p * p * c)
-
-
-def sincos_2d(side: int, dim: int) -> torch.Tensor:
-    """Fixed 2-D sine-cosine position code, [side * side, dim]."""
-    omega = torch.exp(-math.log(10_000.0) * torch.arange(dim // 4) / (dim // 4))
-    angles = torch.arange(side)[:, None] * omega  # [side, D/4]
-    code = torch.cat([angles.sin(), angles.cos()], dim=1)
-    x = code.expand(side, side, -1)
-    return torch.cat([x, x.transpose(0, 1)], dim=-1).flatten(0, 1)

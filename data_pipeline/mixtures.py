@@ -119,7 +119,10 @@ def check_weights(weights: Sequence[float], count: int) -> None:
 
 
 def together(descriptions: Iterable[Description]) -> Description:
-    """The first of some descriptions, with the sensors that only others have."""
+    """The first of some descriptions, with the sensors that only others have.
+
+    Where any has pairs that nobody has labelled, so do all of them together.
+    """
     found, *others = descriptions
     for other in others:
         new = {k: v for k, v in other.sensors.items() if k not in found.sensors}
@@ -128,6 +131,7 @@ def together(descriptions: Iterable[Description]) -> Description:
             found,
             layout=Layout(found.layout.size, (*found.layout.grids, *grids)),
             sensors={**found.sensors, **new},
+            unlabelled=found.unlabelled or other.unlabelled,
         )
     return found
 

@@ -18,7 +18,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.layout import Layout
 from fusmae_jax import objectives
 from fusmae_jax.inputs import Inputs
-from fusmae_jax.objectives.protocol import Objective
+from fusmae_jax.objectives.protocol import Encoder, Objective
 from fusmae_jax.training import checkpoint, optim, sharding, train
 
 # Modules of `objectives`, each of which builds its own objective.
@@ -123,12 +123,30 @@ def objective(config, seen: Inputs | None = None, **target) -> Objective:
     return method(config.method).build(config, seen or inputs(config), target)
 
 
-def to_judge(config, seen: Inputs, mesh: Mesh) -> Objective:
-    """The objective of a run, for whoever wants its parameters and trains no more."""
+def to_judge(config, seen: Inputs, mesh: Mesh | None) -> Objective:
+    """The objective of a run, for whoever wants its parameters and trains no more.
+
+    Without a mesh its programs are for any machine, see `objective`.
+    """
     config = config.copy_and_resolve_references()
     # How it was trained does not matter any more, and there may be no cuDNN here.
     config.model.update(attention="auto", remat="none")
-    return objective(config, seen, **target(mesh))
+    return objective(config, seen, **({} if mesh is None else target(mesh)))
+
+
+def image_encoder(
+    config, contract: Mapping[str, sensors.Sensor], mesh: Mesh | None
+) -> Encoder:
+    """A run's encoder for images of its own size, whose pixels may be missing.
+
+    Args:
+        config: of the run.
+        contract: that it was trained under.
+        mesh: see `to_judge`.
+    """
+    layout = layouts.resampled(config.model.image_size, contract)
+    seen = inputs(config, contract, layout, missing=True)
+    return to_judge(config, seen, mesh).encoder()
 
 
 def optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:

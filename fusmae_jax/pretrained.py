@@ -23,13 +23,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipeline import layout as layouts
 from data_pipeline import sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import build
 from fusmae_jax.evaluation import encoder as encoders
 from fusmae_jax.evaluation import loop
 from fusmae_jax.evaluation.progress import Progress
+from fusmae_jax.export import weights
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import sharding
@@ -257,7 +257,8 @@ def load(
     """Loads an encoder.
 
     Args:
-        directory: of a pretraining's run, as `--workdir` made it.
+        directory: of a pretraining's run, as `--workdir` made it, or what
+            `configs/export.py` wrote, of which nothing is executed.
         step: which of its checkpoints; 0 for the latest.
         devices: to compute on; all there are by default.
         batch_size: windows that are encoded at a time.
@@ -265,16 +266,22 @@ def load(
             the pretraining by default.
 
     Raises:
-        InputError: there is no run or no checkpoint, or it is damaged.
+        InputError: there is no run or no checkpoint, or it is damaged; or what was
+            exported is, or is of a method or format that this version does not know.
     """
     mesh = sharding.make_mesh(devices=devices)
-    found = encoders.restore(directory, mesh, step)
-    config = found.config
-    contract = statistics or found.objective.inputs.contract
-    layout_ = layouts.resampled(config.model.image_size, contract)
-    seen = build.inputs(config, contract, layout_, missing=True)
-    encoder = build.to_judge(config, seen, mesh).encoder()
-    return Model(encoder, found.encoder_params, mesh, batch_size)
+    if not weights.are_in(directory):
+        found = encoders.restore(directory, mesh, step)
+        known = statistics or found.contract
+        encoder = build.image_encoder(found.config, known, mesh)
+        return Model(encoder, found.encoder_params, mesh, batch_size)
+    if step:
+        raise InputError(
+            f"{directory} is an export, which has one step alone; leave out step="
+            f"{step}, or name the run directory."
+        )
+    found = weights.restore(directory, mesh, statistics)
+    return Model(*found, mesh, batch_size)
 
 
 def to_model(

@@ -25,6 +25,7 @@ PASSED = {
     "embed": {"checkpoint": "runs/quickstart", "out": "OUT", "data.dir": "DIR"},
     "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
     "prepare": {"source": "DIR", "out": "OUT"},
+    "export": {"checkpoint": "runs/quickstart", "out": "OUT"},
 }
 
 
@@ -254,6 +255,13 @@ OTHERS = [
     ("reconstruct", {"split": "val"}, "split is 'val'; choose one of"),
     ("reconstruct", {"shown": 0}, "shown is 0"),
     ("reconstruct", {"step": -1}, "step is -1"),
+    ("export", {"checkpoint": ""}, "--config.checkpoint=runs"),
+    ("export", {"out": ""}, "--config.out=exports"),
+    ("export", {"out": "configs"}, "configs is there already and not an empty folder"),
+    ("export", {"formats": ()}, "formats is .*; it must be a tuple of at least 1"),
+    ("export", {"formats": ("pickle",)}, "formats is .*, each one of .*safetensors"),
+    ("export", {"formats": ("torch",)}, "lacks the weights, which torch and"),
+    ("export", {"license": " "}, "license is ' '; it must be a text that is not empty"),
     ("reconstruct", {"data.threads": 2}, "no use for data.threads"),
 ]
 

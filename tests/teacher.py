@@ -134,9 +134,12 @@ class Encoder(protocol.Encoder):
 
     def __call__(self, params, images, present=None, *, branches=None, remat="none"):
         if present is not None:
-            there = {s: x.reshape(len(x), -1).any(1) for s, x in present.items()}
+            there = {
+                s: here.reshape(here.shape[0], -1).any(axis=1)[:, None, None, None]
+                for s, here in present.items()
+            }
             images = {
-                s: jnp.where(there[s][:, None, None, None], jnp.nan_to_num(x), 0.0)
+                s: jnp.where(there[s] & ~jnp.isnan(x), x, 0.0)
                 for s, x in images.items()
             }
         graphdef, _ = self.objective.abstract

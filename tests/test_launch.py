@@ -119,6 +119,7 @@ LATER = {"matplotlib", "tensorboardX", "torch", "scipy.spatial"} | NEVER
         ("fusmae_jax.training.pretrain", LATER),
         ("fusmae_jax.reconstruct", LATER),
         ("fusmae_jax.evaluation.evaluate", LATER),
+        ("fusmae_jax.export.export", LATER | {"onnx", "onnxruntime", "safetensors"}),
     ],
 )
 def test_a_task_starts_without_what_it_does_not_need(module, unused):

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data_pipeline import layout, mixtures, record_format, sensors, sources
+from data_pipeline import layout, mixtures, record_format, sensors, sources, subsets
 from data_pipeline.errors import InputError
 from tests import datasets
 
@@ -62,6 +62,21 @@ def test_label_fields_that_nobody_reads_may_differ(tmp_path):
     assert description.classes == {}
     assert [grid.field for grid in description.layout.grids] == list(fields)
     assert description.sensors["s2"].band_names == ("B02", "B03", "B04", "B08")
+
+
+@pytest.mark.parametrize("first, last", [(False, True), (True, False)])
+def test_pairs_that_nobody_labelled_stay_so_wherever_their_dataset_stands(
+    tmp_path, first, last
+):
+    parts = [
+        opened(tmp_path / "a", unlabelled=first),
+        opened(tmp_path / "b", unlabelled=last),
+    ]
+    mixture = mixtures.Mixture(parts)
+    assert mixture.description.unlabelled
+    chosen = subsets.labelled(mixture, "labels")
+    assert 0 < len(chosen) < len(mixture)
+    assert chosen.index["labels"].any(axis=1).all()
 
 
 L1C = dataclasses.replace(sensors.S2, level="L1C")

@@ -14,6 +14,7 @@ from tests import tiny
 torch = pytest.importorskip("torch", reason="the peer is written in PyTorch")
 
 from benchmarks import torch_peer, torch_views  # noqa: E402
+from fusmae_jax.export import torch_module  # noqa: E402
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("optimized")]
 
@@ -118,7 +119,7 @@ def test_images_are_the_same(config, ours, fields):
 
 def test_positions_are_the_same():
     expected = patches.sincos_2d(7, 32)
-    np.testing.assert_allclose(torch_views.sincos_2d(7, 32), expected, atol=1e-6)
+    np.testing.assert_allclose(torch_module.sincos_2d(7, 32), expected, atol=1e-6)
 
 
 def test_loss_of_the_same_weights_and_draw_is_the_same(history):

@@ -209,7 +209,7 @@ def nothing(description: Description, sensor: str) -> dict[str, np.ndarray]:
 
 def _missing(contract: sensors.Sensor, images: Sequence[np.ndarray]):
     """Where nothing was measured, for each grid [H, W]; None where all was."""
-    found = [None] * len(images)
+    found: list[np.ndarray | None] = [None] * len(images)
     for i, image in enumerate(images):
         if image.dtype.kind == "f" and not np.isfinite(image.sum(dtype=np.float64)):
             found[i] = ~np.isfinite(image).all(axis=0)

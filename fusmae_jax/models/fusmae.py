@@ -203,7 +203,8 @@ class Encoder(nnx.Module):
             x = jnp.concatenate([tokens[s] for s in SENSORS], axis=1)
         else:
             x = self.fuse(tokens, present)
-        summary = jnp.broadcast_to(self.global_token[...], (len(x), 1, self.dim))
+        rows = x.shape[0]  # which may be a symbol, see `export`
+        summary = jnp.broadcast_to(self.global_token[...], (rows, 1, self.dim))
         x = jnp.concatenate([x, summary.astype(x.dtype)], axis=1)
         k, n = tokens["s1"].shape[1], x.shape[1]
         # Once for all blocks; nobody attends to what is behind the global token.
@@ -211,10 +212,10 @@ class Encoder(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
         mask = present and jnp.concatenate(
             [
-                jnp.broadcast_to(present[s].reshape(len(x), -1), tokens[s].shape[:2])
+                jnp.broadcast_to(present[s].reshape(rows, -1), tokens[s].shape[:2])
                 for s in SENSORS
             ]
-            + [jnp.ones((len(x), 1 + fill), bool)],
+            + [jnp.ones((rows, 1 + fill), bool)],
             axis=1,
         )
         # Behind no block at all there is still what went in.

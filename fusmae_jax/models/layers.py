@@ -41,7 +41,7 @@ def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array
         return x
     # Rounded last, so that the gradient of a token is a float32 sum.
     instead = jnp.broadcast_to(instead, x.shape).astype(x.dtype)
-    return jnp.where(present.reshape(len(x), -1, 1), x, instead)
+    return jnp.where(present.reshape(x.shape[0], -1, 1), x, instead)
 
 
 class Linear(nnx.Module):

@@ -222,6 +222,11 @@ def load(
     return ml_collections.ConfigDict(saved["config"]).lock(), contract
 
 
+def trained_with(workdir) -> dict:
+    """The fingerprint of the data of the run in `workdir`, see `load`."""
+    return _read(pathlib.Path(workdir) / "config.json")["data"]
+
+
 def _read(path: pathlib.Path) -> dict:
     """What a config.json says of its run: its config, contract and data."""
     try:

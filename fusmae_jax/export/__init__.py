@@ -1,0 +1,1 @@
+"""Encoders as files that others read: weights, PyTorch, ONNX and StableHLO."""

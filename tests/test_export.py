@@ -1,0 +1,369 @@
+"""What is exported says of images what the encoder said of them, wherever it runs."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+import yaml
+
+from configs import export as shipped
+from data_pipeline import record_format, sources
+from data_pipeline.errors import InputError
+from fusmae_jax import build, pretrained
+from fusmae_jax.export import card, export, weights
+from tests import judging, teacher, tiny
+
+REASON = "the extra `export` is not installed"
+safetensors = pytest.importorskip("safetensors.numpy", reason=REASON)
+pytest.importorskip("flatbuffers", reason=REASON)
+
+SIZE, BATCH = 24, 5
+FORMATS = ("safetensors", "stablehlo")
+
+
+def config(checkpoint, out, **changes):
+    c = shipped.get_config()
+    c.checkpoint, c.out = str(checkpoint), str(out)
+    c.update(changes)
+    return c
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return judging.trained(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exports") / "tiny"
+    export.run(config(run, out, formats=FORMATS, license="cc-by-4.0"), "unused")
+    return out
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason=REASON)
+
+
+@pytest.fixture(scope="module")
+def in_torch(run, torch, tmp_path_factory):
+    """An export with a PyTorch module."""
+    out = tmp_path_factory.mktemp("in_torch") / "tiny"
+    export.run(config(run, out, formats=("safetensors", "torch")), "unused")
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return pretrained.load(run, batch_size=8)
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """An export that may be damaged."""
+    for name in (weights.CONFIG, weights.WEIGHTS):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    return tmp_path
+
+
+def samples() -> dict[str, np.ndarray]:
+    """Corners of real pairs, at 10 m, with every kind of hole; DN as floats."""
+    records = record_format.Records(sources.SAMPLE, "validation")
+    pairs = [records[i] for i in range(BATCH)]
+    s1 = np.stack([pair["s1_10m"] for pair in pairs]).astype(np.float32)
+    grids = [x for x in records.description.layout.grids if x.sensor == "s2"]
+    bands = {}
+    for grid in grids:
+        stored = np.stack([pair[grid.field] for pair in pairs]).astype(np.float32)
+        times = grid.gsd // 10
+        stored = stored.repeat(times, axis=1).repeat(times, axis=2)
+        bands |= {name: stored[..., i] for i, name in enumerate(grid.bands)}
+    names = records.description.sensors["s2"].band_names
+    s2 = np.stack([bands[name] for name in names], axis=-1)
+    s1, s2 = s1[:, :SIZE, :SIZE], s2[:, :SIZE, :SIZE]
+    s1[0, :7], s2[0, :, 3:10, 4] = np.nan, np.nan
+    s2[0, 18:, 18:] = 0
+    s1[1], s2[2] = np.nan, np.nan
+    s1[3], s2[3] = np.nan, np.nan
+    return {"s1": s1, "s2": s2}
+
+
+def same(found, expected, atol=1e-4):
+    """Features are alike, and unknown in the same places."""
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=atol, rtol=0)
+
+
+def test_jax_loads_an_export_as_it_loads_the_run(exported, model):
+    loaded = pretrained.load(exported, batch_size=8)
+    assert loaded.contract == model.contract and loaded.size == SIZE
+    given = samples()
+    same(loaded.encode(**given), model.encode(**given), 0.0)
+
+
+def say_in_torch(model, given, there=("s1", "s2")) -> pretrained.Features:
+    """What a PyTorch module says of images [B, H, W, C]."""
+    import torch
+
+    images = {s: torch.tensor(np.moveaxis(given[s], -1, 1)) for s in there}
+    with torch.no_grad():
+        return pretrained.Features(**jax.tree.map(np.asarray, model(**images)))
+
+
+def load_torch(folder):
+    """The module that the file in a folder makes of it, by nothing of this project."""
+    spec = importlib.util.spec_from_file_location("there", folder / "fusmae_torch.py")
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    return there.load(folder)
+
+
+@pytest.mark.parametrize("there", [("s1", "s2"), ("s1",), ("s2",)])
+def test_the_torch_file_agrees_on_real_pairs_with_holes(in_torch, model, there):
+    given = samples()
+    found = say_in_torch(load_torch(in_torch), given, there)
+    same(found, model.encode(**{s: given[s] for s in there}))
+    assert np.isnan(found.sensors["s1"][0, 0]).all()
+    assert not np.isnan(found.pooled[4]).any() and np.isnan(found.pooled[3]).all()
+
+
+def test_the_torch_file_agrees_on_random_pixels_dark_and_infinite_ones_too(
+    in_torch, model
+):
+    rng = np.random.default_rng(0)
+    s1 = rng.normal((-12.0, -19.0), 3.0, (3, SIZE, SIZE, 2)).astype(np.float32)
+    s2 = rng.integers(100, 6000, (3, SIZE, SIZE, 12)).astype(np.float32)
+    s2[0, 0, :9], s2[0, 1, :9, 0], s2[1, 3, 4, 5] = -20.0, 0.0, np.inf
+    s1[1, 7:14, :20] = 0.0
+    given = {"s1": s1, "s2": s2}
+    same(say_in_torch(load_torch(in_torch), given), model.encode(**given))
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("changes", [dict(fuse_early=False), dict(depth=1)])
+def test_the_torch_file_knows_every_variant(torch, changes, tmp_path_factory):
+    config_ = tiny.config()
+    config_.model.update(changes)
+    config_.bands.s1, config_.bands.s2 = ("VH",), ("B04", "B03", "B8A")
+    folder = tmp_path_factory.mktemp("variant")
+    judging.write_run(folder / "run", config_)
+    export.run(
+        config(folder / "run", folder / "out", formats=("safetensors", "torch")),
+        "unused",
+    )
+    given = samples()
+    given = {"s1": given["s1"][..., 1:], "s2": given["s2"][..., [3, 2, 8]]}
+    found = say_in_torch(load_torch(folder / "out"), given)
+    same(found, pretrained.load(folder / "run", batch_size=8).encode(**given))
+
+
+def test_the_torch_file_refuses_what_does_not_fit(torch, in_torch, copy):
+    model = load_torch(in_torch)
+    with pytest.raises(ValueError, match="Neither s1 nor s2 is given"):
+        model()
+    with pytest.raises(ValueError, match=r"s2 is \[1, 2, 24, 24\]; pass \[B, 12, 24"):
+        model(s2=torch.zeros(1, 2, 24, 24))
+    shutil.copy(in_torch / "fusmae_torch.py", copy)
+    said = json.loads((copy / weights.CONFIG).read_text())
+    for change, message in (
+        ({"format": 2}, "has format 2, and this file reads 1; take the fusmae_torch"),
+        ({"method": "mae"}, "known of the method 'mae', but of .*; load it with fus"),
+    ):
+        (copy / weights.CONFIG).write_text(json.dumps(said | change))
+        with pytest.raises(ValueError, match=message):
+            load_torch(copy)
+
+
+def test_the_torch_file_learns_where_pixels_are_missing(torch, in_torch):
+    model = load_torch(in_torch)
+    images = {s: torch.tensor(np.moveaxis(x, -1, 1)) for s, x in samples().items()}
+    model(**images)["pooled"].nan_to_num().square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(grads) > 30 and all(torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.journey
+def test_onnx_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
+    run, model, tmp_path
+):
+    pytest.importorskip("onnxscript", reason=REASON)
+    runtime = pytest.importorskip("onnxruntime", reason=REASON)
+    export.run(config(run, tmp_path, formats=("onnx",)), "unused")
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"model.onnx", "config.json", "README.md"}
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    said = session.get_modelmeta().custom_metadata_map[weights.CONFIG]
+    assert json.loads(said) == json.loads((tmp_path / weights.CONFIG).read_text())
+    for there, count in ((("s1", "s2"), BATCH), (("s1",), 1), (("s2",), 3)):
+        given = {s: x[-count:] for s, x in samples().items()}
+        expected = model.encode(**{s: given[s] for s in there})
+        for s in given.keys() - set(there):
+            given[s][:] = np.nan
+        images = {s: np.moveaxis(x, -1, 1).copy() for s, x in given.items()}
+        *found, s1, s2 = session.run(export.ONNX_OUTPUTS, images)
+        same(pretrained.Features(*found, {"s1": s1, "s2": s2}), expected)
+
+
+def in_jax(folder, given):
+    """What the program in a folder says of images [B, H, W, C]."""
+    content = bytearray((folder / "model.stablehlo").read_bytes())
+    tensors = safetensors.load_file(folder / weights.WEIGHTS)
+    program = jax.jit(jax.export.deserialize(content).call)
+    return pretrained.Features(**jax.device_get(program(tensors, **given)))
+
+
+def test_stablehlo_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
+    exported, model
+):
+    content = bytearray((exported / "model.stablehlo").read_bytes())
+    program = jax.export.deserialize(content)
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    assert len(content) < (exported / "model.safetensors").stat().st_size
+    for there, count in ((("s1", "s2"), BATCH), (("s2",), 1)):
+        given = {s: x[-count:] for s, x in samples().items()}
+        expected = model.encode(**{s: given[s] for s in there})
+        for s in given.keys() - set(there):
+            given[s][:] = np.nan
+        same(in_jax(exported, given), expected)
+
+
+def test_what_is_not_installed_is_named_before_anything_is_read(tmp_path, monkeypatch):
+    lacks = lambda name: None if name == "onnx" else name
+    monkeypatch.setattr(export.importlib.util, "find_spec", lacks)
+    with pytest.raises(InputError, match="onnx is not installed; run pip install"):
+        export.run(config("nowhere", tmp_path), "unused")
+
+
+def test_the_step_is_the_one_that_was_chosen(run, tmp_path):
+    export.run(config(run, tmp_path, step=2, formats=("safetensors",)), "unused")
+    assert json.loads((tmp_path / weights.CONFIG).read_text())["step"] == 2
+    found = safetensors.load_file(tmp_path / weights.WEIGHTS)
+    wanted = weights.named(pretrained.load(run, step=2).params)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(x, wanted[name]) for name, x in found.items())
+
+
+def test_other_methods_are_exported_too(tmp_path_factory, tmp_path):
+    with teacher.known():
+        run = judging.trained(tmp_path_factory, "teacher")
+        formats = ("safetensors", "stablehlo")
+        export.run(config(run, tmp_path, formats=formats), "unused")
+        expected = pretrained.load(run).encode(**samples())
+        same(pretrained.load(tmp_path).encode(**samples()), expected, 0.0)
+    same(in_jax(tmp_path, samples()), expected)
+    with pytest.raises(InputError, match="of the method 'teacher', and this .*fusmae"):
+        pretrained.load(tmp_path)
+
+
+def test_torch_is_refused_of_methods_that_it_does_not_know(
+    torch, tmp_path_factory, tmp_path
+):
+    with teacher.known():
+        run = judging.trained(tmp_path_factory, "teacher")
+        asked = config(run, tmp_path, formats=("safetensors", "torch"))
+        with pytest.raises(InputError, match="method is teacher; pass --config.form"):
+            export.run(asked, "unused")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_config_says_what_others_need_and_nothing_of_the_disk(exported, run):
+    said = json.loads((exported / weights.CONFIG).read_text())
+    assert said["format"] == weights.FORMAT and said["method"] == "fusmae"
+    assert said["model"]["dim"] == 32 and said["model"]["image_size"] == SIZE
+    band = said["contract"]["s2"]["bands"]["B8A"]
+    assert band["mean"] > 0 and band["std"] > 0
+    assert said["pixels"]["s2"] == {"zero_is_missing": True, "least": 1}
+    assert said["pixels"]["s1"] == {"zero_is_missing": True, "least": None}
+    assert "data" not in said["training"] and str(run) not in json.dumps(said)
+
+
+def test_the_card_has_a_header_and_says_what_the_model_takes(exported):
+    _, header, page = (exported / "README.md").read_text().split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert header["license"] == "cc-by-4.0"
+    assert header["library_name"] == "fusmae_jax" and "sentinel-1" in header["tags"]
+    for part in ("| s2 | Sentinel-2 L2A | B8A |", "24 x 24 pixels", "6 steps", "1000"):
+        assert part in page, part
+    assert "pretrained.load" in page and "took no sensor away" in page
+
+
+def test_the_card_says_of_which_sensor_there_was_nothing(exported):
+    encoder = pretrained.load(exported).encoder
+    seen = encoder.inputs
+    nothing = dataclasses.replace(seen.contract["s1"], source=build.LACKING)
+    seen = dataclasses.replace(seen, contract=seen.contract | {"s1": nothing})
+    encoder = dataclasses.replace(encoder, inputs=seen)
+    said = json.loads((exported / weights.CONFIG).read_text())
+    said["data"] = {"parts": [{"name": "a", "count": 1200}, {"name": "b", "count": 1}]}
+    page = card.make(said, encoder, ("safetensors",), (), 'no: "one"', "x")
+    page = " ".join(page.split())
+    assert "had nothing of Sentinel-1" in page and "took no sensor away" not in page
+    assert "on a (1,200 pairs) and b (1 pairs)." in page
+    assert "onnxruntime" not in page
+    license = page.partition("license: ")[2].partition(" library_name")[0]
+    assert yaml.safe_load(license) == 'no: "one"'
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(format=2), "has format 2 and this version reads 1; update"),
+        (lambda c: c.update(method="mae"), "of the method 'mae', and this version"),
+        (lambda c: c.update(method=["os"]), r"of the method .*os.*, and this version"),
+        (lambda c: c.pop("contract"), "describes no encoder .*copy the export again"),
+        (lambda c: c.pop("training"), "describes no encoder .*copy the export again"),
+        (lambda c: c.update(model=3), "describes no encoder .*copy the export again"),
+        (lambda c: c["model"].update(dim=30), "Width 30"),
+        (lambda c: c["model"].update(dim=64), r"has absent/s1 as \[32\], where .*\[64"),
+        (lambda c: c["model"].update(depth=3), "has blocks/1/.* as nothing, where"),
+        (lambda c: c["model"].update(depth=1), "where config.json describes nothing"),
+        (lambda c: c["training"]["bands"].update(s1=["VH", "VV"]), "and its contract"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_in_a_sentence(copy, change, message):
+    said = json.loads((copy / weights.CONFIG).read_text())
+    change(said)
+    (copy / weights.CONFIG).write_text(json.dumps(said))
+    with pytest.raises(InputError, match=message) as error:
+        pretrained.load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_files_are_refused_in_a_sentence(copy):
+    path = copy / weights.WEIGHTS
+    tensors = safetensors.load_file(path)
+    safetensors.save_file(tensors | {"norm/bias": np.zeros(32, np.float16)}, path)
+    with pytest.raises(InputError, match=r"norm/bias as F16, where config.json descr"):
+        pretrained.load(copy)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="model.safetensors cannot be read"):
+        pretrained.load(copy)
+    (copy / weights.CONFIG).write_text("{")
+    with pytest.raises(InputError, match="config.json describes no encoder"):
+        pretrained.load(copy)
+    with pytest.raises(InputError, match="one step alone; leave out step=2"):
+        pretrained.load(copy, step=2)
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_is_left(
+    run, tmp_path, monkeypatch
+):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(InputError, match="full is there already and not an empty fo"):
+        export.run(config(run, tmp_path / "full"), "unused")
+
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(weights, "save", fail)
+    with pytest.raises(InputError, match="out cannot be .*make room.*--config.out"):
+        export.run(config(run, tmp_path / "out", formats=FORMATS), "unused")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
