@@ -131,6 +131,18 @@ class Model:
         Raises:
             InputError: the arrays do not fit together or the model, or cannot be in
                 the unit that is said.
+
+        Example, of two images that have radar alone, the second half measured:
+            >>> s1 = np.full((2, model.size, model.size, 2), (-12.0, -19.0))  # dB
+            >>> s1[1, model.size // 2 :] = np.nan
+            >>> features = model.encode(s1=s1)
+            >>> features.pooled.shape == (2, model.width)
+            True
+            >>> bool(np.isnan(features.dense[1, -1]).all())
+            True
+            >>> red = np.full((model.size, model.size, 1), 800)  # DN
+            >>> model.encode(s2=red, bands={"s2": ["B04"]}).pooled.ndim
+            1
         """
         given = {s: x for s, x in (("s1", s1), ("s2", s2)) if x is not None}
         single = _check_shapes(given, self.patch_size)

@@ -1,5 +1,7 @@
 """A pretrained encoder takes arrays of any number, size, bands and sensors."""
 
+import doctest
+
 import jax
 import numpy as np
 import pytest
@@ -216,6 +218,14 @@ def test_what_does_not_fit_is_refused_in_a_sentence(model, change, message):
     given = images()
     with pytest.raises(InputError, match=message):
         model.encode(**given | change(given))
+
+
+def test_the_example_does_what_it_says(model):
+    (example,) = doctest.DocTestFinder().find(
+        pretrained.Model.encode, "encode", globs={"model": model, "np": np}
+    )
+    found = doctest.DocTestRunner().run(example)
+    assert found.attempted == 7 and not found.failed
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 3), (9, 5), (21, 4)])
