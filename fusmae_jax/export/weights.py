@@ -21,7 +21,7 @@ from fusmae_jax.evaluation.encoder import Pretrained
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import run_directory, sharding
 
-FORMAT = 1
+FORMAT, LIBRARY = 1, "fusmae_jax"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -39,7 +39,7 @@ def describe(found: Pretrained) -> dict:
     config.pop("data")  # where they lay on somebody's disk
     return {
         "format": FORMAT,
-        "library_name": "fusmae_jax",
+        "library_name": LIBRARY,
         "method": config.pop("method"),
         "model": config.pop("model"),
         "contract": run_directory.describe(found.contract),
@@ -84,8 +84,12 @@ def save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def are_in(directory) -> bool:
-    """Whether a folder is an export, not a run directory."""
-    return (pathlib.Path(directory) / WEIGHTS).exists()
+    """Whether a folder is an export, of whatever format, not a run directory."""
+    try:
+        saved = safe_io.read_json(pathlib.Path(directory) / CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("library_name") == LIBRARY
 
 
 def restore(directory, mesh: Mesh) -> tuple[Encoder, nnx.State]:
@@ -108,7 +112,7 @@ def restore(directory, mesh: Mesh) -> tuple[Encoder, nnx.State]:
         wanted = jax.eval_shape(make, jax.random.key(0))
     except InputError:
         raise  # says it better
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, MemoryError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)[:99]) from error
     if encoder.inputs.contract != contract:
         raise _damaged(path, "its bands and its contract differ")
