@@ -105,7 +105,7 @@ def restore(directory, mesh: Mesh) -> tuple[Encoder, nnx.State]:
         InputError: it is of a newer format or of an unknown method, or damaged.
     """
     path = pathlib.Path(directory) / CONFIG
-    config, contract = _read(path)
+    config, contract = read(path)
     try:
         encoder = build.image_encoder(config, contract, mesh)
         make = lambda key: encoder.init(nnx.Rngs(key))
@@ -116,17 +116,21 @@ def restore(directory, mesh: Mesh) -> tuple[Encoder, nnx.State]:
         raise _damaged(path, repr(error)[:99]) from error
     if encoder.inputs.contract != contract:
         raise _damaged(path, "its bands and its contract differ")
-    return encoder, sharding.to_all(_load(path.with_name(WEIGHTS), wanted), mesh)
+    return encoder, sharding.to_all(load(path.with_name(WEIGHTS), wanted), mesh)
 
 
 def _damaged(path: pathlib.Path, why: str) -> InputError:
     return InputError(f"{path} describes no encoder ({why}); copy the export again.")
 
 
-def _read(
+def read(
     path: pathlib.Path,
 ) -> tuple[ml_collections.ConfigDict, dict[str, sensors.Sensor]]:
-    """What a `config.json` says: the config of a training, and the contract."""
+    """What a `config.json` says: the config of a training, and the contract.
+
+    Raises:
+        InputError: see `restore`.
+    """
     try:
         saved = safe_io.read_json(path)
         there = saved["format"]
@@ -152,8 +156,12 @@ def _read(
     return config, contract
 
 
-def _load(path: pathlib.Path, wanted: nnx.State) -> nnx.State:
-    """The tensors of a file, in the place of the shapes that are wanted."""
+def load(path: pathlib.Path, wanted: nnx.State) -> nnx.State:
+    """The tensors of a file, in the place of the shapes that are wanted.
+
+    Raises:
+        InputError: it has others, or cannot be read.
+    """
     try:
         import safetensors
     except ImportError as error:
