@@ -1,9 +1,11 @@
 """What is exported says of images what the encoder said of them, wherever it runs."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
 import shutil
+import sys
 
 import jax
 import jax.export
@@ -164,6 +166,15 @@ def test_the_torch_file_knows_every_variant(torch, changes, tmp_path_factory):
     same(found, pretrained.load(folder / "run", batch_size=8).encode(**given))
 
 
+def test_the_torch_file_needs_nothing_but_torch_and_safetensors(in_torch):
+    tree = ast.parse((in_torch / "fusmae_torch.py").read_text())
+    imports = [x for x in ast.walk(tree) if isinstance(x, ast.Import)]
+    sources = [x.module for x in ast.walk(tree) if isinstance(x, ast.ImportFrom)]
+    names = {name.name for x in imports for name in x.names} | set(sources)
+    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert others == {"torch", "safetensors"}
+
+
 def test_the_torch_file_refuses_what_does_not_fit(torch, in_torch, copy):
     model = load_torch(in_torch)
     with pytest.raises(ValueError, match="Neither s1 nor s2 is given"):
@@ -321,6 +332,7 @@ def test_the_card_says_of_which_sensor_there_was_nothing(exported):
         (lambda c: c.pop("training"), "describes no encoder .*copy the export again"),
         (lambda c: c.update(model=3), "describes no encoder .*copy the export again"),
         (lambda c: c["model"].update(dim=30), "Width 30"),
+        (lambda c: c["model"].update(image_size=6 * 10**7), "describes no encoder"),
         (lambda c: c["model"].update(dim=64), r"has absent/s1 as \[32\], where .*\[64"),
         (lambda c: c["model"].update(depth=3), "has blocks/1/.* as nothing, where"),
         (lambda c: c["model"].update(depth=1), "where config.json describes nothing"),
@@ -345,11 +357,14 @@ def test_damaged_files_are_refused_in_a_sentence(copy):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="model.safetensors cannot be read"):
         pretrained.load(copy)
-    (copy / weights.CONFIG).write_text("{")
-    with pytest.raises(InputError, match="config.json describes no encoder"):
-        pretrained.load(copy)
     with pytest.raises(InputError, match="one step alone; leave out step=2"):
         pretrained.load(copy, step=2)
+    path.unlink()
+    with pytest.raises(InputError, match="model.safetensors cannot be read"):
+        pretrained.load(copy)
+    (copy / weights.CONFIG).write_text("{")
+    with pytest.raises(InputError, match="config.json cannot be read"):
+        pretrained.load(copy)
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_is_left(

@@ -22,7 +22,7 @@ from fusmae_jax.evaluation.encoder import Pretrained
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import run_directory, sharding
 
-FORMAT = 1
+FORMAT, LIBRARY = 1, "fusmae_jax"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -40,7 +40,7 @@ def describe(found: Pretrained) -> dict:
     config.pop("data")  # where they lay on somebody's disk
     return {
         "format": FORMAT,
-        "library_name": "fusmae_jax",
+        "library_name": LIBRARY,
         "method": config.pop("method"),
         "model": config.pop("model"),
         "contract": run_directory.describe(found.contract),
@@ -85,8 +85,12 @@ def save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def are_in(directory) -> bool:
-    """Whether a folder is an export, not a run directory."""
-    return (pathlib.Path(directory) / WEIGHTS).exists()
+    """Whether a folder is an export, of whatever format, not a run directory."""
+    try:
+        saved = safe_io.read_json(pathlib.Path(directory) / CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("library_name") == LIBRARY
 
 
 def restore(
@@ -105,28 +109,32 @@ def restore(
         InputError: it is of a newer format or of an unknown method, or damaged.
     """
     path = pathlib.Path(directory) / CONFIG
-    config, contract = _read(path)
+    config, contract = read(path)
     try:
         encoder = build.image_encoder(config, statistics or contract, mesh)
         make = lambda key: encoder.init(nnx.Rngs(key))
         wanted = jax.eval_shape(make, jax.random.key(0))
     except InputError:
         raise  # says it better
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, MemoryError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)[:99]) from error
     if encoder.inputs.contract != (statistics or contract):
         raise _damaged(path, "its bands and its contract differ")
-    return encoder, sharding.to_all(_load(path.with_name(WEIGHTS), wanted), mesh)
+    return encoder, sharding.to_all(load(path.with_name(WEIGHTS), wanted), mesh)
 
 
 def _damaged(path: pathlib.Path, why: str) -> InputError:
     return InputError(f"{path} describes no encoder ({why}); copy the export again.")
 
 
-def _read(
+def read(
     path: pathlib.Path,
 ) -> tuple[ml_collections.ConfigDict, dict[str, sensors.Sensor]]:
-    """What a `config.json` says: the config of a training, and the contract."""
+    """What a `config.json` says: the config of a training, and the contract.
+
+    Raises:
+        InputError: see `restore`.
+    """
     try:
         saved = safe_io.read_json(path)
         there = saved["format"]
@@ -152,8 +160,12 @@ def _read(
     return config, contract
 
 
-def _load(path: pathlib.Path, wanted: nnx.State) -> nnx.State:
-    """The tensors of a file, in the place of the shapes that are wanted."""
+def load(path: pathlib.Path, wanted: nnx.State) -> nnx.State:
+    """The tensors of a file, in the place of the shapes that are wanted.
+
+    Raises:
+        InputError: it has others, or cannot be read.
+    """
     try:
         import safetensors
     except ImportError as error:

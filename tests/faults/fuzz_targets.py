@@ -240,6 +240,8 @@ TARGETS: dict[str, Callable[[pathlib.Path], Target]] = {
     "pairs.csv": pairs,
     "splits.csv": splits,
     "config": of_runs.config,
+    "exported": of_runs.exported_config,
+    "weights": of_runs.exported_weights,
     "places": of_runs.places,
     "metrics": of_runs.logged,
     "scores": of_runs.scores,

@@ -1,4 +1,4 @@
-"""Targets of `fuzz.py`: what a run directory of a stranger holds."""
+"""Targets of `fuzz.py`: what a run directory or an export of a stranger holds."""
 
 import io
 import json
@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipeline import dataset_card, sources
 from fusmae_jax.evaluation import results
+from fusmae_jax.export import weights
 from fusmae_jax.training import metrics, run_directory
 from tests.faults import mutations
 from tests.faults.fuzz_target import Target, by_path
@@ -24,6 +25,33 @@ def config(folder: pathlib.Path) -> Target:
     read = by_path(folder / "config.json", lambda path: run_directory.load(folder))
     ways = (mutations.plain_json, mutations.blind)
     return Target([json.dumps(content).encode()], read, ways, weight=0.5)
+
+
+def exported_config(folder: pathlib.Path) -> Target:
+    """What an export says of itself."""
+    described = dataset_card.read_description(sources.SAMPLE)
+    content = {
+        "format": weights.FORMAT,
+        "method": "fusmae",
+        "model": {"dim": 32, "fuse_early": True},
+        "contract": {name: s.describe() for name, s in described.sensors.items()},
+        "training": {"seed": 0, "bands": {"s1": ["VV"]}},
+    }
+    read = by_path(
+        folder / weights.CONFIG, lambda path: weights.read(pathlib.Path(path))
+    )
+    ways = (mutations.plain_json, mutations.blind)
+    return Target([json.dumps(content).encode()], read, ways, weight=0.5)
+
+
+def exported_weights(folder: pathlib.Path) -> Target:
+    """What an export has for parameters."""
+    path = folder / weights.WEIGHTS
+    params = {"kernel": np.ones((3, 4), np.float32), "bias": np.ones(4, np.float32)}
+    weights.save(path, params)
+    read = lambda path: weights.load(pathlib.Path(path), params)
+    ways = (mutations.safetensors, mutations.blind)
+    return Target([path.read_bytes()], by_path(path, read), ways)
 
 
 def places(folder: pathlib.Path) -> Target:
