@@ -1,6 +1,7 @@
 """Held-out reconstruction: its error beside simple predictors."""
 
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 import logging
@@ -11,7 +12,7 @@ import numpy as np
 import scipy
 
 from data_pipeline import atomic, batches, config_fields, data_fields, sources
-from data_pipeline.config_fields import Field, choice, location, whole
+from data_pipeline.config_fields import Field, choice, location, number, whole
 from data_pipeline.dataset_card import SPLITS
 from fusmae_jax import build, figures
 from fusmae_jax.config import check_checkpoint
@@ -35,6 +36,17 @@ TABLE = {
     "split": choice(*SPLITS, meaning="Split whose pairs are reconstructed."),
     "pairs": whole(1, meaning="How many pairs are scored, at most."),
     "draws": whole(1, meaning="Masks of each pair."),
+    "hide": choice(
+        "patches",
+        *SENSORS,
+        meaning="What is hidden of pairs: patches of both sensors, or one sensor whole "
+        "too, which is then drawn from the other alone.",
+    ),
+    "mask_ratio": number(
+        least=0.0,
+        below=1.0,
+        meaning="Share of patches hidden; 0 for as many as in training.",
+    ),
     "shown": whole(1, meaning="Pairs in the figure, at most."),
 }
 
@@ -189,6 +201,12 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     if jax.process_index() != 0:
         return
     note = f"step {step}; hidden patches are grey, {objective.mask_mode} masks"
+    if objective.hide:
+        other = next(s for s in SENSORS if s != objective.hide)
+        hidden, shown_one = (
+            objective.inputs.contract[s].title for s in (objective.hide, other)
+        )
+        note += f"; {hidden} is drawn from {shown_one} alone"
     if objective.normalize != "none":
         note += "; predictions carry the true mean and contrast of each patch"
     workdir = pathlib.Path(workdir)
@@ -200,6 +218,8 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         "pairs": pairs,
         "draws": draws,
         "normalize": objective.normalize,
+        "hide": objective.hide or "patches",
+        "mask_ratio": objective.mask_ratio,
         "mean_squared_error": errors,
         "floor": floor,
     }
@@ -213,6 +233,26 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     there = {s for s, error in errors[MODEL].items() if error is not None}
     floor = {s: floor[f"floor_{s}"] if s in there else None for s in SENSORS}
     print(table(errors | {FLOOR: floor}, title=title), flush=True)
+
+
+def chosen_mask(objective: Objective, hide: str, ratio: float) -> Objective:
+    """The objective with what is to be hidden of held-out pairs.
+
+    Args:
+        objective: of the run.
+        hide: a sensor that is hidden whole, or "patches".
+        ratio: share of the patches that is hidden; 0 for that of the run.
+    """
+    if hide != "patches" and not objective.drop_sensor:
+        log.warning(
+            "This run has never drawn one sensor from the other alone, as its "
+            "mask.drop_sensor is 0: expect little."
+        )
+    return dataclasses.replace(
+        objective,
+        hide="" if hide == "patches" else hide,
+        mask_ratio=ratio or objective.mask_ratio,
+    )
 
 
 def fields(config) -> dict[str, Field]:
@@ -258,6 +298,7 @@ def run(config, workdir) -> None:
         )
     mesh = sharding.make_mesh(1)
     objective = build.to_judge(trained, inputs, mesh)
+    objective = chosen_mask(objective, config.hide, config.mask_ratio)
     step, params = checkpoint.restore_params(
         trained_in / "checkpoints",
         build.abstract_params(objective, mesh),

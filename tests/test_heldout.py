@@ -161,3 +161,47 @@ def test_held_out_pairs_are_spread_over_the_split_and_all_are_compared(
         np.testing.assert_allclose(error, want[f"eval_loss_{s}"], rtol=1e-5)
     # One program for scores and one for what is drawn, whatever asks for them.
     assert made._score._cache_size() == made._redraw._cache_size() == 1
+
+
+@pytest.mark.parametrize("hide", [pytest.param("s1", marks=pytest.mark.journey), "s2"])
+def test_a_sensor_that_is_hidden_whole_is_drawn_from_the_other_alone(hide, tmp_path):
+    config, mesh = tiny.config(), sharding.make_mesh()
+    source = synthetic.Scenes(4, size=24)
+    seen = build.inputs(config, layout=source.description.layout)
+    objective = reconstruct.chosen_mask(build.objective(config, seen), hide, 0.25)
+    assert objective.mask_ratio == 0.25
+    _, params = tiny.nnx.split(tiny.model())
+    params = jax.device_put(params, sharding.whole(mesh))
+
+    class Other:
+        """The same scenes with other pixels of the hidden sensor."""
+
+        description, fields = source.description, source.fields
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, i):
+            changed = {k: x[::-1] for k, x in source[i].items() if k.startswith(hide)}
+            return source[i] | changed
+
+        def fingerprint(self):
+            return {}
+
+    drawn = []
+    for data in (source, Other()):
+        made = heldout.HeldOut(objective, mesh, data, seed=0, count=4)
+        drawn.append(jax.device_get(made.redraw(params)))
+    one, two = drawn
+    other = {"s1": "s2", "s2": "s1"}[hide]
+    np.testing.assert_array_equal(one.predicted[hide], two.predicted[hide])
+    np.testing.assert_array_equal(one.predicted[other], two.predicted[other])
+    assert (one.hidden[hide] == 1).all() and one.hidden[other].mean() == 0.25
+    made = heldout.HeldOut(objective, mesh, source, seed=0, count=4)
+    reconstruct.report(made, params, tmp_path, step=1, draws=1, shown=2)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["hide"] == hide and scores["mask_ratio"] == 0.25
+    # Nothing of it is visible, so simple predictors say the mean of the data.
+    simple = scores["mean_squared_error"]
+    for name in ("nearest visible patch", "inverse distance"):
+        assert simple[name][hide] == simple["mean of visible pixels"][hide]

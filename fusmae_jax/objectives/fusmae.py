@@ -200,6 +200,8 @@ class Objective(protocol.Objective):
         mask_mode: "independent" masks per sensor, or "consistent" ones.
         drop_sensor: chance that a sample lacks one of its sensors in training, which
             is then redrawn from the other alone.
+        hide: a sensor that all held-out samples lack, so that it is redrawn from the
+            other alone; "" for none.
         normalize: target normalisation, see `patches.normalize_patches`.
         weights: of the sensors' losses in their sum.
         crop_scale, crop_ratio, turn: see `inputs.draw_views`.
@@ -210,6 +212,7 @@ class Objective(protocol.Objective):
     mask_ratio: float = 0.75
     mask_mode: str = "independent"
     drop_sensor: float = 0.0
+    hide: str = ""
     normalize: str = "patch"
     weights: dict[str, float] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(SENSORS, 1.0)
@@ -275,7 +278,8 @@ class Objective(protocol.Objective):
             return {s: x[0] for s, x in drawn.items()}
 
         view = inputs.fixed_view(len(pairs), self.inputs.center)
-        return Draw(view, jax.vmap(noise)(pairs))
+        present = {s: jnp.full(len(pairs), s != self.hide) for s in SENSORS}
+        return Draw(view, jax.vmap(noise)(pairs), present if self.hide else None)
 
     def _noise(self, key: jax.Array, batch: int) -> dict[str, jax.Array]:
         return patches.draw_noise(key, batch, self.num_patches, self.mask_mode)
