@@ -110,6 +110,7 @@ PRETRAINING = [
     ({"loss.weight_s1": 0.0, "loss.weight_s2": 0}, "are both 0.0, so that nothing"),
     ({"accumulate": 3}, "batch_size=1024 does not divide into accumulate=3"),
     ({"keep_every": 1_500}, "keep_every is 1500; .* checkpoint_every=1000"),
+    ({"init_from": "gs://runs/base"}, "init_from is 'gs://runs/base'; .* mounted"),
     ({"data.dir": ""}, "name one: .*--config.data.dir=DIR"),
     ({"data.dir": "A,B,A"}, "data.dir is 'A,B,A'; name each dataset once"),
     ({"data.source": "sample"}, "data.dir is 'DIR', but data.source=sample reads no"),
