@@ -31,6 +31,7 @@ TASKS = {
     "reconstruct": "fusmae_jax.reconstruct",
     "embed": "fusmae_jax.embed",
     "evaluate": "fusmae_jax.evaluation.evaluate",
+    "report": "fusmae_jax.report",
 }
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 

@@ -18,6 +18,7 @@ GONE = object()
 PASSED = {
     "pretrain": {"data.dir": "DIR"},
     "reconstruct": {"checkpoint": "runs/quickstart"},
+    "report": {"run": "runs/quickstart"},
     "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
     "prepare": {"source": "DIR", "out": "OUT"},
 }
@@ -240,6 +241,9 @@ OTHERS = [
     ("reconstruct", {"split": "val"}, "split is 'val'; choose one of"),
     ("reconstruct", {"shown": 0}, "shown is 0"),
     ("reconstruct", {"step": -1}, "step is -1"),
+    ("report", {"run": ""}, "Name a run directory: --config.run=runs"),
+    ("report", {"pairs": 0}, "pairs is 0"),
+    ("report", {"out": "s3://a.html"}, "out is 's3://a.html'; .* mounted"),
     ("reconstruct", {"data.threads": 2}, "no use for data.threads"),
 ]
 

@@ -219,15 +219,20 @@ def load(
     Raises:
         InputError: there is no run, or its description is damaged.
     """
+    saved = about(workdir)
+    contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
+    return ml_collections.ConfigDict(saved["config"]).lock(), contract
+
+
+def about(workdir) -> dict:
+    """All that the config.json of the run in `workdir` says, see `load`."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(
             f"{workdir} holds no run (no config.json); name a run's directory, as "
             "--workdir made it."
         )
-    saved = _read(path)
-    contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
-    return ml_collections.ConfigDict(saved["config"]).lock(), contract
+    return _read(path)
 
 
 def _read(path: pathlib.Path) -> dict:
