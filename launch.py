@@ -33,6 +33,7 @@ TASKS = {
     "predict": "fusmae_jax.predict",
     "evaluate": "fusmae_jax.evaluation.evaluate",
     "export": "fusmae_jax.export.export",
+    "report": "fusmae_jax.report",
 }
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 

@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.task = "pretrain"
     c.method = "fusmae"  # of fusmae_jax/objectives
     c.seed = 0
+    c.init_from = ""
     c.epochs = 100
     c.batch_size = 1024
     c.accumulate = 1

@@ -7,7 +7,6 @@ import pkgutil
 import types
 from collections.abc import Mapping
 
-import jax
 import optax
 from jax.sharding import Mesh
 
@@ -175,8 +174,14 @@ def train_step(config, objective, tx, rate, layout, mesh: Mesh):
     )
 
 
-def abstract_params(objective: Objective, mesh: Mesh):
-    """The parameters' shapes, every one laid out whole on `mesh`, to be restored."""
+def abstract_params(objective: Objective, mesh: Mesh, min_size: int = 2**18):
+    """The parameters' shapes, laid out on `mesh` as in training, to be restored.
+
+    Args:
+        objective: whose model it is.
+        mesh: where they go; they are whole on every device of one without "fsdp".
+        min_size: kernels with fewer elements are not split.
+    """
     _, params = objective.abstract
-    layout = jax.tree.map(lambda _: sharding.whole(mesh), params)
+    layout = sharding.layout({"params": params}, mesh, min_size)["params"]
     return checkpoint.abstract(params, layout)

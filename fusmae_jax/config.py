@@ -13,6 +13,7 @@ from data_pipeline.config_fields import (
     check_rules,
     choice,
     flag,
+    location,
     number,
     seed,
     several,
@@ -31,6 +32,10 @@ TABLE = {
         *build.METHODS, meaning="What is trained: a file of fusmae_jax/objectives."
     ),
     "seed": seed("Seed of weights, order of pairs, views and masks."),
+    "init_from": location(
+        meaning="Run directory whose last checkpoint has the parameters to begin with; "
+        "empty for random ones."
+    ),
     "epochs": whole(1, meaning="Passes over the training pairs."),
     "batch_size": whole(1, meaning="Pairs of a step, over all devices and hosts."),
     "accumulate": whole(

@@ -23,6 +23,7 @@ PASSED = {
         **{"out": "OUT", "s2": "a.tif"},
     },
     "embed": {"checkpoint": "runs/quickstart", "out": "OUT", "data.dir": "DIR"},
+    "report": {"run": "runs/quickstart"},
     "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
     "prepare": {"source": "DIR", "out": "OUT"},
     "export": {"checkpoint": "runs/quickstart", "out": "OUT"},
@@ -116,6 +117,7 @@ PRETRAINING = [
     ({"loss.weight_s1": 0.0, "loss.weight_s2": 0}, "are both 0.0, so that nothing"),
     ({"accumulate": 3}, "batch_size=1024 does not divide into accumulate=3"),
     ({"keep_every": 1_500}, "keep_every is 1500; .* checkpoint_every=1000"),
+    ({"init_from": "gs://runs/base"}, "init_from is 'gs://runs/base'; .* mounted"),
     ({"data.dir": ""}, "name one: .*--config.data.dir=DIR"),
     ({"data.dir": "A,B,A"}, "data.dir is 'A,B,A'; name each dataset once"),
     ({"data.source": "sample"}, "data.dir is 'DIR', but data.source=sample reads no"),
@@ -262,6 +264,9 @@ OTHERS = [
     ("export", {"formats": ("pickle",)}, "formats is .*, each one of .*safetensors"),
     ("export", {"formats": ("torch",)}, "lacks the weights, which torch and"),
     ("export", {"license": " "}, "license is ' '; it must be a text that is not empty"),
+    ("report", {"run": ""}, "Name a run directory: --config.run=runs"),
+    ("report", {"pairs": 0}, "pairs is 0"),
+    ("report", {"out": "s3://a.html"}, "out is 's3://a.html'; .* mounted"),
     ("reconstruct", {"data.threads": 2}, "no use for data.threads"),
 ]
 

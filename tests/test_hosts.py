@@ -60,6 +60,26 @@ def test_hosts_have_the_losses_of_one(number, alone, tmp_path):
     assert not any("inverse distance" in text for text in said[1:])
 
 
+def test_hosts_that_split_parameters_take_those_of_another_run(alone, tmp_path):
+    cluster = f"--coordinator=localhost:{free_port()}", "--hosts=2", "--multihost"
+    fields = f"--config.init_from={alone}", "--config.data.allow_overlap=True"
+    split = "--config.fsdp=2", "--config.fsdp_min_size=0"
+    hosts = [
+        start(tmp_path / "two", *cluster, *fields, *split, f"--host={i}", devices=1)
+        for i in range(2)
+    ]
+    for process in (*hosts, start(tmp_path / "one", *fields, devices=2)):
+        processes.finish(process)
+    said = [
+        json.loads((tmp_path / x / "config.json").read_text()) for x in ("one", "two")
+    ]
+    assert said[0]["init_from"] == said[1]["init_from"]
+    np.testing.assert_allclose(
+        losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4
+    )
+    assert losses(tmp_path / "two")[0] < losses(alone)[0]
+
+
 def test_hosts_go_on_in_the_type_in_which_a_run_began(alone, tmp_path):
     workdir = shutil.copytree(alone, tmp_path / "cut")
     shutil.rmtree(workdir / "checkpoints" / "4")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipeline import sensors
@@ -135,7 +136,7 @@ class Pretrained:
         config: of the pretraining.
         contract: the sensors it was trained on.
         objective: that it was trained for.
-        params: of the whole model, restored, whole on every device.
+        params: of the whole model, restored and laid out on the mesh.
         step: that they are from.
         directory: of the run.
         mesh: of the devices that have them.
@@ -182,13 +183,14 @@ class Pretrained:
         return init(streams.key(seed, "params"))
 
 
-def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
+def restore(directory, mesh: Mesh, step: int = 0, min_size: int = 2**18) -> Pretrained:
     """Loads an encoder from a run directory and nothing else.
 
     Args:
         directory: of the run.
         mesh: where the parameters go.
         step: which checkpoint; 0 for the latest.
+        min_size: see `build.abstract_params`.
 
     Raises:
         InputError: there is no run, no checkpoint, or it is damaged or of another
@@ -199,7 +201,7 @@ def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
     directory = pathlib.Path(directory)
     try:
         objective = build.to_judge(config, build.inputs(config, contract), mesh)
-        abstract = build.abstract_params(objective, mesh)
+        abstract = build.abstract_params(objective, mesh, min_size)
     except InputError:
         raise  # says it better
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -218,10 +220,25 @@ def restore(directory, mesh: Mesh, step: int = 0) -> Pretrained:
     return Pretrained(config, contract, objective, params, step, directory, mesh)
 
 
-def digest(params: nnx.State) -> str:
-    """A checksum of parameters: what they are, whatever path they came from."""
+def digest(params) -> str:
+    """A checksum of parameters: what they are, whatever path they came from.
+
+    Every host must call this, and gets the same.
+
+    Args:
+        params: a tree of arrays, however they are laid out.
+    """
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         total.update(f"{sharding.leaf_path(path)} {leaf.dtype} {leaf.shape}".encode())
-        total.update(np.ascontiguousarray(leaf).tobytes())
+        total.update(np.ascontiguousarray(_gathered(leaf)).tobytes())
     return total.hexdigest()[:16]
+
+
+def _gathered(leaf):
+    """An array whose parts may lie with several hosts, for each of them to read."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)

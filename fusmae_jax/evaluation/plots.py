@@ -224,7 +224,7 @@ def projection_figure(
     labels = np.asarray(labels) > 0
     drawn = np.linspace(0, len(labels) - 1, min(POINTS, len(labels))).astype(int)
     rarest = _rarest(labels)[drawn]
-    xy, shares = _principal(np.asarray(features, np.float64)[drawn])
+    xy, shares = principal(np.asarray(features, np.float64)[drawn])
     found = np.unique(rarest)
     columns = 1 if len(found) <= 22 else 2
     fig = figure.Figure(figsize=(6.2 + 2.8 * columns, 5.6), layout="constrained")
@@ -277,7 +277,7 @@ def _rarest(labels):
     return np.where(labels.any(axis=1), count.argmin(axis=1), labels.shape[1])
 
 
-def _principal(features):
+def principal(features):
     """Coordinates [N, 2] and shares of the variance of the two largest components."""
     centred = features - features.mean(axis=0)
     variance, directions = np.linalg.eigh(centred.T @ centred)

@@ -443,6 +443,14 @@ class Objective(protocol.Objective):
         """Those of `FusMAE.encoder`."""
         return params["encoder"]
 
+    def pixels_of(self, path: str) -> tuple[str, int] | None:
+        """Those of the patch embeddings and of the predictions; see `protocol`."""
+        if embeds := re.fullmatch(r"encoder/embed/(s[12])/kernel", path):
+            return embeds[1], 0
+        if predicts := re.fullmatch(r"decoders/(s[12])/predict/(kernel|bias)", path):
+            return predicts[1], {"kernel": 1, "bias": 0}[predicts[2]]
+        return None
+
     def advice(self) -> str:
         """Says so where a GPU would be faster, were heads or numbers others."""
         names = ("dtype", "platform", "devices", "attention")

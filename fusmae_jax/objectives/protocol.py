@@ -139,6 +139,18 @@ class Objective:
         """The encoder's own of the model's parameters."""
         raise NotImplementedError
 
+    def pixels_of(self, path: str) -> tuple[str, int] | None:
+        """Which axis of a parameter counts pixels, that it is not taken for another's.
+
+        Args:
+            path: as `sharding.leaf_path` writes it.
+
+        Returns:
+            The sensor, and the axis along which its patches lie as `patches.patchify`
+            makes them, P * P * C, bands fastest. None where no axis does.
+        """
+        raise NotImplementedError
+
     def advice(self) -> str:
         """What would make it faster on what it is compiled for; "" for nothing."""
         return ""

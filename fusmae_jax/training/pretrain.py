@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from data_pipeline import atomic, batches, sources
+from data_pipeline import atomic, batches, config_fields, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures, reconstruct
 from fusmae_jax import config as checks
@@ -25,6 +25,7 @@ from fusmae_jax.training import (
     run_directory,
     sharding,
     train,
+    warm_start,
 )
 
 log = logging.getLogger("fusmae_jax")
@@ -66,7 +67,7 @@ def describe(config, state, work: float, pairs: int, held_out: int, steps: int) 
     )
 
 
-def compile_step(config, objective, mesh, rate):
+def compile_step(config, objective, mesh, rate, known=None):
     """Plans the state and makes the step that the config describes.
 
     Args:
@@ -74,6 +75,7 @@ def compile_step(config, objective, mesh, rate):
         objective: what the model learns.
         mesh: the devices.
         rate: learning rate by step.
+        known: initial parameters, see `train.plan_state`.
 
     Returns:
         What makes a fresh state, its layout, and the step, which compiles when it is
@@ -81,7 +83,7 @@ def compile_step(config, objective, mesh, rate):
     """
     tx = build.optimizer(config, rate)
     init, layout = train.plan_state(
-        objective, tx, mesh, config.seed, config.fsdp_min_size
+        objective, tx, mesh, config.seed, config.fsdp_min_size, known
     )
     train_step = build.train_step(config, objective, tx, rate, layout, mesh)
     return init, layout, train_step
@@ -228,7 +230,16 @@ def open_checkpoints(config, workdir: pathlib.Path) -> checkpoint.Checkpoints:
     )
 
 
-def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, notice):
+def take_steps(
+    config,
+    workdir: pathlib.Path,
+    mesh,
+    opened,
+    rate,
+    steps: int,
+    notice,
+    known=None,
+):
     """Takes the steps that are left, from the last checkpoint if there is one.
 
     Args:
@@ -239,12 +250,13 @@ def take_steps(config, workdir: pathlib.Path, mesh, opened, rate, steps: int, no
         rate: learning rate by step.
         steps: of the whole run.
         notice: whether to stop before.
+        known: initial parameters, see `train.plan_state`.
 
     Returns:
         The state, when it is on disk.
     """
     source, objective, held_out, judge = opened
-    init, layout, train_step = compile_step(config, objective, mesh, rate)
+    init, layout, train_step = compile_step(config, objective, mesh, rate, known)
     shapes = jax.eval_shape(init)
     pairs = len(source), held_out.count
     log.info(describe(config, shapes, objective.flops(), *pairs, steps))
@@ -294,6 +306,7 @@ def run(config, workdir) -> train.PretrainState:
     """
     checks.check_config(config)
     checks.check_data(config)
+    config = config_fields.resolve(config, checks.fields(config))
     workdir = atomic.absolute(workdir)
     mesh = sharding.make_mesh(config.fsdp)
     config = run_directory.settle_dtype(config, workdir, sharding.platform(mesh))
@@ -303,18 +316,24 @@ def run(config, workdir) -> train.PretrainState:
     steps, warmup = checks.count_steps(config, len(source))
     rate = optim.schedule(config.optim.peak_lr, warmup, steps)
     fixed = () if objective.separable else ("accumulate",)
+    start = warm_start.NONE
+    if config.init_from and not warm_start.begun(workdir):
+        start = warm_start.load(config, objective, mesh, held_out.source)
     run_directory.open_workdir(
         workdir,
         config,
         objective.inputs.contract,
         source.fingerprint(),
         free=[field for field in run_directory.FREE if field not in fixed],
+        origin=start.origin,
     )
-    run_directory.remember_places(workdir, sources.place_codes(source))
+    run_directory.remember_places(workdir, sources.place_codes(source), start.places)
     workdir = pathlib.Path(workdir)
 
     with explain_memory(config), preemption.Notice() as notice:
-        state = take_steps(config, workdir, mesh, opened, rate, steps, notice)
+        state = take_steps(
+            config, workdir, mesh, opened, rate, steps, notice, start.params
+        )
         if int(state.step) < steps:
             raise preemption.Stopped(
                 f"Stopped after step {int(state.step)} of {steps}, which is saved, as "

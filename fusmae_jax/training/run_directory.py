@@ -90,6 +90,7 @@ def open_workdir(
     data: dict,
     free: Container[str] = FREE,
     dtype: str | None = None,
+    origin: dict | None = None,
 ) -> None:
     """Makes `workdir` this run's, or checks that it already is, and locks it.
 
@@ -103,6 +104,8 @@ def open_workdir(
         data: the dataset's fingerprint.
         free: fields of the config that may change when the run goes on.
         dtype: of matrix products, where the config is of a task that does not say.
+        origin: of the first parameters, where another run has trained them and no step
+            has been saved since, see `warm_start`.
 
     Raises:
         InputError: it holds another run or something else, is in use, or cannot be
@@ -119,6 +122,8 @@ def open_workdir(
     }
     if dtype is not None:
         description["dtype"] = dtype
+    if origin is not None:
+        description["init_from"] = origin
     with cluster.together(f"open {workdir}"), writing():
         _check_place(workdir)
         workdir = pathlib.Path(workdir)
@@ -178,6 +183,9 @@ def _check(workdir: pathlib.Path, now: dict, free: Container[str]) -> bool:
         fields = differences(known, now_known, free)
         fields += differences({"dataset": saved["data"]}, {"dataset": now["data"]})
         fields += differences(saved["contract"], now["contract"])
+        if "init_from" in now:
+            was, is_ = ({"init_from": x.get("init_from", {})} for x in (saved, now))
+            fields += differences(was, is_)
         if fields:
             raise InputError(
                 f"{workdir} holds another run, which differs in {', '.join(fields)}; "
@@ -211,15 +219,20 @@ def load(
     Raises:
         InputError: there is no run, or its description is damaged.
     """
+    saved = about(workdir)
+    contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
+    return ml_collections.ConfigDict(saved["config"]).lock(), contract
+
+
+def about(workdir) -> dict:
+    """All that the config.json of the run in `workdir` says, see `load`."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(
             f"{workdir} holds no run (no config.json); name a run's directory, as "
             "--workdir made it."
         )
-    saved = _read(path)
-    contract = {name: sensors.restore(s) for name, s in saved["contract"].items()}
-    return ml_collections.ConfigDict(saved["config"]).lock(), contract
+    return _read(path)
 
 
 def trained_with(workdir) -> dict:
@@ -243,6 +256,7 @@ def _read(path: pathlib.Path) -> dict:
         )
     if saved["config"].get("task") == "pretrain":
         saved["config"].setdefault("method", "fusmae")  # the first there was
+        saved["config"].setdefault("init_from", "")
     there = saved.get("format", 1)  # the first runs did not say
     if there not in READS:
         raise InputError(
@@ -252,8 +266,8 @@ def _read(path: pathlib.Path) -> dict:
     return saved
 
 
-def remember_places(workdir, codes: np.ndarray) -> None:
-    """Keeps what `sources.place_codes` says of the training pairs, [N, 2].
+def remember_places(workdir, *codes: np.ndarray) -> None:
+    """Keeps what `sources.place_codes` says of the training pairs, [N, 2] each.
 
     With it a later evaluation knows ground that was trained on, wherever the training
     data have gone.
@@ -262,7 +276,8 @@ def remember_places(workdir, codes: np.ndarray) -> None:
     with cluster.together(f"write {path}"), writing():
         if jax.process_index() == 0 and not path.exists():
             content = io.BytesIO()
-            np.save(content, np.unique(codes[codes.any(axis=1)], axis=0))
+            kept = np.concatenate(codes)
+            np.save(content, np.unique(kept[kept.any(axis=1)], axis=0))
             atomic.write_whole(path, content.getvalue())
 
 
@@ -271,7 +286,7 @@ def keeps_places(workdir) -> bool:
 
     Runs of before kept acquisitions alone, as do those on datasets of before.
     """
-    known = _places(workdir)
+    known = places(workdir)
     return known is not None and bool(known[:, 0].all())
 
 
@@ -284,13 +299,13 @@ def trained_on(workdir, codes: np.ndarray) -> int:
         workdir: the run directory.
         codes: of the pairs, as `sources.place_codes` gives them, [N, 2].
     """
-    known = _places(workdir)
+    known = places(workdir)
     if known is None:
         return 0
     return int((np.isin(codes, known) & (codes != 0)).any(axis=1).sum())
 
 
-def _places(workdir) -> np.ndarray | None:
+def places(workdir) -> np.ndarray | None:
     """What a run keeps of its training pairs, [M, 2]; 0 for ground not known.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,6 +57,7 @@ def plan_state(
     mesh: Mesh,
     seed: int,
     min_size: int = 2**18,
+    known: Mapping[str, jax.Array] | None = None,
 ) -> tuple[Callable[[], PretrainState], PretrainState]:
     """Plans a state without making it, as most runs have one saved.
 
@@ -66,21 +67,33 @@ def plan_state(
         mesh: where the state will live.
         seed: of the initial parameters.
         min_size: kernels with fewer elements are not split.
+        known: initial parameters by path, laid out, NaN where a random one is wanted;
+            making a state takes them for its own.
 
     Returns:
         What makes a fresh state, every parameter straight into its shards, and the
         state's shardings.
     """
 
-    def init(key):
+    def init(key, known):
         params = nnx.split(objective.init(streams.Keys(key)))[1]
-        return fresh_state(objective, params, tx)
+        return fresh_state(objective, take_known(params, known), tx)
 
-    key = streams.key(seed, "params")
-    shapes = jax.eval_shape(init, key)  # traced once, here
+    key, known = streams.key(seed, "params"), dict(known or {})
+    shapes = jax.eval_shape(init, key, known)  # traced once, here
     layout = sharding.layout(shapes, mesh, min_size)
-    make = jax.jit(init, out_shardings=layout)
-    return lambda: make(key), layout
+    make = jax.jit(init, out_shardings=layout, donate_argnums=1)
+    return lambda: make(key, known), layout
+
+
+def take_known(params: nnx.State, known: Mapping[str, jax.Array]) -> nnx.State:
+    """Parameters, but what is `known` of them by path and not NaN in their place."""
+
+    def one(path, param):
+        value = known.get(sharding.leaf_path(path))
+        return param if value is None else jnp.where(jnp.isnan(value), param, value)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def make_train_step(
