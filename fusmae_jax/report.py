@@ -157,12 +157,13 @@ def facts(found: encoder.Pretrained, about: dict) -> str:
     """What the run is, and what it has learnt from."""
     judged, data = found.objective.encoder(), about["data"]
     count = sum(x.size for x in jax.tree.leaves(found.params))
+    depth = found.config.model.get("depth", judged.depth)  # as it was asked for
     rows = [
         ("method", found.config.method),
         ("parameters", f"{count:,}"),
         (
             "encoder",
-            f"width {judged.width}, depth {judged.depth}, patches of "
+            f"width {judged.width}, depth {depth}, patches of "
             f"{judged.patch_size} px, images of {judged.inputs.size} px",
         ),
         *(

@@ -185,6 +185,8 @@ def test_numbers_are_those_of_the_files(page):
     assert ["data: count", "17"] in page.rows
     assert ["batch_size", "8"] in page.rows and ["model.dim", "32"] in page.rows
     assert ["Sentinel-1, dB", "VV VH"] in page.rows
+    said = "width 32, depth 2, patches of 6 px, images of 24 px"
+    assert ["encoder", said] in page.rows
 
 
 def test_curves_go_through_their_numbers(page):
