@@ -111,7 +111,8 @@ def write_page(config) -> str:
         parts.append(section("Held-out pairs", paragraph(f"Not drawn: {error}")))
     else:
         parts += [reconstructions(config, found, pairs), scatter(found, pairs)]
-    parts += [errors(config.run), scores(config.evaluation), settings(about)]
+    judged = scores(config.evaluation, encoder.digest(found.params))
+    parts += [errors(config.run), judged, settings(about)]
     script = (HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = string.Template((HERE / "report.html").read_text(encoding="utf-8"))
@@ -156,12 +157,13 @@ def facts(found: encoder.Pretrained, about: dict) -> str:
     """What the run is, and what it has learnt from."""
     judged, data = found.objective.encoder(), about["data"]
     count = sum(x.size for x in jax.tree.leaves(found.params))
+    depth = found.config.model.get("depth", judged.depth)  # as it was asked for
     rows = [
         ("method", found.config.method),
         ("parameters", f"{count:,}"),
         (
             "encoder",
-            f"width {judged.width}, depth {judged.depth}, patches of "
+            f"width {judged.width}, depth {depth}, patches of "
             f"{judged.patch_size} px, images of {judged.inputs.size} px",
         ),
         *(
@@ -472,8 +474,13 @@ def _decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def scores(directory: str) -> str:
-    """Scores of an evaluation with their intervals, a table a task."""
+def scores(directory: str, parameters: str) -> str:
+    """Scores of an evaluation with their intervals, a table a task.
+
+    Args:
+        directory: of the evaluation; "" for none.
+        parameters: the checksum of those that the page is about.
+    """
     if not directory:
         return ""
     rows, (_, meta) = results.read(directory), results.read_shared(directory)
@@ -491,8 +498,12 @@ def scores(directory: str) -> str:
         "{dataset}, split {split}; checkpoint {checkpoint}, step {step}. Percent, with "
         "95 % intervals in brackets, or ± one standard deviation over subsets."
     )
-    note = [paragraph(meta["note"])] if meta.get("note") else []
-    return section("Evaluation", paragraph(where.format(**said)), *tables, *note)
+    notes = [meta["note"]] if meta.get("note") else []
+    if run_directory.about(directory)["data"].get("parameters") != parameters:
+        notes.append("These are scores of other parameters than those of this page.")
+        log.warning("%s is an evaluation of other parameters.", directory)
+    notes = map(paragraph, notes)
+    return section("Evaluation", paragraph(where.format(**said)), *tables, *notes)
 
 
 def task_table(task: str, rows: Sequence[results.Row]) -> str:

@@ -17,8 +17,9 @@ from configs import report as report_config
 from data_pipeline import sources
 from data_pipeline.errors import InputError
 from fusmae_jax import report
-from fusmae_jax.evaluation import results
+from fusmae_jax.evaluation import encoder, results
 from fusmae_jax.evaluation.scores import Score, Scores
+from fusmae_jax.training import sharding
 from tests import judging, teacher, tiny
 
 HOSTILE = '<script>alert("1")</script>'
@@ -94,7 +95,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory):
+def evaluation(run, tmp_path_factory):
     """Scores of all sensor sets, with intervals."""
     directory = tmp_path_factory.mktemp("evaluations")
 
@@ -115,6 +116,9 @@ def evaluation(tmp_path_factory):
         dataset=HOSTILE, split="test", checkpoint="runs/a", step=6, note="Note."
     )
     results.write(directory, rows, classes=("a",), meta=meta)
+    judged = encoder.digest(encoder.restore(run, sharding.make_mesh()).params)
+    about = {"config": {}, "contract": {}, "data": {"parameters": judged}}
+    (directory / "config.json").write_text(json.dumps(about))
     return directory
 
 
@@ -181,6 +185,8 @@ def test_numbers_are_those_of_the_files(page):
     assert ["data: count", "17"] in page.rows
     assert ["batch_size", "8"] in page.rows and ["model.dim", "32"] in page.rows
     assert ["Sentinel-1, dB", "VV VH"] in page.rows
+    said = "width 32, depth 2, patches of 6 px, images of 24 px"
+    assert ["encoder", said] in page.rows
 
 
 def test_curves_go_through_their_numbers(page):
@@ -285,4 +291,11 @@ def test_scores_of_an_unknown_kind_are_said_in_a_sentence(evaluation, tmp_path):
         text.replace('"fraction": 0.1', '"fraction": "x"')
     )
     with pytest.raises(InputError, match="are damaged"):
-        report.scores(str(damaged))
+        report.scores(str(damaged), "")
+
+
+def test_scores_of_other_parameters_are_said_to_be(evaluation, page, lines):
+    said = "scores of other parameters than those of this page"
+    assert said not in page.text
+    assert said in report.scores(str(evaluation), "another checksum")
+    assert any("an evaluation of other parameters" in line for line in lines)
