@@ -213,8 +213,9 @@ class Model:
             for batch in batches
         )
         for count, found in loop.ahead(started):
+            found = jax.device_get(found)  # whole: a window's would each be a transfer
             for i in range(count):
-                yield jax.tree.map(lambda x, i=i: np.asarray(x[i]), found)
+                yield jax.tree.map(lambda x, i=i: x[i], found)
 
     def _to_devices(self, batch: Sequence[dict], rows: int) -> dict[str, jax.Array]:
         """Windows [rows, S, S, C] by sensor, those behind the batch missing."""

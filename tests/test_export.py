@@ -336,6 +336,8 @@ def test_the_card_says_of_which_sensor_there_was_nothing(exported):
         (lambda c: c["model"].update(dim=64), r"has absent/s1 as \[32\], where .*\[64"),
         (lambda c: c["model"].update(depth=3), "has blocks/1/.* as nothing, where"),
         (lambda c: c["model"].update(depth=1), "where config.json describes nothing"),
+        (lambda c: c["model"].update(depth=10**9), "depth 1000000000 and dim"),
+        (lambda c: c["model"].update(dim=4 * 10**9), "has, .* tensors of .* at most"),
         (lambda c: c["training"]["bands"].update(s1=["VH", "VV"]), "and its contract"),
     ],
 )

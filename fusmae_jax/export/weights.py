@@ -5,8 +5,9 @@ input contract, and what of a training remains to be said. `model.safetensors` h
 parameters by their paths in the encoder, such as `blocks/0/attn/query/kernel`.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import ml_collections
@@ -110,7 +111,10 @@ def restore(
     """
     path = pathlib.Path(directory) / CONFIG
     config, contract = read(path)
+    with _opened(path.with_name(WEIGHTS)) as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
     try:
+        _check_size(path, config.model, shapes)
         encoder = build.image_encoder(config, statistics or contract, mesh)
         make = lambda key: encoder.init(nnx.Rngs(key))
         wanted = jax.eval_shape(make, jax.random.key(0))
@@ -125,6 +129,21 @@ def restore(
 
 def _damaged(path: pathlib.Path, why: str) -> InputError:
     return InputError(f"{path} describes no encoder ({why}); copy the export again.")
+
+
+def _check_size(path: pathlib.Path, model, shapes: list[list[int]]) -> None:
+    """Refuses at once what would take hours or all memory to build.
+
+    An encoder has a tensor for each block at least, and one as long as it is wide.
+    """
+    longest = max((n for shape in shapes for n in shape), default=0)
+    depth, dim = model.get("depth", 0), model.get("dim", 0)
+    if depth > len(shapes) or dim > longest:
+        raise _damaged(
+            path,
+            f"depth {depth} and dim {dim} are more than {WEIGHTS} has, {len(shapes)} "
+            f"tensors of {longest} at most",
+        )
 
 
 def read(
@@ -160,35 +179,46 @@ def read(
     return config, contract
 
 
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator:
+    """A file of tensors.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        import safetensors
+    except ImportError as error:
+        raise needs("safetensors") from error
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); copy the export again."
+        ) from error
+
+
 def load(path: pathlib.Path, wanted: nnx.State) -> nnx.State:
     """The tensors of a file, in the place of the shapes that are wanted.
 
     Raises:
         InputError: it has others, or cannot be read.
     """
-    try:
-        import safetensors
-    except ImportError as error:
-        raise needs("safetensors") from error
     leaves = jax.tree_util.tree_leaves_with_path(wanted)
     shapes = {sharding.leaf_path(key): list(leaf.shape) for key, leaf in leaves}
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            there = {
-                name: x.get_shape() if x.get_dtype() == "F32" else x.get_dtype()
-                for name, x in slices.items()
-            }
-            for name in sorted(shapes.keys() | there.keys()):
-                if shapes.get(name) != there.get(name):
-                    raise InputError(
-                        f"{path} has {name} as {there.get(name, 'nothing')}, where "
-                        f"{CONFIG} describes {shapes.get(name, 'nothing')}; copy both "
-                        "files again."
-                    )
-            found = lambda key, _: file.get_tensor(sharding.leaf_path(key))
-            return jax.tree_util.tree_map_with_path(found, wanted)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); copy the export again."
-        ) from error
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        there = {
+            name: x.get_shape() if x.get_dtype() == "F32" else x.get_dtype()
+            for name, x in slices.items()
+        }
+        for name in sorted(shapes.keys() | there.keys()):
+            if shapes.get(name) != there.get(name):
+                raise InputError(
+                    f"{path} has {name} as {there.get(name, 'nothing')}, where "
+                    f"{CONFIG} describes {shapes.get(name, 'nothing')}; copy both "
+                    "files again."
+                )
+        found = lambda key, _: file.get_tensor(sharding.leaf_path(key))
+        return jax.tree_util.tree_map_with_path(found, wanted)
