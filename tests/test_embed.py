@@ -11,6 +11,7 @@ from pyarrow import parquet
 from configs import embed as embed_config
 from data_pipeline import record_format
 from data_pipeline.archives.grids import Window
+from data_pipeline.building import preview
 from data_pipeline.errors import InputError
 from fusmae_jax import embed, maps, pretrained, scenes
 from tests import judging
@@ -267,7 +268,8 @@ def test_a_tile_that_is_damaged_in_mid_file_stops_the_map_and_says_so(run, tmp_p
     assert not (tmp_path / "out" / embed.MAP).exists()
 
 
-def test_a_dataset_becomes_a_table(run, model, tmp_path):
+def test_a_dataset_becomes_a_table(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(preview, "draw", lambda *args: None)
     write_scene(tmp_path / "in" / "x", 48)
     for s in ("s1", "s2"):
         (tmp_path / "in" / s).mkdir()

@@ -271,9 +271,9 @@ def test_few_pairs_have_their_steps_and_their_warm_up(pairs, steps):
 
 
 def test_few_pairs_fill_a_batch(tmp_path):
-    tuned = tune(tmp_path, Pairs(3), epochs=6)
+    tuned = tune(tmp_path, Pairs(BATCH - 2))
     assert (tmp_path / "checkpoints" / "2").is_dir()
-    assert np.isfinite(predict(tuned, Pairs(3))).all()
+    assert np.isfinite(predict(tuned, Pairs(BATCH - 2))).all()
 
 
 @pytest.mark.journey
@@ -360,7 +360,7 @@ def test_devices_and_layouts_do_not_matter_and_a_step_compiles_once(
 def test_seeds_decide_and_nothing_else(plain, tmp_path):
     assert_same(tune(tmp_path / "again", Pairs()), plain, **exactly)
     other = tune(tmp_path / "other", Pairs(), seed=1)
-    assert not np.allclose(predict(other, Pairs()), predict(plain, Pairs()), atol=1e-4)
+    assert not np.allclose(other.head["kernel"], plain.head["kernel"], atol=1e-4)
 
 
 def test_trainings_share_their_compiled_step(plain, tmp_path):
@@ -436,7 +436,7 @@ def test_every_step_draws_anew(tmp_path, monkeypatch, noise):
 
 def test_predictions_drop_what_fills_up_batches(plain):
     want = predict(plain, Pairs(7), batch_size=1)
-    for batch_size in (3, 4, 64):
+    for batch_size in (3, 64):
         got = predict(plain, Pairs(7), batch_size=batch_size)
         assert got.shape == (7, CLASSES)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)

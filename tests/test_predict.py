@@ -10,10 +10,10 @@ from flax import nnx
 
 from configs import dense_pairs, prepare_pairs
 from configs import predict as predict_config
-from data_pipeline.building import prepare
+from data_pipeline.building import prepare, preview
 from data_pipeline.errors import InputError
 from fusmae_jax import maps, predict, pretrained, scenes
-from fusmae_jax.evaluation import dense_task, evaluate, heads
+from fusmae_jax.evaluation import dense_task, evaluate, gallery, heads
 from tests import judging, teacher, tiny
 from tests.geotiffs import GRID, S1_BANDS, S2_BANDS, write
 
@@ -49,8 +49,10 @@ def found(tmp_path_factory):
     c.source, c.out, c.workers = str(root / "in"), str(root / "data"), 0
     c.holdout_share = 0.5
     c.read.update(s2_offset="0", tile=TILE, mask_classes=("dry", "flooded"))
-    prepare.prepare(c)
-    with teacher.known():
+    with pytest.MonkeyPatch.context() as patch, teacher.known():
+        for module in (preview, gallery):  # pictures have tests of their own
+            patch.setattr(module, "draw", lambda *args, **options: None)
+        prepare.prepare(c)
         trained = tiny.config()
         trained.update(method="teacher")
         run = judging.write_run(root / "run", trained)
@@ -58,8 +60,8 @@ def found(tmp_path_factory):
         c.checkpoint, c.data.dir = str(run), str(root / "data")
         c.data.update(val_split="train", test_split="validation")
         c.baselines, c.sensors, c.bootstrap, c.batch_size = (), ("s2", "both"), 10, 16
-        c.dense.update(heads=("linear",), epochs=12, batch_size=16)
-        c.dense.learning_rates = (0.03,)
+        c.dense.update(heads=("linear",), epochs=4, batch_size=16)
+        c.dense.learning_rates = (0.1,)
         evaluate.run(c, root / "judged")
         dark = write_scene(root, "new", 9)
         yield root, run, dark

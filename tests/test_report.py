@@ -95,6 +95,13 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A run of the small method, which predicts no images, while it is known."""
+    with teacher.known():
+        yield judging.trained(tmp_path_factory, "teacher")
+
+
+@pytest.fixture(scope="module")
 def evaluation(run, tmp_path_factory):
     """Scores of all sensor sets, with intervals."""
     directory = tmp_path_factory.mktemp("evaluations")
@@ -233,10 +240,10 @@ def test_every_point_has_a_thumbnail(page, text):
     assert sheet.shape == (side, side, 3)
 
 
-def test_a_report_is_written_again_and_nothing_else_is_overwritten(run, tmp_path):
-    target = shutil.copytree(run, tmp_path / "run") / "report.html"
+def test_a_report_is_written_again_and_nothing_else_is_overwritten(small, tmp_path):
+    target = shutil.copytree(small, tmp_path / "run") / "report.html"
     c = ml_collections.ConfigDict(report_config.get_config().to_dict())
-    c.run, c.shown, c.pairs = str(target.parent), 1, 1
+    c.run = str(target.parent)
     report.run(c, "unused")
     before = target.read_bytes()
     report.run(c, "unused")
@@ -247,8 +254,10 @@ def test_a_report_is_written_again_and_nothing_else_is_overwritten(run, tmp_path
     assert target.read_text() == "mine"
 
 
-def test_a_run_whose_data_have_gone_is_reported_without_pictures(run, tmp_path, lines):
-    gone = shutil.copytree(run, tmp_path / "run")
+def test_a_run_whose_data_have_gone_is_reported_without_pictures(
+    small, tmp_path, lines
+):
+    gone = shutil.copytree(small, tmp_path / "run")
     about = json.loads((gone / "config.json").read_text())
     about["config"]["data"] |= {"source": "records", "dir": str(tmp_path / "gone")}
     (gone / "config.json").write_text(json.dumps(about))
@@ -259,12 +268,8 @@ def test_a_run_whose_data_have_gone_is_reported_without_pictures(run, tmp_path, 
         written(gone, tmp_path / "b.html", data_dir=str(tmp_path / "elsewhere"))
 
 
-def test_a_method_that_predicts_no_images_has_features_alone(
-    tmp_path_factory, tmp_path
-):
-    with teacher.known():
-        run = judging.trained(tmp_path_factory, "teacher")
-        page = Page(written(run, tmp_path / "a.html"))
+def test_a_method_that_predicts_no_images_has_features_alone(small, tmp_path):
+    page = Page(written(small, tmp_path / "a.html"))
     assert not page.having("img") and len(page.having("circle")) == 2
     assert "Nothing was logged yet." in page.text
 
@@ -276,11 +281,11 @@ def test_a_method_that_predicts_no_images_has_features_alone(
         ("metrics.jsonl", "{}\n{}\n{}", "Line 1 of .* is not JSON"),
     ],
 )
-def test_damaged_files_are_said_in_a_sentence(run, tmp_path, name, content, said):
-    damaged = shutil.copytree(run, tmp_path / "run")
+def test_damaged_files_are_said_in_a_sentence(small, tmp_path, name, content, said):
+    damaged = shutil.copytree(small, tmp_path / "run")
     (damaged / name).write_text(content)
     with pytest.raises(InputError, match=said):
-        written(damaged, tmp_path / "a.html", pairs=1, shown=1)
+        written(damaged, tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()
 
 

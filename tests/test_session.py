@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import evaluate, gallery, neighbours, results, tasks
-from tests import judging
+from tests import judging, teacher, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,9 @@ def plain(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return judging.trained(tmp_path_factory)
+    """A run of the small method, while it is known."""
+    with teacher.known():
+        yield judging.trained(tmp_path_factory, "teacher")
 
 
 def config(trained, /, **changes):
@@ -125,10 +127,15 @@ def test_another_evaluation_is_refused_with_both_values(trained, whole, changes,
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
 
 
-def test_a_global_token_that_nothing_has_taught_is_told(trained, whole, lines):
+def test_a_global_token_that_nothing_has_taught_is_told(
+    trained, whole, lines, monkeypatch
+):
+    monkeypatch.setattr(teacher.Encoder, "summarizes", False)
     with pytest.raises(InputError):
         evaluate.run(config(trained, features__pool="global"), whole)
     assert "Nothing has taught this encoder's global token" in " ".join(lines)
+    # As of Fus-MAE, unless its decoders are given the token.
+    assert not tiny.objective().encoder().summarizes
 
 
 def test_another_encoder_in_the_same_directory_is_refused(trained, whole):
@@ -184,21 +191,20 @@ def test_a_report_says_what_it_is_of(whole, trained):
 
 
 @pytest.mark.journey
-def test_an_evaluation_computes_as_its_run_did_and_says_so(trained, whole, tmp_path):
-    rough = shutil.copytree(trained, tmp_path / "rough")
-    described = json.loads((rough / "config.json").read_text())
-    described["config"]["model"]["dtype"] = "bfloat16"
-    (rough / "config.json").write_text(json.dumps(described))
-    evaluate.run(config(rough, methods=("knn",)), tmp_path / "out")
-    for workdir, dtype in ((whole, "float32"), (tmp_path / "out", "bfloat16")):
+def test_an_evaluation_computes_as_its_run_did_and_says_so(tmp_path_factory, tmp_path):
+    run, found = judging.trained(tmp_path_factory), []
+    for dtype in ("float32", "bfloat16"):
+        copy, workdir = tmp_path / f"run {dtype}", tmp_path / dtype
+        described = json.loads((shutil.copytree(run, copy) / "config.json").read_text())
+        described["config"]["model"]["dtype"] = dtype
+        (copy / "config.json").write_text(json.dumps(described))
+        evaluate.run(config(copy, methods=("knn",)), workdir)
         meta = json.loads((workdir / "scores.json").read_text())["meta"]
         assert meta["dtype"] == dtype
         assert json.loads((workdir / "config.json").read_text())["dtype"] == dtype
-    with (
-        np.load(whole / "predictions.npz") as fine,
-        np.load(tmp_path / "out" / "predictions.npz") as found,
-    ):
-        assert (fine["knn/both/1/0"] != found["knn/both/1/0"]).any()
+        with np.load(workdir / "predictions.npz") as said:
+            found.append(said["knn/both/1/0"])
+    assert (found[0] != found[1]).any()
 
 
 @pytest.mark.parametrize(

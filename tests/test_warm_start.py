@@ -1,5 +1,6 @@
 """A run begins with another's parameters: each in its place, or said to be fresh."""
 
+import contextlib
 import json
 import shutil
 
@@ -21,12 +22,27 @@ from fusmae_jax.training import (
 )
 from tests import judging, teacher, tiny
 
+S2_BANDS = tuple(tiny.config().bands.s2)
+SEEN = np.array([[3, 4]], np.uint64)  # the code of a place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_teacher():
+    with teacher.known():
+        yield
+
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A run of Fus-MAE, and its parameters by path."""
     run = judging.trained(tmp_path_factory)
     return run, parameters(run)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the small method, which has a teacher."""
+    return judging.trained(tmp_path_factory, "teacher")
 
 
 def parameters(run):
@@ -39,6 +55,10 @@ def config(run, **changes):
     c.init_from = str(run)
     c.update_from_flattened_dict(changes)
     return c
+
+
+def small(run, **changes):
+    return config(run, method="teacher", **changes)
 
 
 def load(config, mesh=None):
@@ -58,29 +78,36 @@ def begin(config, fsdp=1, devices=None):
 
 
 @pytest.mark.parametrize(
-    "devices, fsdp",
+    "method, devices, fsdp",
     [
-        pytest.param(1, 1, marks=pytest.mark.journey),
-        pytest.param(2, 2, marks=pytest.mark.journey),
-        (4, 2),
+        ("teacher", 4, 2),
+        pytest.param("fusmae", 1, 1, marks=pytest.mark.journey),
+        pytest.param("fusmae", 2, 2, marks=pytest.mark.journey),
+        pytest.param("fusmae", 4, 2, marks=pytest.mark.journey),
     ],
 )
 def test_all_parameters_are_the_other_runs_and_all_else_is_fresh(
-    other, devices, fsdp, lines
+    tmp_path_factory, method, devices, fsdp, lines
 ):
-    state, layout, origin = begin(config(other[0]), fsdp, devices)
+    run = judging.trained(tmp_path_factory, method)
+    known = parameters(run)
+    state, layout, origin = begin(config(run, method=method), fsdp, devices)
     found = warm_start._named(state.params)
-    assert found.keys() == other[1].keys()
+    assert found.keys() == known.keys()
     for path, x in found.items():
-        np.testing.assert_array_equal(x, other[1][path])
+        np.testing.assert_array_equal(x, known[path])
+    if method == "teacher":
+        jax.tree.map(
+            np.testing.assert_array_equal, state.extra["teacher"], state.params
+        )
     laid = lambda x, at: x.sharding.is_equivalent_to(at, x.ndim)
     assert all(jax.tree.leaves(jax.tree.map(laid, state, layout)))
-    kernel = found["encoder/fuse/mlp/up/kernel"]
+    (kernel,) = [x for path, x in found.items() if path.endswith("embed/s2/kernel")]
     assert kernel.sharding.is_fully_replicated == (fsdp == 1)
     assert int(state.step) == 0
     moments = jax.tree.leaves(state.opt_state)
     assert not any(np.asarray(x).any() for x in moments)
-    assert origin == {"step": 6, "parameters": encoder.digest(other[1])}
+    assert origin == {"step": 6, "parameters": encoder.digest(known)}
     assert not any("Fresh" in line for line in lines)
 
 
@@ -88,17 +115,17 @@ def test_all_parameters_are_the_other_runs_and_all_else_is_fresh(
     "bands",
     [
         ("B08", "B02", "B04"),
-        tuple(reversed(tiny_s2 := tuple(tiny.config().bands.s2))),
-        (*tiny_s2[6:], *tiny_s2[:6]),
+        pytest.param(S2_BANDS[::-1], marks=pytest.mark.journey),
+        pytest.param((*S2_BANDS[6:], *S2_BANDS[:6]), marks=pytest.mark.journey),
     ],
 )
 def test_bands_are_taken_by_name(other, bands, lines):
     """Images of bands in any order are embedded and predicted as before."""
-    old = [tiny_s2.index(band) for band in bands]
+    old = [S2_BANDS.index(band) for band in bands]
     found = jax.device_get(load(config(other[0], **{"bands.s2": bands})).params)
     rng, p = np.random.default_rng(0), tiny.MODEL["patch_size"]
-    image = rng.normal(size=(1, 24, 24, len(tiny_s2))).astype(np.float32)
-    hidden = np.setdiff1d(range(len(tiny_s2)), old)
+    image = rng.normal(size=(1, 24, 24, len(S2_BANDS))).astype(np.float32)
+    hidden = np.setdiff1d(range(len(S2_BANDS)), old)
     image[..., hidden] = 0.0  # says nothing to the old embedding
     path = "encoder/embed/s2/kernel"
     embed = lambda image, kernel: patches.patchify(image, p) @ kernel
@@ -115,12 +142,25 @@ def test_bands_are_taken_by_name(other, bands, lines):
     assert not any("Fresh" in line for line in lines)
 
 
-def test_bands_that_the_other_run_lacks_are_fresh_and_named(tmp_path, lines):
+@pytest.mark.parametrize(
+    "method, path, fresh",
+    [
+        ("teacher", "embed/s2/kernel", ()),
+        pytest.param(
+            *("fusmae", "encoder/embed/s2/kernel", ("decoders/s2/predict/bias",)),
+            marks=pytest.mark.journey,
+        ),
+    ],
+)
+def test_bands_that_the_other_run_lacks_are_fresh_and_named(
+    tmp_path, lines, method, path, fresh
+):
     old, new = ("B04", "B03", "B02"), ("B02", "B08", "B04")
-    run = judging.write_run(tmp_path / "run", config("", **{"bands.s2": old}))
+    changes = {"method": method, "bands.s2": old}
+    run = judging.write_run(tmp_path / "run", config("", **changes))
     known = parameters(run)
-    found = jax.device_get(load(config(run, **{"bands.s2": new})).params)
-    path, p = "encoder/embed/s2/kernel", tiny.MODEL["patch_size"]
+    found = jax.device_get(load(config(run, **changes | {"bands.s2": new})).params)
+    p = tiny.MODEL["patch_size"]
     rows = lambda x: x.reshape(p * p, -1, x.shape[-1])
     for i, band in enumerate(new):
         if band in old:
@@ -129,7 +169,7 @@ def test_bands_that_the_other_run_lacks_are_fresh_and_named(tmp_path, lines):
         else:  # left to chance, see the last test
             assert np.isnan(rows(found[path])[:, i]).all()
     (said,) = [line for line in lines if line.startswith("Fresh")]
-    assert f"{path} of B08" in said and "decoders/s2/predict/bias of B08" in said
+    assert all(f"{name} of B08" in said for name in (path, *fresh))
 
 
 def test_patches_of_another_size_and_larger_images_are_embedded_afresh(other, lines):
@@ -153,9 +193,9 @@ def test_patches_of_another_size_and_larger_images_are_embedded_afresh(other, li
         ({"model.fuse_early": False}, r"model.fuse_early \(True there, False now\)"),
     ],
 )
-def test_another_model_is_refused_by_the_field_that_differs(other, changes, said):
+def test_another_model_is_refused_by_the_field_that_differs(run, changes, said):
     with pytest.raises(InputError, match=f"do not fit, as it differs in {said}; laun"):
-        load(config(other[0], **changes))
+        load(small(run, **changes))
 
 
 def test_a_model_of_a_version_without_a_field_is_refused_by_its_shapes(other, tmp_path):
@@ -168,59 +208,60 @@ def test_a_model_of_a_version_without_a_field_is_refused_by_its_shapes(other, tm
         load(changed)
 
 
-@pytest.fixture
-def run(tmp_path_factory):
-    """A run of the small method, which has a teacher."""
-    with teacher.known():
-        yield judging.trained(tmp_path_factory, "teacher")
+def test_a_method_is_told_from_another(run):
+    with pytest.raises(InputError, match=r"method \('teacher' there, 'fusmae' now\)"):
+        load(config(run))
 
 
-def small(run, **changes):
-    return config(run, method="teacher", **changes)
-
-
-def test_a_method_is_told_from_another(other, run):
-    with pytest.raises(InputError, match=r"method \('fusmae' there, 'teacher' now\)"):
-        load(small(other[0]))
-
-
-def test_a_teacher_begins_as_the_parameters_that_were_taken(run):
-    state, _, _ = begin(small(run))
-    for taught, x in zip(*map(jax.tree.leaves, (state.extra["teacher"], state.params))):
-        np.testing.assert_array_equal(taught, x)
-    found = jax.device_get(warm_start._named(state.params))
-    jax.tree.map(np.testing.assert_array_equal, found, parameters(run))
-
-
-def test_a_run_goes_on_where_the_other_one_has_gone(run, tmp_path):
-    source, workdir = shutil.copytree(run, tmp_path / "source"), tmp_path / "run"
-    seen = np.array([[3, 4]], np.uint64)
+@pytest.fixture(scope="module")
+def begun(run, tmp_path_factory):
+    """A run that began with another's parameters, that one, and its last state."""
+    root = tmp_path_factory.mktemp("begun")
+    source = shutil.copytree(run, root / "source")
     (source / run_directory.PLACES).unlink()
-    run_directory.remember_places(source, seen)
-    whole = pretrain.run(small(source), workdir)
-    shutil.rmtree(source)
+    run_directory.remember_places(source, SEEN)
+    state = pretrain.run(small(source), root / "run")
+    return root, source, state
+
+
+@contextlib.contextmanager
+def gone(path, tmp_path):
+    """Moves a folder away for a while."""
+    path.rename(tmp_path / "gone")
+    try:
+        yield
+    finally:
+        (tmp_path / "gone").rename(path)
+
+
+def test_a_run_does_not_begin_again_from_what_has_changed(begun, tmp_path):
+    root, source, _ = begun
+    workdir = shutil.copytree(root / "run", tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    with (
+        gone(source / "checkpoints" / "6", tmp_path),
+        pytest.raises(InputError, match=r"init_from.step \(6 there, 2 now\)"),
+    ):
+        pretrain.run(small(source), workdir)
+
+
+def test_a_run_goes_on_where_the_other_one_has_gone(begun, tmp_path):
+    root, source, whole = begun
+    workdir = shutil.copytree(root / "run", tmp_path / "run")
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["init_from"] == str(source)
     assert saved["init_from"].keys() == {"step", "parameters"}
-    assert run_directory.trained_on(workdir, seen) == 1
+    assert run_directory.trained_on(workdir, SEEN) == 1
     shutil.rmtree(workdir / "checkpoints" / "6")
-    resumed = pretrain.run(small(source), workdir)
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
-    with pytest.raises(InputError, match=r"init_from \(.* there, '' now\)"):
-        pretrain.run(small(""), workdir)
-    # With no checkpoint of its own it has to begin again.
-    shutil.rmtree(workdir / "checkpoints")
-    with pytest.raises(InputError, match="holds no run"):
-        pretrain.run(small(source), workdir)
-
-
-def test_a_run_does_not_begin_again_from_what_has_changed(run, tmp_path):
-    source, workdir = shutil.copytree(run, tmp_path / "source"), tmp_path / "run"
-    pretrain.run(small(source), workdir)
-    shutil.rmtree(workdir / "checkpoints")
-    shutil.rmtree(source / "checkpoints" / "6")
-    with pytest.raises(InputError, match=r"init_from.step \(6 there, 2 now\)"):
-        pretrain.run(small(source), workdir)
+    with gone(source, tmp_path):
+        resumed = pretrain.run(small(source), workdir)
+        jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+        with pytest.raises(InputError, match=r"init_from \(.* there, '' now\)"):
+            pretrain.run(small(""), workdir)
+        # With no checkpoint of its own it has to begin again.
+        shutil.rmtree(workdir / "checkpoints")
+        with pytest.raises(InputError, match="holds no run"):
+            pretrain.run(small(source), workdir)
 
 
 def test_held_out_pairs_that_the_other_run_was_trained_on_are_refused(run, tmp_path):
