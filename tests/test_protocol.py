@@ -53,6 +53,14 @@ def test_it_trains_scores_and_judges_a_method_that_predicts_no_images(whole):
     assert not (workdir / "scores.json").exists()
 
 
+def test_a_finished_run_launched_again_trains_no_more(whole):
+    workdir, state = whole
+    before = losses(workdir)
+    again = pretrain.run(config(), workdir)
+    assert int(again.step) == 6 and losses(workdir) == before
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+
+
 def test_what_gradients_do_not_train_follows_the_parameters(whole):
     _, state = whole
     begun = build.objective(config()).init_extra(state.params)

@@ -68,6 +68,7 @@ def test_resuming_on_another_layout_repeats_the_uninterrupted_run(
         np.testing.assert_allclose(a, b, rtol=0, atol=0 if same else 1e-4)
 
 
+@pytest.mark.journey
 def test_a_finished_run_launched_again_only_reports(whole):
     before = losses(whole[0])
     state = pretrain.run(tiny.config(), whole[0])
