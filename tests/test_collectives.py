@@ -61,9 +61,8 @@ def test_what_is_sent_does_not_grow_with_the_batch():
     assert some and some == twice
 
 
-@pytest.mark.parametrize(
-    "fsdp", [*(pytest.param(n, marks=pytest.mark.journey) for n in (1, 2)), 4]
-)
+@pytest.mark.journey  # by default test_sharding looks at what is laid out how
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
 def test_no_device_holds_rows_of_the_whole_batch(fsdp):
     assert not collectives.whole_batches(step(fsdp)[-1], BATCH)
 

@@ -133,6 +133,7 @@ def test_an_evaluation_that_is_done_does_nothing_again(judged, monkeypatch):
     assert (workdir / "scores.json").read_bytes() == before
 
 
+@pytest.mark.journey
 def test_a_single_rate_that_diverges_stops_with_a_sentence(judged, tmp_path):
     c = judged[0].copy_and_resolve_references()
     c.finetune.base_lr, c.methods, c.baselines = (1e30,), ("finetune",), ()
