@@ -14,6 +14,7 @@ bands, D the width of the encoder, N the patches of a window.
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipeline import sensors
+from data_pipeline import offsets, sensors
 from data_pipeline.errors import InputError
 from fusmae_jax import build
 from fusmae_jax.evaluation import encoder as encoders
@@ -121,7 +122,8 @@ class Model:
                 mean of the training data; the model overlooks others than its own.
             units: of the pixels, {sensor: unit}: "dB" (the default), "linear" or
                 "amplitude" of s1, "DN" (the default) or "reflectance" of s2.
-            offset: what the processing baseline of s2 added to each DN, 0 or 1000.
+            offset: what the processing baseline of s2 added to each DN, 0 or 1000; a
+                warning says so where DN look as if it were still in.
             stride: patches from one window to the next; 0 for half a window.
 
         Returns:
@@ -159,6 +161,8 @@ class Model:
             images = images[None] if single else images
             named = tuple(bands.get(s, self.contract[s].band_names))
             unit = units.get(s, self.contract[s].units[0].name)
+            if s == "s2" and unit == self.contract[s].units[0].name and not offset:
+                _doubt_offset(images)
             pixels[s] = to_model(
                 images, self.contract[s], named, unit, offset if s == "s2" else 0
             )
@@ -359,6 +363,18 @@ def normalized(images: jax.Array, sensor: sensors.Sensor) -> jax.Array:
     mean = jnp.array([b.mean for b in sensor.bands], jnp.float32)
     std = jnp.array([b.std for b in sensor.bands], jnp.float32)
     return (images - mean[None, None, None]) / std[None, None, None]
+
+
+def _doubt_offset(dn: np.ndarray) -> None:
+    """Warns of DN that look as if their offset had not been taken off."""
+    dark = (dn >= offsets.DARKEST) & (dn <= offsets.FLOOR)
+    if not dark.any() and (dn > offsets.FLOOR).any():
+        warnings.warn(
+            f"No DN of Sentinel-2 is below {offsets.FLOOR}, as in products of since "
+            f"January 2022, to which {offsets.OFFSET} was added; for these pass "
+            f"offset={offsets.OFFSET}.",
+            stacklevel=3,
+        )
 
 
 def _check_shapes(given: Mapping[str, np.ndarray], patch_size: int) -> bool:

@@ -134,6 +134,8 @@ def test_units_are_converted(model):
     same(model.encode(linear**0.5, given["s2"], units=units), expected, 1e-4)
     offset = given["s2"] + 1000
     same(model.encode(given["s1"], offset, offset=1000), expected)
+    with pytest.warns(UserWarning, match="No DN .* pass offset=1000"):
+        model.encode(given["s1"], offset)
 
 
 def test_small_images_are_filled_up_with_missing_pixels(model):
