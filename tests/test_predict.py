@@ -25,13 +25,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def write_scene(root: pathlib.Path, name: str, seed: int) -> np.ndarray:
+def write_scene(root: pathlib.Path, name: str, seed: int, side: int = SIDE):
     """A scene of bright and dark ground, and its mask [H, W], 1 where it is dark."""
     rng = np.random.default_rng(seed)
-    dark = np.kron(rng.random((SIDE // 12,) * 2) < 0.4, np.ones((12, 12), bool))
-    s2 = rng.normal(np.where(dark, 600, 2500), 80, (12, SIDE, SIDE)).astype(np.uint16)
+    dark = np.kron(rng.random((8, 8)) < 0.4, np.ones((side // 8,) * 2, bool))
+    s2 = rng.normal(np.where(dark, 600, 2500), 80, (12, side, side)).astype(np.uint16)
     means = np.array([-12.0, -19.0])[:, None, None] - 8 * dark
-    s1 = rng.normal(means, 1.0, (2, SIDE, SIDE)).astype(np.float32)
+    s1 = rng.normal(means, 1.0, (2, side, side)).astype(np.float32)
     where = dict(transform=GRID @ rasterio.Affine.translation(0, 1000 * seed))
     write(root / "s1" / f"{name}.tif", s1, S1_BANDS, **where)
     write(root / "s2" / f"{name}.tif", s2, S2_BANDS, **where)

@@ -7,28 +7,13 @@ import shlex
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import rasterio
 
-from tests.geotiffs import GRID, S1_BANDS, S2_BANDS, write
+from tests.test_predict import write_scene
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIDE = 128
-
-
-def write_scene(root: pathlib.Path, name: str, place: int) -> np.ndarray:
-    """Bright ground and dark water, whose mask is returned."""
-    rng = np.random.default_rng(place)
-    dark = np.kron(rng.random((SIDE // 16,) * 2) < 0.4, np.ones((16, 16), bool))
-    s2 = rng.normal(np.where(dark, 600, 2500), 80, (12, SIDE, SIDE)).astype(np.uint16)
-    means = np.array([-12.0, -19.0])[:, None, None] - 8 * dark
-    s1 = rng.normal(means, 1.0, (2, SIDE, SIDE)).astype(np.float32)
-    where = dict(transform=GRID @ rasterio.Affine.translation(0, 1000 * place))
-    write(root / "s1" / f"{name}.tif", s1, S1_BANDS, **where)
-    write(root / "s2" / f"{name}.tif", s2, S2_BANDS, **where)
-    write(root / "mask" / f"{name}.tif", dark[None].astype(np.uint8), **where)
-    return dark
 
 
 def commands() -> list[list[str]]:
@@ -41,7 +26,9 @@ def commands() -> list[list[str]]:
 @pytest.mark.journey
 def test_every_command_runs_as_it_is_written(tmp_path):
     names = ("north", "east", "south", "west")
-    dark = {n: write_scene(tmp_path / "scenes", n, i) for i, n in enumerate(names)}
+    dark = {
+        n: write_scene(tmp_path / "scenes", n, i, SIDE) for i, n in enumerate(names)
+    }
     for config in ("configs", "launch.py"):
         (tmp_path / config).symlink_to(ROOT / config)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
