@@ -52,7 +52,13 @@ class Rows:
             )
         self.done = 0
         if self._state.exists():
-            state = safe_io.read_json(self._state)
+            try:
+                state = safe_io.read_json(self._state)
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"{self._state} cannot be read ({error}); delete {folder}, or pass "
+                    "another --config.out=DIR."
+                ) from error
             if state["key"] != key:
                 changed = [k for k in key if state["key"].get(k) != key[k]]
                 raise InputError(

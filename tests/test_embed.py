@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import rasterio
@@ -191,6 +192,24 @@ def test_rows_are_the_same_from_wherever_they_begin(model, run, tmp_path):
     whole = mapped(0)
     for first in (1, 3, 7, 14):
         np.testing.assert_array_equal(mapped(first), whole[first:])
+
+
+def test_an_unfinished_map_that_is_damaged_is_refused(run, tmp_path):
+    write_scene(tmp_path)
+    (tmp_path / "out" / maps.PARTS).mkdir(parents=True)
+    (tmp_path / "out" / maps.PARTS / "rows.json").write_text('{"key": ')
+    with pytest.raises(InputError, match="rows.json cannot be read .* delete"):
+        embed.run(config(run, tmp_path / "out", tmp_path), None)
+
+
+def test_the_step_of_a_map_is_lowered_for_gpus_and_tpus(model):
+    pixels = {
+        s: jax.ShapeDtypeStruct((8, 24, 24, len(sensor.bands)), np.float32)
+        for s, sensor in model.contract.items()
+    }
+    step = scenes.dense(model)
+    lowered = step.trace(model.params, pixels).lower(lowering_platforms=("cuda", "tpu"))
+    assert "stablehlo" in lowered.as_text()
 
 
 def test_an_offset_is_found_by_pixels_names_or_not_at_all(run, model, tmp_path):

@@ -118,6 +118,19 @@ def test_a_window_is_what_its_head_says(found):
     np.testing.assert_array_equal(classes[48:72, 24:48], expected)
 
 
+def test_the_step_of_a_class_map_is_lowered_for_gpus_and_tpus(found):
+    root, run, _ = found
+    model = pretrained.load(run, batch_size=8)
+    head = predict.load_head(str(root / "judged"), model, "both")
+    pixels = {
+        s: jax.ShapeDtypeStruct((8, TILE, TILE, len(sensor.bands)), np.float32)
+        for s, sensor in model.contract.items()
+    }
+    step = predict.logits_step(model, head)
+    lowered = step.trace(model.params, pixels).lower(lowering_platforms=("cuda", "tpu"))
+    assert "stablehlo" in lowered.as_text()
+
+
 def test_what_was_not_measured_has_no_class(found, tmp_path):
     root, _, _ = found
     for s, bands in (("s1", S1_BANDS), ("s2", S2_BANDS)):
