@@ -1,5 +1,6 @@
 """The walk-through of the documentation does what it says, command by command."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -35,9 +36,10 @@ def test_every_command_runs_as_it_is_written(tmp_path):
     environment.pop("XLA_FLAGS", None)  # one device, as most users have
     given = commands()
     assert len(given) == 7
+    torch = importlib.util.find_spec("torch")  # comes with an extra
     for _, script, *options in given:
-        if "--config=configs/export.py" in options:
-            pytest.importorskip("safetensors", reason="exports need safetensors")
+        if not torch:
+            options = [option.replace(",'torch')", ",)") for option in options]
         done = subprocess.run(
             [sys.executable, script, *options],
             cwd=tmp_path,
@@ -55,6 +57,6 @@ def test_every_command_runs_as_it_is_written(tmp_path):
         "runs/mine/figures/reconstruction.png",
         "runs/mine.html",
         "runs/floods/scores.csv",
-        "exports/mine/fusmae_torch.py",
+        "exports/mine/" + ("fusmae_torch.py" if torch else "model.safetensors"),
     ):
         assert (tmp_path / made).stat().st_size > 0
