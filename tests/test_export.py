@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from configs import export as shipped
-from data_pipeline import record_format, sources
+from data_pipeline import layout as layouts
+from data_pipeline import record_format, sensors, sources
 from data_pipeline.errors import InputError
-from fusmae_jax import build, pretrained
+from fusmae_jax import build, inputs, pretrained
 from fusmae_jax.export import card, export, weights
 from tests import judging, teacher, tiny
 
@@ -102,6 +103,19 @@ def samples() -> dict[str, np.ndarray]:
     return {"s1": s1, "s2": s2}
 
 
+def native() -> dict[str, np.ndarray]:
+    """Corners of real pairs on the grids on which they are stored, with holes."""
+    records = record_format.Records(sources.SAMPLE, "validation")
+    fields = {}
+    for grid in records.description.layout.grids:
+        pixels = np.stack([records[i][grid.field] for i in range(BATCH)])
+        fields[grid.field] = pixels[:, : SIZE * 10 // grid.gsd, : SIZE * 10 // grid.gsd]
+    fields["s1_10m"][0, :7] = np.nan
+    fields["s2_10m"][1, 8:15, :9] = fields["s2_20m"][2, :5] = 65535
+    fields["s2_60m"][3, 2, 1] = 65535
+    return fields
+
+
 def same(found, expected, atol=1e-4):
     """Features are alike, and unknown in the same places."""
     for one, other in zip(
@@ -155,6 +169,64 @@ def test_the_torch_file_agrees_on_random_pixels_dark_and_infinite_ones_too(
     same(say_in_torch(load_torch(in_torch), given), model.encode(**given))
 
 
+def test_the_torch_file_takes_bands_by_name_on_grids_of_their_own(
+    torch, in_torch, model
+):
+    pairs = native()
+    layout = layouts.native(SIZE, sensors.SENSORS)
+    config_, contract = weights.read(in_torch / weights.CONFIG)
+    seen = build.inputs(config_, contract, layout, missing=True)
+    whole = inputs.fixed_view(BATCH, (0.0, 0.0, 1.0, 1.0))
+    images = jax.jit(seen.images)(pairs, whole)
+    expected = jax.jit(model.encoder)(
+        model.params, images, model.encoder.present(images, None)
+    )
+    bands = {
+        s: {
+            name: torch.tensor(np.where(x == 65535, np.nan, x))
+            for grid in layout.of(s)
+            for name, x in zip(
+                grid.bands, np.moveaxis(pairs[grid.field].astype(np.float32), -1, 0)
+            )
+        }
+        for s in ("s1", "s2")
+    }
+    with torch.no_grad():
+        found = load_torch(in_torch)(**bands)
+    for s in ("s1", "s2"):
+        there = found["sensors"][s].flatten(1, 2).numpy()
+        known = ~np.isnan(there[..., 0])
+        assert 0.8 < known.mean() < 1.0
+        np.testing.assert_allclose(
+            there[known], np.asarray(expected.tokens[s])[known], atol=1e-4
+        )
+
+
+def test_the_torch_file_takes_other_units_offsets_and_some_of_the_bands(
+    torch, in_torch, model
+):
+    there = load_torch(in_torch)
+    given, names = samples(), model.contract["s2"].band_names
+    channel = lambda name: given["s2"][..., names.index(name)]
+    units = {"s1": "linear", "s2": "reflectance"}
+    with torch.no_grad():
+        found = there(
+            s1=torch.tensor(np.moveaxis(10 ** (given["s1"] / 10), -1, 1)),
+            s2=torch.tensor(np.moveaxis(given["s2"] / 1e4, -1, 1)),
+            units=units,
+        )
+        same(pretrained.Features(**found), model.encode(**given), 1e-3)
+        raised = {
+            name: torch.tensor(np.where(x > 0, x + 1000, x))
+            for name in ("B8A", "B04")
+            for x in [channel(name)]
+        }
+        found = there(s2=raised, offset=1000)
+    some = np.stack([channel("B04"), channel("B8A")], axis=-1)
+    expected = model.encode(s2=some, bands={"s2": ("B04", "B8A")})
+    same(pretrained.Features(**found), expected)
+
+
 @pytest.mark.journey
 @pytest.mark.parametrize("changes", [dict(fuse_early=False), dict(depth=1)])
 def test_the_torch_file_knows_every_variant(torch, changes, tmp_path_factory):
@@ -188,6 +260,12 @@ def test_the_torch_file_refuses_what_does_not_fit(torch, in_torch, copy):
         model()
     with pytest.raises(ValueError, match=r"s2 is \[1, 2, 24, 24\]; pass \[B, 12, 24"):
         model(s2=torch.zeros(1, 2, 24, 24))
+    with pytest.raises(ValueError, match="s1 in 'DN' is unknown; use dB or linear or"):
+        model(s1=torch.zeros(1, 2, 24, 24), units={"s1": "DN"})
+    with pytest.raises(ValueError, match="no band B10; pass some of B01, B02"):
+        model(s2={"B10": torch.zeros(1, 24, 24)})
+    with pytest.raises(ValueError, match=r"B04 is \[1, 48, 48\]; pass \[B, 24, 24\]"):
+        model(s2={"B04": torch.zeros(1, 48, 48)})
     shutil.copy(in_torch / "fusmae_torch.py", copy)
     said = json.loads((copy / weights.CONFIG).read_text())
     for change, message in (
@@ -215,7 +293,7 @@ def test_onnx_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
     runtime = pytest.importorskip("onnxruntime", reason=REASON)
     export.run(config(run, tmp_path, formats=("onnx",)), "unused")
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"model.onnx", "config.json", "README.md"}
+    assert files == {"model.onnx", "config.json", "README.md", "item.json"}
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     said = session.get_modelmeta().custom_metadata_map[weights.CONFIG]
     assert json.loads(said) == json.loads((tmp_path / weights.CONFIG).read_text())
@@ -308,6 +386,20 @@ def test_the_card_has_a_header_and_says_what_the_model_takes(exported):
     for part in ("| s2 | Sentinel-2 L2A | B8A |", "24 x 24 pixels", "6 steps", "1000"):
         assert part in page, part
     assert "pretrained.load" in page and "took no sensor away" in page
+
+
+def test_the_item_of_a_catalogue_names_bands_shapes_and_files(exported):
+    item = json.loads((exported / card.ITEM).read_text())
+    said = item["properties"]
+    assert [band["name"] for band in said["bands"]][:3] == ["VV", "VH", "B01"]
+    s2 = said["mlm:input"][1]
+    assert s2["input"]["shape"] == [-1, 12, SIZE, SIZE]
+    assert s2["input"]["dim_order"] == ["batch", "bands", "height", "width"]
+    assert len(s2["value_scaling"]) == len(s2["bands"]) == 12
+    shapes = {x["name"]: x["result"]["shape"] for x in said["mlm:output"]}
+    assert shapes["pooled"] == [-1, 32] and shapes["dense_s1"][-1] == 32
+    for asset in item["assets"].values():
+        assert (exported / asset["href"]).exists()
 
 
 def test_the_card_says_of_which_sensor_there_was_nothing(exported):

@@ -1,5 +1,10 @@
-"""The model card of an export, in the layout of the Hugging Face hub."""
+"""What an export says of itself: to people a model card, to catalogues a STAC item.
 
+The card has the layout of the Hugging Face hub, the item the extension for machine
+learning models (MLM).
+"""
+
+import datetime
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +13,29 @@ from data_pipeline import sensors
 from fusmae_jax import build
 from fusmae_jax.objectives.protocol import Encoder
 
-FILE = "README.md"
+FILE, ITEM = "README.md", "item.json"
+MLM = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
+
+TASKS = ["similarity-search"]  # of those that MLM knows
+
+# By format the file that holds the model, its media type, and how MLM calls that.
+ARTIFACTS = {
+    "safetensors": (
+        "model.safetensors",
+        "application/octet-stream; application=safetensors",
+        "safetensors.numpy.save",
+    ),
+    "onnx": (
+        "model.onnx",
+        "application/octet-stream; application=onnx",
+        "torch.onnx.export",
+    ),
+    "stablehlo": (
+        "model.stablehlo",
+        "application/octet-stream; application=stablehlo",
+        "jax.export.export",
+    ),
+}
 
 PAGE = """\
 ---
@@ -143,6 +170,108 @@ def make(
         load="\n\n".join(load),
         limits="\n".join(_wrap(f"- {x}") for x in _limits(encoder)),
     )
+
+
+def item(
+    described: Mapping,
+    encoder: Encoder,
+    formats: Sequence[str],
+    license: str,
+    name: str,
+) -> dict:
+    """The STAC item of a model, see `make`."""
+    contract = encoder.inputs.contract
+    sources = dict.fromkeys(_datasets(described["data"]))
+    titles = " and ".join(sensor.title for sensor in contract.values())
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [MLM],
+        "id": name,
+        "geometry": None,  # it may be asked about any place
+        "properties": {
+            "datetime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "license": license,
+            "description": f"An encoder of {titles}, pretrained without labels.",
+            "bands": [
+                {
+                    "name": band.name,
+                    "description": f"{sensor.title}, {sensor.unit}",
+                    "gsd": band.gsd,
+                }
+                for sensor in contract.values()
+                for band in sensor.bands
+            ],
+            "mlm:name": name,
+            "mlm:architecture": encoder.name,
+            "mlm:tasks": TASKS,
+            "mlm:framework": "JAX",
+            "mlm:total_parameters": described["parameters"],
+            "mlm:pretrained": True,
+            "mlm:pretrained_source": " and ".join(sources) or "unknown",
+            "mlm:hyperparameters": described["model"] | {"method": described["method"]},
+            "mlm:input": _inputs(encoder),
+            "mlm:output": _outputs(encoder),
+        },
+        "links": [],
+        "assets": {
+            x: {
+                "href": f"./{file}",
+                "type": media,
+                "roles": ["mlm:model", "mlm:weights"],
+                "mlm:artifact_type": how,
+            }
+            for x, (file, media, how) in ARTIFACTS.items()
+            if x in formats
+        },
+    }
+
+
+def _array(**shape: int) -> dict:
+    """Arrays of that shape in batches of any number, in the words of MLM."""
+    order = ["batch", *shape]
+    return {
+        "shape": [-1, *shape.values()],
+        "dim_order": order,
+        "data_type": "float32",
+    }
+
+
+def _inputs(encoder: Encoder) -> list[dict]:
+    """What an encoder takes, in the words of MLM."""
+    size = encoder.inputs.size
+    return [
+        {
+            "name": name,
+            "description": f"{sensor.title} {sensor.level} in {sensor.unit}, on a 10 m "
+            "grid, NaN where nothing was measured. The model normalises by itself.",
+            "bands": list(sensor.band_names),
+            "input": _array(bands=len(sensor.bands), height=size, width=size),
+            "value_scaling": [
+                {"type": "z-score", "mean": band.mean, "stddev": band.std}
+                for band in sensor.bands
+            ],
+        }
+        for name, sensor in encoder.inputs.contract.items()
+    ]
+
+
+def _outputs(encoder: Encoder) -> list[dict]:
+    """What an encoder says, in the words of MLM."""
+    vector = _array(embedding=encoder.width)
+    patches = _array(height=encoder.side, width=encoder.side, embedding=encoder.width)
+    found = {
+        "pooled": ("Mean over all patches of all sensors.", vector),
+        "summary": ("The global token.", vector),
+        "dense": ("Of each patch the mean over the sensors that show it.", patches),
+    }
+    for name, sensor in encoder.inputs.contract.items():
+        found[f"dense_{name}"] = (f"Patches of {sensor.title}.", patches)
+    return [
+        {"name": name, "description": words, "tasks": TASKS, "result": result}
+        for name, (words, result) in found.items()
+    ]
 
 
 def _datasets(data: Mapping) -> Iterator[str]:

@@ -177,6 +177,8 @@ def write(
     encoder = found.objective.encoder()
     page = card.make(described, encoder, formats, PLATFORMS, license, name)
     atomic.write_whole(folder / card.FILE, page)
+    catalogued = card.item(described, encoder, formats, license, name)
+    atomic.write_whole(folder / card.ITEM, json.dumps(catalogued, indent=2) + "\n")
 
 
 def _torch_module(method: str):

@@ -4,6 +4,7 @@
 
     model = fusmae_torch.load("FOLDER")
     features = model(s1=s1, s2=s2)  # [B, C, H, W], dB and DN
+    features = model(s2={"B04": red, "B8A": infrared})  # [B, h, w], each on its grid
     features["pooled"]  # [B, D], one vector an image
     features["dense"]  # [B, h, w, D], one a patch
 
@@ -26,6 +27,44 @@ from torch import nn
 FORMAT = 1  # of the folder
 SENSORS = ("s1", "s2")
 OTHER = {"s1": "s2", "s2": "s1"}
+
+
+# Pixels.
+
+
+def decibels(power: torch.Tensor) -> torch.Tensor:
+    """Backscatter in dB; NaN where the linear power is not positive."""
+    return 10.0 * torch.where(power > 0, power, torch.nan).log10()
+
+
+def numbers(reflectance: torch.Tensor) -> torch.Tensor:
+    """DN of reflectance, of which 0 alone, which is not measured, stays 0."""
+    dn = (reflectance * 10_000.0).round()
+    return torch.where((reflectance != 0) & (dn == 0), 1.0, dn)
+
+
+# What makes dB and DN of pixels in other units, by sensor; its own is the first.
+UNITS = {
+    "s1": {
+        "dB": lambda x: x,
+        "linear": decibels,
+        "amplitude": lambda x: 2.0 * decibels(x),
+    },
+    "s2": {"DN": lambda x: x, "reflectance": numbers},
+}
+
+
+def resample(x: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    """Bands [B, C, h, w] of one grid on the model's, [B, C, size, size].
+
+    NaN where more than half of what a pixel is made of was not measured.
+    """
+    known = (x.isfinite().all(dim=1) & (x != 0).any(dim=1))[:, None]
+    x = torch.cat([torch.where(known, x, 0.0), known.to(x.dtype)], dim=1)
+    if x.shape[2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode=mode, antialias=True)
+    weight = x[:, -1:]
+    return torch.where(weight >= 0.5, x[:, :-1] / weight.clamp(min=0.5), torch.nan)
 
 
 # Layers, which encoders share.
@@ -113,10 +152,12 @@ class Block(nn.Module):
 class Pixels(nn.Module):
     """From pixels of a sensor to normalised patches, and which show anything."""
 
-    def __init__(self, bands: Mapping, patch_size: int, zero_is_missing, least):
+    def __init__(
+        self, bands: Mapping, patch_size: int, mode: str, zero_is_missing, least
+    ):
         super().__init__()
-        self.patch_size, self.least = patch_size, least
-        self.zero_is_missing = zero_is_missing
+        self.bands, self.patch_size, self.mode = tuple(bands), patch_size, mode
+        self.zero_is_missing, self.least = zero_is_missing, least
         for name in ("mean", "std"):
             values = torch.tensor([band[name] for band in bands.values()])
             self.register_buffer(name, values.reshape(-1, 1, 1), persistent=False)
@@ -135,6 +176,40 @@ class Pixels(nn.Module):
             x = torch.where(x == 0, x, x.clamp(min=self.least))
         x = torch.where(measured, (x - self.mean) / self.std, 0.0)
         return self._patches(x), self._patches(measured).any(dim=-1)
+
+    def stack(self, given: Mapping[str, torch.Tensor], size: int) -> torch.Tensor:
+        """Bands [B, h, w] of one ground, by name, as one image [B, C, size, size].
+
+        Those that are not there are the mean of the training data.
+
+        Raises:
+            ValueError: the model does not know a band, or one is larger than its
+                images.
+        """
+        for name, x in given.items():
+            if x.ndim != 3 or max(x.shape[1:]) > size or x.shape[1] != x.shape[2]:
+                raise ValueError(
+                    f"{name} is {list(x.shape)}; pass [B, {size}, {size}], or a "
+                    "coarser grid over the same ground."
+                )
+        if others := given.keys() - set(self.bands):
+            raise ValueError(
+                f"The model knows no band {', '.join(sorted(others))}; pass some of "
+                f"{', '.join(self.bands)}."
+            )
+        grids = {}
+        for name, x in given.items():
+            grids.setdefault(tuple(x.shape[1:]), []).append(name)
+        found = {}
+        for names in grids.values():  # one grid is measured or not as a whole
+            x = torch.stack([given[name].float() for name in names], dim=1)
+            x = resample(x, size, self.mode)
+            found |= {name: x[:, i] for i, name in enumerate(names)}
+        known = sum(found.values())  # NaN where any is
+        means = (torch.where(known.isnan(), known, mean) for mean in self.mean)
+        return torch.stack(
+            [found.get(name, mean) for name, mean in zip(self.bands, means)], dim=1
+        )
 
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
         p = self.patch_size
@@ -158,14 +233,15 @@ class Encoder(nn.Module):
         self.bands = {s: tuple(contract[s]["bands"]) for s in SENSORS}
         self.size, self.patch_size = model["image_size"], model["patch_size"]
         self.width, self.side = model["dim"], self.size // self.patch_size
-        self.pixels = nn.ModuleDict(
-            {
-                s: Pixels(
-                    contract[s]["bands"], self.patch_size, **described["pixels"][s]
-                )
-                for s in SENSORS
-            }
-        )
+        resampling = described["training"]["view"]["resampling"]
+        mode = {"linear": "bilinear", "cubic": "bicubic"}[resampling]
+        pixels = {
+            s: Pixels(
+                contract[s]["bands"], self.patch_size, mode, **described["pixels"][s]
+            )
+            for s in SENSORS
+        }
+        self.pixels = nn.ModuleDict(pixels)
 
     def encode(
         self, patches: dict[str, torch.Tensor], shown: dict[str, torch.Tensor]
@@ -174,15 +250,25 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, s1: torch.Tensor | None = None, s2: torch.Tensor | None = None
+        self,
+        s1: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        s2: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
+        *,
+        units: Mapping[str, str] | None = None,
+        offset: int = 0,
     ) -> dict:
         """Features of images; NaN where nothing was measured.
 
         Args:
-            s1: Sentinel-1 in dB, [B, C, H, W], with the bands `self.bands["s1"]`; NaN
-                in any band where nothing was measured; None for none.
-            s2: Sentinel-2 in DN (reflectance x 10000), without the 1000 that processing
-                baselines since 04.00 add, likewise, of the same places.
+            s1: Sentinel-1 backscatter, [B, C, H, W] with the bands `self.bands["s1"]`;
+                or some of these by name, {band: [B, h, w]}, each on a grid of its own
+                over the same ground, which are resampled as in training. NaN in any
+                band where nothing was measured; None for none.
+            s2: Sentinel-2, likewise, of the same places.
+            units: of the pixels, {sensor: unit}: "dB" (the default), "linear" or
+                "amplitude" of s1, "DN" (the default) or "reflectance" of s2.
+            offset: what the processing baseline of s2 added to each DN: 1000 since
+                January 2022, unless somebody took it away again.
 
         Returns:
             pooled: the mean over all patches of all sensors, [B, D].
@@ -191,9 +277,24 @@ class Encoder(nn.Module):
             sensors: the patches of each sensor, {sensor: [B, h, w, D]}.
 
         Raises:
-            ValueError: no image is given, or one of another shape.
+            ValueError: no image is given, or one of another shape, or in an unknown
+                unit or band.
         """
         images = {"s1": s1, "s2": s2}
+        for s, x in images.items():
+            unit = (units or {}).get(s, next(iter(UNITS[s])))
+            if unit not in UNITS[s]:
+                raise ValueError(
+                    f"{s} in {unit!r} is unknown; use {' or '.join(UNITS[s])}."
+                )
+            read = lambda x, s=s, unit=unit: _without(
+                UNITS[s][unit](x), offset if s == "s2" else 0
+            )
+            if isinstance(x, Mapping):
+                bands = {name: read(band) for name, band in x.items()}
+                images[s] = self.pixels[s].stack(bands, self.size)
+            elif x is not None:
+                images[s] = read(x)
         given = [x for x in images.values() if x is not None]
         if not given:
             raise ValueError("Neither s1 nor s2 is given; pass one of them or both.")
@@ -221,6 +322,11 @@ class Encoder(nn.Module):
             "dense": grid(both.nanmean(dim=1)),
             "sensors": {s: grid(both[:, i]) for i, s in enumerate(SENSORS)},
         }
+
+
+def _without(dn: torch.Tensor, offset: int) -> torch.Tensor:
+    """DN without the offset of their baseline, at least 1 where they were measured."""
+    return torch.where(dn > 0, (dn - offset).clamp(min=1), dn) if offset else dn
 
 
 # Fus-MAE (arXiv 2401.02764).
