@@ -29,6 +29,7 @@ TASKS = {
     "prepare": "data_pipeline.building.prepare",
     "pretrain": "fusmae_jax.training.pretrain",
     "reconstruct": "fusmae_jax.reconstruct",
+    "reconstruct_scene": "fusmae_jax.reconstruct_scene",
     "embed": "fusmae_jax.embed",
     "predict": "fusmae_jax.predict",
     "evaluate": "fusmae_jax.evaluation.evaluate",

@@ -273,6 +273,13 @@ def _parts(
             yield {s: x[area] for s, x in kept.items()}
 
 
+def to_pixels(part: np.ndarray, p: int) -> np.ndarray:
+    """Pixels [P * h, P * w, C] of rows of patches [h, w, P * P * C]."""
+    h, w, _ = part.shape
+    pixels = part.reshape(h, w, p, p, -1).transpose(0, 2, 1, 3, 4)
+    return pixels.reshape(h * p, w * p, -1)
+
+
 def dense(model: Model):
     """The compiled step for `map_rows` of features, see `pretrained.Features.dense`."""
 

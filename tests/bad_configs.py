@@ -18,6 +18,7 @@ GONE = object()
 PASSED = {
     "pretrain": {"data.dir": "DIR"},
     "reconstruct": {"checkpoint": "runs/quickstart"},
+    "reconstruct_scene": {"checkpoint": "runs/quickstart", "out": "OUT", "s1": "a.tif"},
     "predict": {
         **{"checkpoint": "runs/quickstart", "evaluation": "runs/probe"},
         **{"out": "OUT", "s2": "a.tif"},
@@ -257,6 +258,10 @@ OTHERS = [
     ("reconstruct", {"split": "val"}, "split is 'val'; choose one of"),
     ("reconstruct", {"shown": 0}, "shown is 0"),
     ("reconstruct", {"step": -1}, "step is -1"),
+    ("reconstruct_scene", {"checkpoint": ""}, "--config.checkpoint=runs"),
+    ("reconstruct_scene", {"s1": ""}, "Name a scene and where its reconstruction"),
+    ("reconstruct_scene", {"hide": "s1"}, "nothing else to draw it from; name the oth"),
+    ("reconstruct_scene", {"mask_ratio": 1.0}, "mask_ratio is 1.0"),
     ("export", {"checkpoint": ""}, "--config.checkpoint=runs"),
     ("export", {"out": ""}, "--config.out=exports"),
     ("export", {"out": "configs"}, "configs is there already and not an empty folder"),

@@ -381,7 +381,7 @@ class Objective(protocol.Objective):
 
         A prediction of normalised targets is given each patch's own mean and deviation
         back; patches that were visible are shown as they are. Pixels that were not
-        measured are NaN in both.
+        measured are NaN in both, but not in a prediction of a sensor that all lack.
         """
         p, drawn = self.patch_size, {}
         for s in SENSORS:
@@ -390,7 +390,7 @@ class Objective(protocol.Objective):
             _, mean, std = self.target(s, seen)
             predicted = patches.restore_patches(outcome.predicted[s], mean, std)
             shown = hidden == 0.0
-            if self.inputs.missing:
+            if self.inputs.missing and s != self.hide:
                 shown |= jnp.isnan(seen)
             predicted = jnp.where(shown, seen, predicted)
             covered = jnp.broadcast_to(hidden, (*hidden.shape[:2], p * p))
