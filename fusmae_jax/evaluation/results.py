@@ -11,7 +11,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -198,7 +198,9 @@ def write(workdir, rows: Iterable[Row], *, classes: Sequence[str], meta: dict) -
     writer = csv.DictWriter(table, SCHEMA, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerows(_long_form(row, classes, meta))
+        shared = {k: meta[k] for k in ("dataset", "split", "checkpoint", "step")}
+        shared["note"] = meta.get("note", "") if shows_one_sensor(row) else ""
+        writer.writerows(one | shared for one in long_form(row, classes))
     atomic.write_whole(workdir / "scores.csv", table.getvalue())
     atomic.write_whole(workdir / "scores.json", text)
 
@@ -282,11 +284,10 @@ def _plain(x):
     return None if x != x else x
 
 
-def _long_form(row: Row, classes, meta):
+def long_form(row: Row, classes: Sequence[str]) -> Iterator[dict]:
+    """A row as one plain dict for each of its scores; `SCHEMA` says what is in them."""
     setting = _plain({name: getattr(row, name) for name in SETTING})
     setting["chosen"] = json.dumps(setting["chosen"])
-    setting |= {k: meta[k] for k in ("dataset", "split", "checkpoint", "step")}
-    setting["note"] = meta.get("note", "") if shows_one_sensor(row) else ""
     whole = [("", metric, score) for metric, score in row.scores.overall.items()]
     parts = [
         (name, metric, score)
