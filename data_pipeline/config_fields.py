@@ -212,7 +212,7 @@ def check(config, table: Mapping[str, Field], like: str) -> None:
     Raises:
         InputError: a field is unknown, missing, of another type or out of range.
     """
-    _check_names(config, table, _groups(table), "")
+    _check_names(config, table, groups(table), "")
     for name, row in table.items():
         found, value = find(config, name)
         if found:
@@ -235,7 +235,7 @@ def check_override(name: str, value: str, table: Mapping[str, Field]) -> None:
     Raises:
         InputError: the field is unknown, is a group, or must be something else.
     """
-    _check_name(name, value, table, _groups(table))
+    _check_name(name, value, table, groups(table))
     if name in table and not table[name].fits(value):
         check_value(name, value, table[name])
     raise InputError(f"The config file has no field {name} to change; add it there.")
@@ -371,10 +371,10 @@ def _is_group(value) -> bool:
     return hasattr(value, "keys") and hasattr(value, "items")
 
 
-def _groups(table: Mapping[str, Field]) -> set[str]:
+def groups(table: Mapping[str, Field]) -> set[str]:
     """Names of the groups that a table's fields are in."""
-    groups = {name[:i] for name in table for i, c in enumerate(name) if c == "."}
-    return groups | {name for name, row in table.items() if row.fits is _is_group}
+    places = {name[:i] for name in table for i, c in enumerate(name) if c == "."}
+    return places | {name for name, row in table.items() if row.fits is _is_group}
 
 
 def _check_names(

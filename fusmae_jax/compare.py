@@ -73,6 +73,13 @@ OWN = {
     "of_class": text(
         meaning="Class whose score that is; empty for that of all together."
     ),
+    **config_fields.optional(
+        {
+            "data_dir": location(
+                meaning="Folder of the dataset, to which arms and evaluations refer."
+            )
+        }
+    ),
     "results": location(
         meaning="Folder of what is finished; empty for results in the workdir."
     ),

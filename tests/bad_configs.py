@@ -28,6 +28,7 @@ PASSED = {
     "evaluate": {"checkpoint": "runs/quickstart", "data.dir": "DIR"},
     "prepare": {"source": "DIR", "out": "OUT"},
     "export": {"checkpoint": "runs/quickstart", "out": "OUT"},
+    "compare": {},
 }
 
 
@@ -262,6 +263,21 @@ OTHERS = [
     ("reconstruct_scene", {"s1": ""}, "Name a scene and where its reconstruction"),
     ("reconstruct_scene", {"hide": "s1"}, "nothing else to draw it from; name the oth"),
     ("reconstruct_scene", {"mask_ratio": 1.0}, "mask_ratio is 1.0"),
+    ("compare_synthetic", {"reference": "best"}, "reference is 'best'; choose one of"),
+    (
+        "compare_synthetic",
+        {"seeds": ()},
+        "seeds is .*; it must be a tuple of at least 1",
+    ),
+    ("compare_synthetic", {"budget": "hours"}, "budget is 'hours'; choose one of"),
+    ("compare_synthetic", {"tune.rates": (0.5,)}, "lacks 1.0, the arms' own rates"),
+    ("compare_synthetic", {"arms.fusmae.seed": -1}, "arms.fusmae.seed is -1"),
+    (
+        "compare_floods",
+        {"arms.fusmae.epochs": 30},
+        "is not that of arms.fusmae, so that",
+    ),
+    ("compare_floods", {"arms": {}}, "nothing to compare: name arms and evaluations"),
     ("export", {"checkpoint": ""}, "--config.checkpoint=runs"),
     ("export", {"out": ""}, "--config.out=exports"),
     ("export", {"out": "configs"}, "configs is there already and not an empty folder"),
