@@ -66,6 +66,8 @@ PRETRAINING = [
     ({"model.dims": 64}, r"no use for model.dims; did you mean model.dim\?"),
     ({"dim": 64}, r"no use for dim; did you mean model.dim\?"),
     ({"colour": "red"}, "no use for colour; take it out"),
+    # What methods share is no method.
+    ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['fusmae'"),
     ({"model.dim": GONE}, "no field model.dim; give it a whole .*pretrain_base.py"),
     ({"judge": GONE}, "no field judge.every; give it"),
     ({"model": 7}, "model is 7; it must be a group of the fields model.image_size"),
