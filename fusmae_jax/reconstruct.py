@@ -14,6 +14,7 @@ import scipy
 from data_pipeline import atomic, batches, config_fields, data_fields, sources
 from data_pipeline.config_fields import Field, choice, location, number, whole
 from data_pipeline.dataset_card import SPLITS
+from data_pipeline.errors import InputError
 from fusmae_jax import build, figures
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
@@ -247,6 +248,11 @@ def chosen_mask(objective: Reconstruction, hide: str, ratio: float) -> Reconstru
         hide: a sensor that is hidden whole, or "patches".
         ratio: share of the patches that is hidden; 0 for that of the run.
     """
+    if hide != "patches" and len(objective.sensors) == 1:
+        raise InputError(
+            f"hide is {hide!r}, and this model reads {objective.encoder().reads} "
+            "alone, from which it draws nothing else; set --config.hide=patches."
+        )
     if hide != "patches" and not objective.drop_sensor:
         log.warning(
             "This run has never drawn one sensor from the other alone, as its "

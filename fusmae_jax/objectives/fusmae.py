@@ -1,7 +1,6 @@
 """Fus-MAE's objective: its fields, masks and FLOPs, and its encoder."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,14 +73,6 @@ class Objective(reconstruction.Reconstruction):
     def encoder(self) -> "Encoder":
         """The encoder, before the feature-level fusion."""
         return Encoder(self.inputs, self.model, self.drop_sensor > 0.0)
-
-    def pixels_of(self, path: str) -> tuple[str, int] | None:
-        """Those of the patch embeddings and of the predictions; see `protocol`."""
-        if embeds := re.fullmatch(r"encoder/embed/(s[12])/kernel", path):
-            return embeds[1], 0
-        if predicts := re.fullmatch(r"decoders/(s[12])/predict/(kernel|bias)", path):
-            return predicts[1], {"kernel": 1, "bias": 0}[predicts[2]]
-        return None
 
     def flops(self) -> int:
         """See `train_step_flops`."""
@@ -163,9 +154,6 @@ def train_step_flops(
 
 def _decoders(model, values: int, n: int, k: int, predicted: int) -> int:
     """The forward pass of both decoders, see `train_step_flops`."""
-    d, w, depth = model["dim"], model["decoder_dim"], model["decoder_depth"]
     more = model.get("global_token") == "decoders"
-    tokens = n + more
-    queries = [tokens] * (depth - 1) + [predicted] * (depth > 0)  # of each block
-    each = linear(k + more, d, w) + sum(block(q, tokens, w) for q in queries)
-    return 2 * each + linear(predicted, w, values)
+    each = reconstruction.decoder_flops(model, n + more, k + more, predicted)
+    return 2 * each + linear(predicted, model["decoder_dim"], values)

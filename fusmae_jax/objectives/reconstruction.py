@@ -19,9 +19,9 @@ from flax import nnx
 
 from data_pipeline.config_fields import ask, check_rules, choice, number, whole
 from data_pipeline.errors import InputError
-from fusmae_jax import dtypes, inputs, patches, streams
+from fusmae_jax import dtypes, flops, inputs, patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs
-from fusmae_jax.models import attention, fusmae, layers
+from fusmae_jax.models import attention, layers
 from fusmae_jax.models.products import Arithmetic
 from fusmae_jax.objectives import protocol
 
@@ -51,7 +51,7 @@ FIELDS = {
         *attention.IMPLEMENTATIONS, meaning="Who computes attention."
     ),
     "model.remat": choice(
-        *fusmae.REMAT,
+        *layers.REMAT,
         meaning="What of a block is computed again for the gradient, for less memory "
         "and more time: nothing, all but the linear layers, or everything.",
     ),
@@ -472,6 +472,15 @@ class Reconstruction(protocol.Objective):
         """Those of the network's `encoder`."""
         return params["encoder"]
 
+    def pixels_of(self, path: str) -> tuple[str, int] | None:
+        """Those of the patch embeddings and of the predictions; see `protocol`."""
+        if embeds := re.fullmatch(r"encoder/embed/(s[12])/kernel", path):
+            return embeds[1], 0
+        predicts = r"(?:decoders|predict)/(s[12])/(?:predict/)?(kernel|bias)"
+        if predicts := re.fullmatch(predicts, path):
+            return predicts[1], {"kernel": 1, "bias": 0}[predicts[2]]
+        return None
+
     def advice(self) -> str:
         """Says so where a GPU would be faster, were heads or numbers others."""
         names = ("dtype", "platform", "devices", "attention")
@@ -565,3 +574,17 @@ class Encoder(protocol.Encoder):
         if path.startswith("norm/"):
             return self.depth + 1
         raise ValueError(f"No layer is known for {path}; add it to `layer_of`.")
+
+
+def decoder_flops(model: Mapping[str, Any], n: int, k: int, predicted: int) -> int:
+    """Matrix-product FLOPs of `layers.Decoder`, forward.
+
+    Args:
+        model: arguments of a network.
+        n: tokens of its blocks.
+        k: those that come from the encoder.
+        predicted: those that are wanted of the last block.
+    """
+    d, w, depth = model["dim"], model["decoder_dim"], model["decoder_depth"]
+    queries = [n] * (depth - 1) + [predicted] * (depth > 0)  # of each block
+    return flops.linear(k, d, w) + sum(flops.block(q, n, w) for q in queries)
