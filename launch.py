@@ -43,17 +43,27 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "The run to launch: a config file, or the name of one that comes with the project, "
-    f"of {', '.join(sorted(path.stem for path in CONFIGS.glob('*.py')))}.",
+    f"of {', '.join(sorted(path.stem for path in CONFIGS.glob('*.py')))}. Behind a "
+    "pretraining's may stand a colon and a method, as in quickstart:mae.",
 )
 
 
 def find_config(name: str) -> str:
     """The file of a config: a path, or the name of one that comes with the project.
 
-    `quickstart` and `configs/quickstart.py` are names that mean the same anywhere.
+    `quickstart` and `configs/quickstart.py` are names that mean the same anywhere. What
+    stands behind a colon is what `get_config` is called with, and stays.
     """
+    name, *argument = name.split(":", 1)
     paths = name, CONFIGS / f"{name}.py", CONFIGS.parent / name
-    return next((str(path) for path in paths if os.path.isfile(path)), name)
+    found = next((str(path) for path in paths if os.path.isfile(path)), name)
+    return ":".join([found, *argument])
+
+
+def run_name() -> str:
+    """What the run of the config is called that was passed, as `quickstart_mae`."""
+    path, *argument = flags.FLAGS["config"].config_filename.split(":", 1)
+    return "_".join([pathlib.Path(path).stem, *argument])
 
 
 class ConfigLoader(flags.ArgumentParser):
@@ -120,6 +130,11 @@ def parse(argv: list[str]) -> list[str]:
             raise InputError(
                 f"The config file cannot be used ({error}); see configs/quickstart.py."
             ) from error
+        elif "get_config() takes 0 positional arguments" in str(error):
+            raise InputError(
+                "Only pretrainings are of a method; take what is behind the colon off "
+                "--config."
+            ) from error
         elif not isinstance(error, flags.Error):
             raise  # the config file itself is wrong: show where
         raise InputError(str(error)) from error
@@ -176,8 +191,7 @@ def main(argv: list[str]) -> None:
             preemption.listen()
     if config.task != "prepare":
         runtime.enable_compile_cache()
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    task.run(config, _WORKDIR.value or f"runs/{name}")
+    task.run(config, _WORKDIR.value or f"runs/{run_name()}")
 
 
 def start_logging() -> None:

@@ -255,12 +255,22 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", missing=True)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
+    yield pretrain("pretrain_mae")
+    yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, redraw=True))
     yield Named("held-out pairs, floor", lambda: base().floor(64))
     yield Named("features (judge, kNN, probe)", lambda: base().features(256))
     yield Named("features, one sensor", lambda: base().features(256, alone=True))
     yield Named("features" + MISSING, lambda: base(True).features(256))
+    for method in build.METHODS:
+        if method != "fusmae":  # of which all others are
+            config = load(f"pretrain_{method}")
+            maker = functools.partial(Maker, config, mesh_of(1), platform, True)
+            yield Named(
+                f"features, {method}" + MISSING,
+                lambda maker=maker: maker().features(256),
+            )
     yield Named("fine-tune", lambda: base().finetune(128))
     yield Named("fine-tune, one sensor", lambda: base().finetune(128, alone=True))
     yield Named("fine-tune remat=full", lambda: base().finetune(128, remat="full"))

@@ -2,6 +2,9 @@
 
     python launch.py --config=configs/pretrain_base.py --config.data.dir=DIR
 
+Another method is trained by its name behind the file's, as every other pretraining is:
+--config=configs/pretrain_base.py:mae, with the fields that are its own.
+
 The same command runs on a TPU VM and on a multi-GPU host; on several hosts add
 --multihost. Any field can be overridden, e.g. --config.batch_size=512. On one GPU of
 80 GB it fits as it is, on 40 GB with --config.accumulate=2, on 24 GB and on a TPU v5e-8
@@ -21,10 +24,23 @@ S2_BANDS = (
 )
 
 
-def get_config() -> ml_collections.ConfigDict:
+# What a method asks for beside that which all share: that two differ in nothing else is
+# seen here.
+METHODS = {
+    "fusmae": {
+        "mask.mode": "independent",
+        "model.fuse_early": True,
+        "model.fuse_features": True,
+        "model.global_token": "encoder",
+    },
+    "mae": {"model.sensors": "both"},
+}
+
+
+def get_config(method: str = "fusmae") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "pretrain"
-    c.method = "fusmae"  # of fusmae_jax/objectives
+    c.method = method  # of fusmae_jax/objectives
     c.seed = 0
     c.init_from = ""
     c.epochs = 100
@@ -39,24 +55,24 @@ def get_config() -> ml_collections.ConfigDict:
         turn=True,
         resampling="linear",
     )
-    c.mask = dict(ratio=0.75, mode="independent", drop_sensor=0.0)
+    c.mask = dict(ratio=0.75, drop_sensor=0.0)
     c.model = dict(
         image_size=112,
         patch_size=8,
         dim=768,
         depth=12,
         num_heads=12,
-        fuse_early=True,
-        fuse_features=True,
         decoder_dim=256,
         decoder_depth=2,
         decoder_heads=8,
-        global_token="encoder",
         dtype="auto",
         attention="auto",
         remat="none",
     )
     c.loss = dict(normalize="patch", weight_s1=1.0, weight_s2=1.0)
+    for field, value in METHODS.get(method, {}).items():
+        group, _, name = field.partition(".")
+        c[group][name] = value
 
     c.optim = dict(base_lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=0.0)
     # References: they follow what they are made of on the command line.

@@ -9,7 +9,7 @@ through in parts, too, with --config.accumulate=4.
 from configs import pretrain_base
 
 
-def get_config():
-    c = pretrain_base.get_config()
+def get_config(method="fusmae"):
+    c = pretrain_base.get_config(method)
     c.model.update(dim=1280, depth=32, num_heads=16)
     return c

@@ -9,7 +9,7 @@ that is not enough split the parameters over 4 of them with --config.fsdp=4, too
 from configs import pretrain_base
 
 
-def get_config():
-    c = pretrain_base.get_config()
+def get_config(method="fusmae"):
+    c = pretrain_base.get_config(method)
     c.model.update(dim=1024, depth=24, num_heads=16)
     return c

@@ -6,7 +6,7 @@ python launch.py --config=configs/pretrain_small.py --config.data.dir=DIR
 from configs import pretrain_base
 
 
-def get_config():
-    c = pretrain_base.get_config()
+def get_config(method="fusmae"):
+    c = pretrain_base.get_config(method)
     c.model.update(dim=384, num_heads=6)
     return c

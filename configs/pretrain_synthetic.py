@@ -11,8 +11,8 @@ sensor says of the other. Every few epochs kNN and a quick probe say what it has
 from configs import pretrain_base
 
 
-def get_config():
-    c = pretrain_base.get_config()
+def get_config(method="fusmae"):
+    c = pretrain_base.get_config(method)
     c.epochs, c.batch_size = 12, 32
     c.data.update(source="patterns", count=4_000, size=48)
     c.view.crop_scale = (0.5, 1.0)

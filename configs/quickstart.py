@@ -2,6 +2,8 @@
 
     python launch.py --config=configs/quickstart.py
 
+and any other method with its name behind it, --config=configs/quickstart.py:mae.
+
 Needs no data and no accelerator: 17 BigEarthNet pairs, 5 more of other MGRS tiles
 held out, under 3 minutes on 2 CPU cores. It shows the machinery at work; 17 pairs
 teach no representation worth keeping.
@@ -15,12 +17,13 @@ have to show many kinds of ground in so few steps.
 from configs import pretrain_base
 
 
-def get_config():
-    c = pretrain_base.get_config()
+def get_config(method="fusmae"):
+    c = pretrain_base.get_config(method)
     c.epochs, c.batch_size = 1100, 16
     c.data.update(source="sample", threads=2)
     c.view.crop_scale = (0.03, 0.6)
-    c.mask.mode = "consistent"
+    if "mode" in c.mask:
+        c.mask.mode = "consistent"
     c.model.update(image_size=64, dim=96, depth=3, num_heads=4, dtype="float32")
     c.model.update(decoder_dim=64, decoder_depth=1, decoder_heads=4)
     c.loss.normalize = "none"

@@ -173,11 +173,33 @@ def check_config(config) -> None:
     Raises:
         InputError: names the fields and their values.
     """
-    config_fields.check(config, fields(config), like="configs/pretrain_base.py")
+    known = fields(config)
+    check_method(config, known)
+    config_fields.check(config, known, like="configs/pretrain_base.py")
     ask(config, (inputs.check_crops, "view.crop_scale", "view.crop_ratio"))
     check_rules(config, RULES)
     build.method(config.method).check(config)
     data_fields.check(config.data, [config.data.eval_split])
+
+
+def check_method(config, known: dict[str, Field]) -> None:
+    """Refuses a field of another method.
+
+    Args:
+        config: of a method that there is.
+        known: what each field may hold.
+
+    Raises:
+        InputError: names it, and how a method is chosen with its fields.
+    """
+    for other in build.METHODS:
+        for name in build.method(other).FIELDS.keys() - known.keys():
+            if config_fields.find(config, name)[0]:
+                raise InputError(
+                    f"{name} is a field of the method {other}, and method is "
+                    f"{config.method}; choose a method behind the config's name, as in "
+                    f"--config=quickstart:{config.method}, which brings its fields."
+                )
 
 
 def check_data(config) -> None:

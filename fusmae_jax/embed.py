@@ -101,6 +101,7 @@ def embed_scene(config) -> None:
     model = pretrained.load(
         config.checkpoint, step=config.step, batch_size=config.batch_size
     )
+    model.check_given([s for s in SENSORS if config[s]])
     scene = scenes.open_scene(config, model.contract)
     stride = config.stride or max(model.encoder.side // 4, 1)
     cover, out = scenes.cover(scene, model, stride), pathlib.Path(config.out)
@@ -239,8 +240,7 @@ def embed_pairs(config) -> None:
     description = sources.describe(config.data)
     missing = sources.has_missing(config.data)
     judged = found.look_at(description, "run", missing)
-    there = encoder.sensor_sets(description)
-    shown = "both" if "both" in there else there[0]
+    *_, shown = encoder.sensor_sets(description, reads=judged.sensors)
     extractor = features.Extractor(
         judged,
         found.encoder_params,

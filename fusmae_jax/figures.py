@@ -17,11 +17,11 @@ COLUMNS = ("input", "masked", "prediction", "target")
 
 
 def reconstruction_figure(samples, contract, *, note: str):
-    """Draws input, masked view, prediction and target of each sensor that was measured.
+    """Draws input, masked view, prediction and target of the sensors that have any.
 
     Args:
         samples: one dict per pair: `name`, `box` (the view's top, left, height and
-            width in fractions of the scene), and for each sensor a dict of images
+            width in fractions of the scene), and for sensors a dict of images
             [H, W, C] in native units, NaN where nothing was measured: `scene`,
             `prediction`, `target`, and `hidden` [H, W] bool.
         contract: the sensors by name.
@@ -32,7 +32,8 @@ def reconstruction_figure(samples, contract, *, note: str):
     measured = lambda name: any(
         not _missing(sample[name]["target"]).all() for sample in samples
     )
-    names = [name for name in ("s2", "s1") if measured(name)] or ["s2"]
+    drawn = [name for name in ("s2", "s1") if name in samples[0]]
+    names = [name for name in drawn if measured(name)] or drawn[:1]
     starts = {name: i * len(COLUMNS) for i, name in enumerate(names)}
     rows, cols = len(samples), len(names) * len(COLUMNS)
     fig = figure.Figure(figsize=(1.75 * cols, 1.75 * rows + 0.75), layout="constrained")

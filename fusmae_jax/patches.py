@@ -85,6 +85,12 @@ def sincos_2d(side: int, dim: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+def positions(side: int, dim: int, ids: jax.Array) -> jax.Array:
+    """The code of places ids [B, K] in a grid, [B, K, dim], see `sincos_2d`."""
+    code = jnp.asarray(sincos_2d(side, dim))
+    return code.at[ids].get(mode="promise_in_bounds")
+
+
 class Mask(NamedTuple):
     """A per-sample choice of visible patches.
 

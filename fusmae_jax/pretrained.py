@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,8 +131,8 @@ class Model:
             values (see docs/data.md) are not shown to it.
 
         Raises:
-            InputError: the arrays do not fit together or the model, or cannot be in
-                the unit that is said.
+            InputError: the arrays do not fit together or the model, cannot be in the
+                unit that is said, or are of a sensor that it does not read.
 
         Example, of two images that have radar alone, the second half measured:
             >>> s1 = np.full((2, model.size, model.size, 2), (-12.0, -19.0))  # dB
@@ -148,6 +148,7 @@ class Model:
         """
         given = {s: x for s, x in (("s1", s1), ("s2", s2)) if x is not None}
         single = _check_shapes(given, self.patch_size)
+        self.check_given(given)
         bands, units = dict(bands or {}), dict(units or {})
         for s in (*bands, *units):
             if s not in given:
@@ -168,6 +169,19 @@ class Model:
             )
         found = self._of_pixels(pixels, stride)
         return Features(*jax.tree.map(lambda x: x[0], found)) if single else found
+
+    def check_given(self, given: Iterable[str]) -> None:
+        """Refuses images of a sensor that the encoder does not read.
+
+        Raises:
+            InputError: names the first of them.
+        """
+        for s in given:
+            if s not in self.encoder.sensors:
+                raise InputError(
+                    f"{s} is given, and this encoder reads {self.encoder.reads} alone; "
+                    f"give {' and '.join(self.encoder.sensors)}."
+                )
 
     def _of_pixels(self, pixels: dict[str, np.ndarray], stride: int) -> Features:
         """Features of pixels [B, H, W, C] in the contract's units."""

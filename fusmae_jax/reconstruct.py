@@ -14,17 +14,17 @@ import scipy
 from data_pipeline import atomic, batches, config_fields, data_fields, sources
 from data_pipeline.config_fields import Field, choice, location, number, whole
 from data_pipeline.dataset_card import SPLITS
+from data_pipeline.errors import InputError
 from fusmae_jax import build, figures
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
-from fusmae_jax.objectives.fusmae import Objective, Outcome
+from fusmae_jax.objectives.reconstruction import Outcome, Reconstruction
 from fusmae_jax.training import checkpoint, run_directory, sharding
 from fusmae_jax.training.heldout import HeldOut
 
 log = logging.getLogger("fusmae_jax")
 
-MODEL = "Fus-MAE"
 FLOOR = "floor, an estimate"
 
 # What the config may say.
@@ -117,15 +117,16 @@ PREDICTORS = {
 }
 
 
-def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]]:
+def compare(outcome: Outcome, objective: Reconstruction) -> dict[str, dict[str, list]]:
     """Mean squared errors on hidden patches, {predictor: {sensor: one for each pair}}.
 
     Everything is compared in the space of the loss: with normalised targets, what a
     simple predictor draws is normalised with its own statistics. Pairs in which nothing
     that is hidden was measured are left out.
     """
-    errors = {name: {} for name in (MODEL, *PREDICTORS)}
-    for s in SENSORS:
+    model = objective.encoder().name
+    errors = {name: {} for name in (model, *PREDICTORS)}
+    for s in objective.sensors:
 
         def normalize(x, s=s):
             return np.asarray(objective.target(s, x)[0])
@@ -133,7 +134,7 @@ def compare(outcome: Outcome, objective: Objective) -> dict[str, dict[str, list]
         seen = np.asarray(outcome.patches[s])
         hidden = np.asarray(outcome.hidden[s]) == 1.0
         target = normalize(seen)
-        guesses = {MODEL: np.asarray(outcome.predicted[s])}
+        guesses = {model: np.asarray(outcome.predicted[s])}
         sizes = itertools.repeat(objective.patch_size)
         with concurrent.futures.ThreadPoolExecutor(batches.cores()) as pool:
             for name, predictor in PREDICTORS.items():
@@ -174,7 +175,7 @@ def table(errors: dict[str, dict[str, float]], *, title: str) -> str:
     width = max(map(len, errors)) + 2
     lines = [title, " " * width + "Sentinel-1  Sentinel-2"]
     for name, by_sensor in errors.items():
-        errors = (by_sensor[s] for s in SENSORS)
+        errors = (by_sensor.get(s) for s in SENSORS)
         values = "".join(f"{'-' if e is None else f'{e:.4f}':>10}  " for e in errors)
         lines.append(name.ljust(width) + values.rstrip())
     return "\n".join(lines)
@@ -200,7 +201,9 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
     floor, errors = held_out.floor, compare_all(held_out, params, draws)
     if jax.process_index() != 0:
         return
-    note = f"step {step}; hidden patches are grey, {objective.mask_mode} masks"
+    note = f"step {step}; hidden patches are grey"
+    if objective.mask_mode:
+        note += f", {objective.mask_mode} masks"
     if objective.hide:
         other = next(s for s in SENSORS if s != objective.hide)
         hidden, shown_one = (
@@ -230,12 +233,14 @@ def report(held_out: HeldOut, params, workdir, *, step: int, draws: int, shown: 
         f"(mean squared, of pixels normalised per band{space[objective.normalize]}; "
         "less is better)"
     )
-    there = {s for s, error in errors[MODEL].items() if error is not None}
-    floor = {s: floor[f"floor_{s}"] if s in there else None for s in SENSORS}
+    there = {
+        s for s, error in errors[objective.encoder().name].items() if error is not None
+    }
+    floor = {s: floor[f"floor_{s}"] for s in there}
     print(table(errors | {FLOOR: floor}, title=title), flush=True)
 
 
-def chosen_mask(objective: Objective, hide: str, ratio: float) -> Objective:
+def chosen_mask(objective: Reconstruction, hide: str, ratio: float) -> Reconstruction:
     """The objective with what is to be hidden of held-out pairs.
 
     Args:
@@ -243,6 +248,11 @@ def chosen_mask(objective: Objective, hide: str, ratio: float) -> Objective:
         hide: a sensor that is hidden whole, or "patches".
         ratio: share of the patches that is hidden; 0 for that of the run.
     """
+    if hide != "patches" and len(objective.sensors) == 1:
+        raise InputError(
+            f"hide is {hide!r}, and this model reads {objective.encoder().reads} "
+            "alone, from which it draws nothing else; set --config.hide=patches."
+        )
     if hide != "patches" and not objective.drop_sensor:
         log.warning(
             "This run has never drawn one sensor from the other alone, as its "

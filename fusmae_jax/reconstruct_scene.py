@@ -1,6 +1,5 @@
 """A whole scene as the model reconstructs it: patches it did not see, or a sensor."""
 
-import dataclasses
 import logging
 import os
 import pathlib
@@ -85,6 +84,7 @@ def run(config, workdir) -> None:
     found = encoders.restore(config.checkpoint, mesh, config.step)
     objective = _objective(found, config)
     model = Model(objective.encoder(), found.encoder_params, mesh, config.batch_size)
+    model.check_given(s for s in SENSORS if config[s])
     scene = scenes.open_scene(config, model.contract)
     drawn = (config.hide,) if config.hide in SENSORS else tuple(scene.paths)
     if objective.normalize != "none" and set(drawn) - set(scene.paths):
@@ -112,11 +112,7 @@ def _objective(found: encoders.Pretrained, config) -> Objective:
             f"A run of the method {found.config.method} reconstructs nothing; name one "
             "of a masked autoencoder."
         )
-    objective = reconstruct.chosen_mask(objective, config.hide, config.mask_ratio)
-    if objective.hide:
-        return objective
-    # One map says which patches a window was shown, for all sensors.
-    return dataclasses.replace(objective, mask_mode="consistent")
+    return reconstruct.chosen_mask(objective, config.hide, config.mask_ratio)
 
 
 def draw(
@@ -141,7 +137,8 @@ def draw(
     cover, out = scenes.cover(scene, model, stride), pathlib.Path(config.out)
     p, contract = model.patch_size, model.contract
     height, width = scene.grid.shape
-    depth = sum(len(contract[s].bands) for s in drawn)
+    counts = [len(contract[s].bands) for s in drawn]
+    depth = sum(counts)
     key = embed.key(config, model, scene, stride)
     key |= {name: config[name] for name in ("hide", "mask_ratio")}
     rows = maps.Rows(out, (height, width, depth), key)
@@ -152,16 +149,18 @@ def draw(
         if rows.done < height:
             step = reconstruction_step(model, params, objective, drawn)
             for first, part in scenes.map_rows(
-                scene, model, cover, step, p * p * depth, rows.done // p
+                scene, model, cover, step, p * p * depth + len(drawn), rows.done // p
             ):
-                pixels = scenes.to_pixels(part, p)[: height - first * p, :width]
+                pixels, weight = np.split(part, [p * p * depth], axis=-1)
+                pixels = scenes.to_pixels(pixels, p)
+                weight = weight.repeat(p, 0).repeat(p, 1).repeat(counts, -1)
+                pixels = (pixels / weight)[: height - first * p, :width]
                 rows.add(first * p, pixels)
                 bar.update(len(pixels) * area)
     tags = {"SOFTWARE": "fusmae_jax", "HIDDEN": objective.hide or "patches"}
     tags |= {s.upper(): os.path.basename(x) for s, x in scene.paths.items()}
-    ends = np.cumsum([len(contract[s].bands) for s in drawn])
-    for s, end in zip(drawn, ends):
-        values = rows.values[..., end - len(contract[s].bands) : end]
+    for s, count, end in zip(drawn, counts, np.cumsum(counts)):
+        values = rows.values[..., end - count : end]
         maps.write(
             out / f"{s}.tif",
             values,
@@ -180,10 +179,12 @@ def draw(
 def reconstruction_step(
     model: Model, params: nnx.State, objective: Objective, drawn: tuple[str, ...]
 ):
-    """The step for `map_rows` of pixels in native units, [side, side, P * P * C].
+    """The step for `map_rows` of pixels in native units, [side, side, P * P * C + S].
 
     All windows have one mask. As they overlap, a patch of the scene lies elsewhere in
-    each, so that hardly any is shown by all; one that is stays as it is.
+    each, so that hardly any is shown by all; one that is stays as it is. Pixels are
+    multiplied by a weight, which is next to nothing where a window was shown them, and
+    the weights of the S drawn sensors stand behind, for their mean to be divided by.
     """
     graphdef, _ = objective.abstract
     key, p, side = streams.key(0, "held_out"), model.patch_size, model.encoder.side
@@ -194,17 +195,20 @@ def reconstruction_step(
         masks = objective.draw_fixed(key, jnp.zeros(batch, jnp.int32))
         network = nnx.merge(graphdef, params)
         found = objective.pictures(objective.redraw(network, images, masks))
-        values = [patches.patchify(found[s]["prediction"], p) for s in drawn]
-        bands = [x.reshape(*x.shape[:2], p * p, -1) for x in values]
-        values = jnp.concatenate(bands, axis=-1).reshape(batch, side, side, -1)
-        hidden = found[drawn[0]]["hidden"][:, ::p, ::p]
-        known = jnp.where(hidden, 1.0, _UNHIDDEN)
+        bands, weights = [], []
+        for s in drawn:
+            hidden = found[s]["hidden"][:, ::p, ::p].reshape(batch, -1, 1)
+            weights.append(jnp.where(hidden, 1.0, _UNHIDDEN))
+            predicted = patches.patchify(found[s]["prediction"], p) * weights[-1]
+            bands.append(predicted.reshape(batch, side**2, p * p, -1))
+        bands = jnp.concatenate(bands, axis=-1).reshape(batch, side**2, -1)
+        values = jnp.concatenate([bands, *weights], axis=-1)
         measured = [
             jnp.isfinite(x).all(axis=-1, keepdims=True) for x in pixels.values()
         ]
         there = [patches.patchify(1.0 * x, p).any(axis=-1) for x in measured]
-        anything = (there[0] | there[1]).reshape(hidden.shape)
-        return values, jnp.where(anything, known, 0.0)
+        grid = batch, side, side
+        return values.reshape(*grid, -1), (there[0] | there[1]).reshape(grid)
 
     compiled = jax.jit(redraw, out_shardings=sharding.rows(model.mesh))
     return lambda _, pixels: compiled(params, pixels)

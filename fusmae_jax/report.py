@@ -318,14 +318,15 @@ def open_pairs(config, found: encoder.Pretrained) -> Pairs:
     judged = found.look_at(description, "run", sources.has_missing(data))
     wanted = description.layout.fields(judged.inputs.contract)
     source = sources.open_split(data, data.eval_split, (*wanted, "id"))
-    sets, held_out = encoder.sensor_sets(description), None
+    *_, shown = encoder.sensor_sets(description, reads=judged.sensors)
+    held_out = None
     if found.objective.redraws:
         objective = build.to_judge(found.config, judged.inputs, found.mesh)
         held_out = HeldOut(
             objective, found.mesh, source, seed=found.config.seed, count=config.shown
         )
     source = subsets.spread(source, config.pairs)
-    return Pairs(source, judged, "both" if "both" in sets else sets[0], held_out)
+    return Pairs(source, judged, shown, held_out)
 
 
 def reconstructions(config, found: encoder.Pretrained, pairs: Pairs) -> str:
@@ -338,7 +339,7 @@ def reconstructions(config, found: encoder.Pretrained, pairs: Pairs) -> str:
     drawn = jax.device_get(pairs.held_out.pictures(redrawn, count))
     shown = []
     for i, name in enumerate(names):
-        for s in reversed(SENSORS):
+        for s in reversed(drawn):
             images = {kind: x[i] for kind, x in drawn[s].items()}
             missing = np.isnan(images["target"]).any(axis=-1)
             if missing.all():

@@ -68,6 +68,9 @@ PRETRAINING = [
     ({"model.dims": 64}, r"no use for model.dims; did you mean model.dim\?"),
     ({"dim": 64}, r"no use for dim; did you mean model.dim\?"),
     ({"colour": "red"}, "no use for colour; take it out"),
+    # What methods share is no method; each has fields of its own.
+    ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['fusmae'"),
+    ({"method": "mae"}, "a field of the method fusmae, .*--config=quickstart:mae"),
     ({"model.dim": GONE}, "no field model.dim; give it a whole .*pretrain_base.py"),
     ({"judge": GONE}, "no field judge.every; give it"),
     ({"model": 7}, "model is 7; it must be a group of the fields model.image_size"),
@@ -291,8 +294,21 @@ OTHERS = [
     ("reconstruct", {"data.threads": 2}, "no use for data.threads"),
 ]
 
+MAE = [
+    ({"method": "fusmae"}, "model.sensors is a field of the method mae, and method is"),
+    ({"model.sensors": "S2"}, r"model.sensors is 'S2'; .*did you mean 's2'\?"),
+    (
+        {"model.sensors": "s1", "mask.drop_sensor": 0.5},
+        "mask.drop_sensor=0.5 would take its only sensor away.*model.sensors=s1; set",
+    ),
+    (
+        {"model.sensors": "s1", "loss.weight_s1": 0.0},
+        "model.sensors is s1, whose weight .* set loss.weight_s1 above 0",
+    ),
+]
 ROWS = [
     *(("pretrain_base", *row) for row in PRETRAINING),
+    *(("pretrain_mae", *row) for row in MAE),
     *(("probe_bigearthnet", *row) for row in EVALUATION),
     *PREPARATION,
     *OTHERS,

@@ -24,7 +24,7 @@ def trained(factory, method: str = "fusmae") -> pathlib.Path:
     workdir = factory.getbasetemp() / f"judged_{method}"
     if workdir.exists():
         return workdir
-    config = tiny.config()
+    config = tiny.config("fusmae" if method == "teacher" else method)
     config.method = method
     return write_run(workdir, config)
 

@@ -40,6 +40,35 @@ def test_every_pretraining_config_builds_its_model(name):
     assert nnx.merge(graphdef, params).num_patches == objective.num_patches
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize("method", build.METHODS)
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_a_pretraining_is_of_any_method_that_its_name_is_followed_by(
+    parse, name, method
+):
+    if name.removeprefix("pretrain_") in build.METHODS:
+        with pytest.raises(InputError, match="take what is behind the colon off"):
+            parse(f"--config={name}:{method}")
+        return
+    parse(f"--config={name}:{method}", "--config.data.source=sample")  # and checks
+    assert launch._CONFIG.value.method == method
+    assert launch.run_name() == f"{name}_{method}"
+    parse(f"--config=configs/{name}.py", "--config.data.source=sample")
+    assert launch._CONFIG.value.method == "fusmae" and launch.run_name() == name
+
+
+@pytest.mark.parametrize("method", build.METHODS)
+def test_methods_differ_in_their_own_fields_alone(method):
+    of = lambda m: run_directory.flatten(pretrain_base.get_config(m).to_dict())
+    found, base = of(method), of("fusmae")
+    shared = found.keys() & base.keys()
+    assert {x for x in shared if found[x] != base[x]} <= {"method"}
+    assert found.keys() - shared == (
+        set(pretrain_base.METHODS[method]) if method != "fusmae" else set()
+    )
+    assert pretrain_base.METHODS.keys() == set(build.METHODS)
+
+
 @pytest.mark.parametrize("name", PRETRAIN)
 def test_what_is_for_trying_computes_in_float32_and_the_rest_as_devices_do(name):
     tried = name in ("quickstart", "pretrain_synthetic")

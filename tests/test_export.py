@@ -228,9 +228,16 @@ def test_the_torch_file_takes_other_units_offsets_and_some_of_the_bands(
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize("changes", [dict(fuse_early=False), dict(depth=1)])
-def test_the_torch_file_knows_every_variant(torch, changes, tmp_path_factory):
-    config_ = tiny.config()
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("fusmae", dict(fuse_early=False)),
+        ("fusmae", dict(depth=1)),
+        ("mae", {}),
+    ],
+)
+def test_the_torch_file_knows_every_variant(torch, method, changes, tmp_path_factory):
+    config_ = tiny.config(method)
     config_.model.update(changes)
     config_.bands.s1, config_.bands.s2 = ("VH",), ("B04", "B03", "B8A")
     folder = tmp_path_factory.mktemp("variant")
@@ -243,6 +250,27 @@ def test_the_torch_file_knows_every_variant(torch, changes, tmp_path_factory):
     given = {"s1": given["s1"][..., 1:], "s2": given["s2"][..., [3, 2, 8]]}
     found = say_in_torch(load_torch(folder / "out"), given)
     same(found, pretrained.load(folder / "run", batch_size=8).encode(**given))
+
+
+@pytest.mark.journey
+def test_an_encoder_of_one_sensor_is_exported_and_says_so(
+    torch, tmp_path_factory, tmp_path
+):
+    config_ = tiny.config("mae")
+    config_.model.sensors = "s2"
+    run = judging.write_run(tmp_path_factory.mktemp("alone") / "run", config_)
+    export.run(
+        config(run, tmp_path, formats=("safetensors", "torch", "stablehlo")), "unused"
+    )
+    model, given = pretrained.load(tmp_path, batch_size=8), samples()
+    expected = model.encode(s2=given["s2"])
+    assert np.isnan(expected.sensors["s1"]).all()
+    same(say_in_torch(load_torch(tmp_path), given), expected)
+    same(in_jax(tmp_path, given), expected)
+    assert "It reads Sentinel-2 alone" in (tmp_path / "README.md").read_text()
+    for wrong in (given, {"s1": given["s1"]}):
+        with pytest.raises(InputError, match="s1 is given, and .* Sentinel-2 alone; g"):
+            model.encode(**wrong)
 
 
 def test_the_torch_file_needs_nothing_but_torch_and_safetensors(in_torch):
@@ -270,7 +298,10 @@ def test_the_torch_file_refuses_what_does_not_fit(torch, in_torch, copy):
     said = json.loads((copy / weights.CONFIG).read_text())
     for change, message in (
         ({"format": 2}, "has format 2, and this file reads 1; take the fusmae_torch"),
-        ({"method": "mae"}, "known of the method 'mae', but of .*; load it with fus"),
+        (
+            {"method": "other"},
+            "known of the method 'other', but of .*; load it with fus",
+        ),
     ):
         (copy / weights.CONFIG).write_text(json.dumps(said | change))
         with pytest.raises(ValueError, match=message):
@@ -423,7 +454,7 @@ def test_the_card_says_of_which_sensor_there_was_nothing(exported):
     "change, message",
     [
         (lambda c: c.update(format=2), "has format 2 and this version reads 1; update"),
-        (lambda c: c.update(method="mae"), "of the method 'mae', and this version"),
+        (lambda c: c.update(method="other"), "of the method 'other', and this version"),
         (lambda c: c.update(method=["os"]), r"of the method .*os.*, and this version"),
         (lambda c: c.pop("contract"), "describes no encoder .*copy the export again"),
         (lambda c: c.pop("training"), "describes no encoder .*copy the export again"),

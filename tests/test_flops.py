@@ -9,6 +9,7 @@ from flax import nnx
 from jax.extend import core
 
 from configs import pretrain_base
+from data_pipeline import synthetic
 from fusmae_jax import build, flops, patches
 from fusmae_jax.models.fusmae import GLOBAL_TOKENS, FusMAE
 from fusmae_jax.objectives.fusmae import train_step_flops
@@ -86,6 +87,35 @@ def test_the_formula_counts_every_matrix_product(
     want = product_flops(jax.make_jaxpr(step)(*args).jaxpr)
     sizes = sizes | dict(bands=tiny.BANDS)
     assert train_step_flops(sizes, 0.75, drop_sensor) == want
+
+
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("fusmae", {}),
+        ("mae", {}),
+        ("mae", {"model.sensors": "s2"}),
+        ("mae", {"mask.drop_sensor": 0.5, "model.decoder_depth": 2}),
+    ],
+)
+def test_every_method_counts_the_products_of_its_loss(method, changes):
+    config = tiny.config(method)
+    config.update_from_flattened_dict(changes)
+    goal, scenes = build.objective(config), synthetic.Scenes(1, size=24)
+    fields = {k: x[None] for k, x in scenes[0].items() if k.startswith(("s1", "s2"))}
+    graphdef, params = goal.abstract
+    draw = goal.draw(jax.random.key(0), 1)
+
+    def loss(params):
+        return goal.loss(nnx.merge(graphdef, params), (), fields, draw)[0]
+
+    def resample():
+        images = goal.inputs.images(fields, draw.view)
+        return [images[s] for s in goal.sensors]
+
+    total = product_flops(jax.make_jaxpr(jax.value_and_grad(loss))(params).jaxpr)
+    total -= product_flops(jax.make_jaxpr(resample)().jaxpr)
+    assert goal.flops() == total
 
 
 @pytest.mark.journey

@@ -605,7 +605,7 @@ def test_errors_of_reconstructions_are_of_measured_pixels(full, key):
     # Of one pair what is asked for is known.
     outcome.hidden["s1"] = outcome.hidden["s1"] * (np.arange(BATCH) == 0)[:, None]
     want = plain_error(goal, outcome, "s1")
-    np.testing.assert_allclose(found[reconstruct.MODEL]["s1"][0], want, rtol=1e-4)
+    np.testing.assert_allclose(found["Fus-MAE"]["s1"][0], want, rtol=1e-4)
 
 
 # From end to end

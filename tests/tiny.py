@@ -61,9 +61,9 @@ def encoder(seed: int = 0, **changes):
     return made, made.init(nnx.Rngs(seed))
 
 
-def config():
-    """A tiny run on synthetic scenes: 6 steps of 8 pairs."""
-    c = pretrain_base.get_config()
+def config(method: str = "fusmae"):
+    """A tiny run of a method on synthetic scenes: 6 steps of 8 pairs."""
+    c = pretrain_base.get_config(method)
     c.epochs, c.batch_size = 2, 8
     c.data.update(source="synthetic", count=24, size=24, threads=1)
     c.model.update({k: v for k, v in MODEL.items() if k != "bands"})

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,45 @@ from fusmae_jax.training import checkpoint, run_directory, sharding
 SENSOR_SETS = {"s1": (True, False), "s2": (False, True), "both": (True, True)}
 
 
-def sensor_sets(*descriptions: Description) -> tuple[str, ...]:
-    """Those of `SENSOR_SETS` of which all of some datasets have every sensor."""
-    there = set(SENSORS).intersection(*(d.sensors for d in descriptions))
+def sensor_sets(
+    *descriptions: Description, reads: Sequence[str] = SENSORS
+) -> tuple[str, ...]:
+    """Those of `SENSOR_SETS` of which all of some datasets have every sensor.
+
+    Args:
+        *descriptions: of the datasets.
+        reads: the sensors that an encoder reads.
+    """
+    there = set(reads).intersection(*(d.sensors for d in descriptions))
     return tuple(
         name
         for name, shown in SENSOR_SETS.items()
         if {s for s, here in zip(SENSORS, shown) if here} <= there
     )
+
+
+def check_sensors(field: str, wanted: Sequence[str], encoder: Encoder) -> None:
+    """Refuses sensor sets of which an encoder does not read every sensor.
+
+    Args:
+        field: of the config, that says which are wanted.
+        wanted: names of `SENSOR_SETS`.
+        encoder: what is to encode them.
+
+    Raises:
+        InputError: it reads one sensor alone.
+    """
+    read = tuple(s in encoder.sensors for s in SENSORS)
+    fit = tuple(
+        name
+        for name, shown in SENSOR_SETS.items()
+        if all(there for there, asked in zip(read, shown) if asked)
+    )
+    if not set(wanted) <= set(fit):
+        raise InputError(
+            f"{field} is {tuple(wanted)}, and this encoder reads "
+            f'{encoder.reads} alone; set --config.{field}="{fit}".'
+        )
 
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -162,12 +193,19 @@ class Pretrained:
             missing: whether the dataset has pixels that were not measured.
 
         Raises:
-            InputError: it lacks a band of the model, or has it in another unit.
+            InputError: it lacks a band of the model, or has it in another unit, or has
+                nothing that the encoder reads.
         """
         build.check_data(self.contract, description)
         known = self.contract if statistics == "run" else description.sensors
         seen = build.inputs(self.config, known, description.layout, missing)
-        return build.to_judge(self.config, seen, self.mesh).encoder()
+        encoder = build.to_judge(self.config, seen, self.mesh).encoder()
+        if not sensor_sets(description, reads=encoder.sensors):
+            raise InputError(
+                f"This encoder reads {encoder.reads} alone, of which "
+                f"{description.name} has nothing; name other data."
+            )
+        return encoder
 
     @property
     def encoder_params(self) -> nnx.State:

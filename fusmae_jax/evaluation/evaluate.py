@@ -103,6 +103,7 @@ def open_setup(
     """
     missing = sources.has_missing(config.data)
     judged = pretrained.look_at(data.description, config.normalize, missing)
+    encoder.check_sensors("sensors", config.sensors, judged)
     if config.features.pool == "global" and not judged.summarizes:
         log.warning(
             "Nothing has taught this encoder's global token what to say, as its "

@@ -34,7 +34,6 @@ from fusmae_jax.evaluation import classifier, features, loop
 from fusmae_jax.evaluation.classifier import Classifier
 from fusmae_jax.evaluation.encoder import present
 from fusmae_jax.models import layers
-from fusmae_jax.models.fusmae import REMAT
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import checkpoint, optim, sharding
 from fusmae_jax.training.train import TrainState, gradients
@@ -119,7 +118,7 @@ class Recipe:
     )
     remat: str = attribute(
         choice(
-            *REMAT,
+            *layers.REMAT,
             meaning="What of a block is computed again for the gradient, for less "
             "memory and more time: nothing, all but the linear layers, or everything.",
         ),

@@ -144,9 +144,11 @@ class Monitor:
         self._held = subsets.spread(held, config.judge.eval_pairs)
         self._labels = [s.index[field] for s in (self._train, self._held)]
         names = (config.data.split, config.data.eval_split)
-        self._sets = sensor_sets(*(sources.describe(config.data, n) for n in names))
+        encoder = objective.encoder()
+        described = (sources.describe(config.data, n) for n in names)
+        self._sets = sensor_sets(*described, reads=encoder.sensors)
         self._extractor = features.Extractor(
-            objective.encoder(), None, features.Recipe(), mesh, self._sets
+            encoder, None, features.Recipe(), mesh, self._sets
         )
 
     def due(self, step: int, steps: int) -> bool:

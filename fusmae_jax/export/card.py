@@ -325,6 +325,8 @@ def _limits(encoder: Encoder) -> Iterator[str]:
         "It has seen the places, seasons and processing of its training data alone; "
         "single images, not time series; no sensor but these."
     )
+    if set(encoder.sensors) != set(encoder.inputs.contract):
+        yield f"It reads {encoder.reads} alone; give it nothing else."
     unseen = [s for s in encoder.inputs.contract.values() if s.source == build.LACKING]
     for sensor in unseen:
         yield (

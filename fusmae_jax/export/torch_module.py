@@ -225,7 +225,10 @@ class Encoder(nn.Module):
         size: side of the images in pixels.
         patch_size: side P of a patch in pixels.
         width: length D of a feature.
+        reads: the sensors that it reads; others are absent, whatever is given.
     """
+
+    reads = SENSORS
 
     def __init__(self, described: Mapping):
         super().__init__()
@@ -310,6 +313,8 @@ class Encoder(nn.Module):
                     f"with the bands {', '.join(self.bands[s])}."
                 )
             patches[s], shown[s] = self.pixels[s](x)
+            if s not in self.reads:
+                shown[s] = torch.zeros_like(shown[s])
         tokens, summary = self.encode(patches, shown)
         known = torch.stack([shown[s] for s in SENSORS], dim=1)[..., None]
         both = torch.stack([tokens[s] for s in SENSORS], dim=1)  # [B, 2, N, D]
@@ -399,9 +404,40 @@ class FusMAE(Encoder):
         return {"s1": s1, "s2": s2}, summary[:, 0]
 
 
+# A plain masked autoencoder (He et al. 2022), as SatViT with both sensors stacked.
+
+
+class MAE(Encoder):
+    """One token of all that is shown of a patch, then blocks over the tokens."""
+
+    def __init__(self, described: Mapping):
+        super().__init__(described)
+        model, dim = described["model"], self.width
+        if model["sensors"] != "both":
+            self.reads = (model["sensors"],)
+        size = lambda s: self.patch_size**2 * len(self.bands[s])
+        self.register_buffer("code", sincos_2d(self.side, dim), persistent=False)
+        self.embed = nn.ModuleDict({s: nn.Linear(size(s), dim) for s in self.reads})
+        blocks = [Block(dim, model["num_heads"]) for _ in range(model["depth"])]
+        self.blocks, self.norm = nn.ModuleList(blocks), layer_norm(dim)
+
+    def encode(self, patches, shown):
+        """See `Encoder`."""
+        x = sum(self.embed[s](patches[s]) for s in self.reads) + self.code
+        known = torch.stack([shown[s] for s in self.reads]).any(dim=0)
+        for block in self.blocks:
+            # Where nothing is to be seen at all nothing is said of it either.
+            x = block(x, known | ~known.any(dim=1, keepdim=True))
+        x = self.norm(x)
+        count = known.sum(dim=1, keepdim=True).clamp(min=1)
+        summary = torch.where(known[..., None], x, 0.0).sum(dim=1) / count
+        tokens = {s: x if s in self.reads else torch.zeros_like(x) for s in SENSORS}
+        return tokens, summary
+
+
 # Of folders, and whatever has their content.
 
-ENCODERS = {"fusmae": FusMAE}  # by method
+ENCODERS = {"fusmae": FusMAE, "mae": MAE}  # by method
 
 
 def build(described: Mapping, tensors: Mapping[str, torch.Tensor]) -> Encoder:

@@ -1,6 +1,5 @@
 """Fus-MAE: early fusion, joint encoder, feature-level fusion, a decoder a sensor."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -15,13 +14,6 @@ from fusmae_jax.models.products import Arithmetic
 
 GLOBAL_TOKENS = ("encoder", "decoders")
 OTHER = {"s1": "s2", "s2": "s1"}
-
-# What of a block is kept for the gradient instead of computed again, and how.
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def add_attention(
@@ -129,18 +121,7 @@ class Encoder(nnx.Module):
         rngs: nnx.Rngs,
         remat: str = "none",
     ):
-        if set(bands) != set(SENSORS) or min(bands.values()) < 1:
-            raise InputError(
-                f"Every sensor of {list(SENSORS)} needs at least one band, got {bands}."
-            )
-        if depth < 1:
-            raise InputError(f"The encoder needs a block at least, got depth={depth}.")
-        for value, allowed, name in (
-            (arithmetic.attention, attention.IMPLEMENTATIONS, "attention"),
-            (remat, tuple(REMAT), "remat"),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
+        layers.check_encoder(bands, SENSORS, depth, arithmetic, remat)
         self.side = patches.grid_side(image_size, patch_size)
         self.patch_size = patch_size
         self.dim, self.remat, self.arithmetic = dim, remat, arithmetic
@@ -170,15 +151,14 @@ class Encoder(nnx.Module):
 
         Where patches are present one by one, their missing pixels count as the mean.
         """
-        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
-        position = code.at[ids].get(mode="promise_in_bounds")
         # Pixels too, or one that is not finite would spoil the gradient.
         pixels = layers.where_present(present, pixels, 0.0)
         if present is not None and present.ndim == 2:
             pixels = jnp.where(jnp.isnan(pixels), 0.0, pixels)
         x = self.embed[sensor](pixels).astype(jnp.float32)
         x = layers.where_present(present, x, self.absent[sensor][...])
-        return (x + position).astype(self.arithmetic.dtype)
+        x = x + patches.positions(self.side, self.dim, ids)
+        return x.astype(self.arithmetic.dtype)
 
     def __call__(
         self,
@@ -203,31 +183,52 @@ class Encoder(nnx.Module):
             x = jnp.concatenate([tokens[s] for s in SENSORS], axis=1)
         else:
             x = self.fuse(tokens, present)
-        rows = x.shape[0]  # which may be a symbol, see `export`
+        k = tokens["s1"].shape[1]
+        mask = present and jnp.concatenate(
+            [
+                jnp.broadcast_to(
+                    present[s].reshape(x.shape[0], -1), tokens[s].shape[:2]
+                )
+                for s in SENSORS
+            ],
+            axis=1,
+        )
+        blocks = self.through_blocks(x, mask, branches=branches)
+        *_, last = blocks.values()
+        tokens, summary = self.read(last, (k, x.shape[1]))
+        return Encoded(tokens, summary, blocks)
+
+    def through_blocks(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        branches: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """What each block says of tokens and the global token, by name.
+
+        Args:
+            x: the tokens, [B, n, D].
+            mask: False for those that no other may attend to, [B, n].
+            branches: see `__call__`.
+
+        Returns:
+            The tokens, and the global token behind them, [B, > n, D] each; of no block
+            at all, what would go into one.
+        """
+        rows, n = x.shape[0], x.shape[1] + 1  # rows may be a symbol, see `export`
         summary = jnp.broadcast_to(self.global_token[...], (rows, 1, self.dim))
         x = jnp.concatenate([x, summary.astype(x.dtype)], axis=1)
-        k, n = tokens["s1"].shape[1], x.shape[1]
         # Once for all blocks; nobody attends to what is behind the global token.
         fill = attention.filling(self.arithmetic, n, self.head_width)
         x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
-        mask = present and jnp.concatenate(
-            [
-                jnp.broadcast_to(present[s].reshape(rows, -1), tokens[s].shape[:2])
-                for s in SENSORS
-            ]
-            + [jnp.ones((rows, 1 + fill), bool)],
-            axis=1,
+        if mask is not None:
+            seen = jnp.ones((rows, 1 + fill), bool)
+            mask = jnp.concatenate([mask, seen], axis=1)
+        blocks = layers.run_blocks(
+            self.blocks, x, mask, branches=branches, keys=n, remat=self.remat
         )
-        # Behind no block at all there is still what went in.
-        blocks = {} if self.blocks else {"fused": x}
-        for i, block in enumerate(self.blocks):
-            block = functools.partial(block, keys=n)
-            if self.remat != "none":
-                block = jax.checkpoint(block, policy=REMAT[self.remat])
-            x = block(x, mask, None if branches is None else branches[i])
-            blocks[f"block{i}"] = x
-        tokens, summary = self.read(x, (k, n - 1))
-        return Encoded(tokens, summary, blocks)
+        return blocks or {"fused": x}
 
     def read(
         self, x: jax.Array, ends: tuple[int, int]
@@ -287,36 +288,14 @@ class XAttnDecoder(nnx.Module):
         return {s: x[s] + self.mlp[s](self.norm2[s](x[s])) for s in SENSORS}
 
 
-class Decoder(nnx.Module):
-    """Redraws patches of one sensor from its visible tokens, as MAE's decoder.
+class Decoder(layers.Decoder):
+    """Redraws patches of one sensor from its visible tokens, as MAE's decoder."""
 
-    Tokens stay in the order of the mask, the visible ones first: attention does not
-    mind, and what is asked for last lies at the end.
-    """
-
-    def __init__(
-        self,
-        *,
-        bands: int,
-        patch_size: int,
-        side: int,
-        encoder_dim: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        arithmetic: Arithmetic,
-        rngs: nnx.Rngs,
-    ):
-        self.side, self.dim, self.arithmetic = side, dim, arithmetic
-        patches.sincos_2d(side, dim)  # refuses a width without positions, now
-        kw = dict(arithmetic=arithmetic, rngs=rngs)
-        self.bridge = layers.Linear(encoder_dim, dim, **kw)
-        self.mask_token = layers.token(nnx.initializers.normal(0.02), dim, rngs)
-        self.blocks = nnx.List(
-            [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
+    def __init__(self, *, bands: int, patch_size: int, rngs: nnx.Rngs, **sizes):
+        super().__init__(rngs=rngs, **sizes)
+        self.predict = layers.Linear(
+            self.dim, patch_size**2 * bands, arithmetic=self.arithmetic, rngs=rngs
         )
-        self.norm = layers.layer_norm(dim, rngs)
-        self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
 
     def __call__(
         self,
@@ -326,40 +305,9 @@ class Decoder(nnx.Module):
         *,
         whole: bool = False,
     ) -> jax.Array:
-        """Predicts patches [B, M, E] from visible tokens [B, K, D].
-
-        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`. The
-        encoder's global token, `summary` [B, D], is one more to attend to, without a
-        position.
-        """
-        b, hidden = mask.hidden.shape
-        blanks = jnp.broadcast_to(self.mask_token[...], (b, hidden, self.dim))
-        x = self.bridge(visible).astype(jnp.float32)
-        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
-        x = jnp.concatenate([x, blanks], axis=1)
-        x = x + code.at[mask.order].get(mode="promise_in_bounds")
-        wanted = x.shape[1] if whole else hidden
-        if summary is not None:
-            first = self.bridge(summary[:, None]).astype(jnp.float32)
-            x = jnp.concatenate([first, x], axis=1)
-        x = x.astype(self.arithmetic.dtype)
-        for i, block in enumerate(self.blocks):
-            last = i + 1 == len(self.blocks)
-            x = block(x, first=x.shape[1] - wanted if last else 0)
-        x = x[:, -wanted:]  # where there is no block at all
-        return self.predict(self.norm(x)).astype(jnp.float32)
-
-
-class Reconstruction(NamedTuple):
-    """The autoencoder's answer, {sensor: [B, M, E]} each.
-
-    Attributes:
-        predicted: predicted patches, in the space of the loss's targets.
-        patches: the same patches of the images that were given.
-    """
-
-    predicted: dict[str, jax.Array]
-    patches: dict[str, jax.Array]
+        """Predicts patches [B, M, E], those that `layers.Decoder` says."""
+        x = super().__call__(visible, mask, summary, whole=whole)
+        return self.predict(x).astype(jnp.float32)
 
 
 class FusMAE(nnx.Module):
@@ -470,7 +418,7 @@ class FusMAE(nnx.Module):
         present: Present | None = None,
         *,
         whole: bool = False,
-    ) -> Reconstruction:
+    ) -> layers.Redrawn:
         """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws it.
 
         Where a sensor is absent it is hidden whole, and redrawn from the other alone;
@@ -504,4 +452,4 @@ class FusMAE(nnx.Module):
         }
         if not whole:
             pixels = {s: pixels[s][:, k[s] :] for s in SENSORS}
-        return Reconstruction(predicted, pixels)
+        return layers.Redrawn(predicted, pixels)

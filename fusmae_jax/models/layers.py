@@ -1,20 +1,30 @@
-"""Transformer layers shared by the encoder and the decoders.
+"""Transformer layers that encoders and decoders share, and a decoder.
 
 Parameters are float32. Matrix products run in the type that `arithmetic` says, and
 what lies between them is kept in it; LayerNorm, softmax, GELU and all sums are computed
 in float32.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
+from fusmae_jax import patches
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.models import attention, products
 from fusmae_jax.models.products import Arithmetic
+
+# What of a block is kept for the gradient instead of computed again, and how.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -178,3 +188,133 @@ def drop_path(key: jax.Array, rate: float, blocks: int, batch: int) -> jax.Array
     chance = rate * jnp.arange(1, blocks + 1) / blocks
     kept = 1.0 - chance[:, None, None]
     return jax.random.bernoulli(key, kept, (blocks, 2, batch)) / kept
+
+
+def check_encoder(
+    bands: Mapping[str, int],
+    sensors: Iterable[str],
+    depth: int,
+    arithmetic: Arithmetic,
+    remat: str,
+) -> None:
+    """Refuses an encoder that cannot be built.
+
+    Args:
+        bands: how many bands it reads, by sensor.
+        sensors: which it reads.
+        depth: how many blocks it has.
+        arithmetic: see there.
+        remat: a name in `REMAT`.
+
+    Raises:
+        InputError: names what is wrong.
+    """
+    if set(bands) != set(sensors) or min(bands.values()) < 1:
+        raise InputError(
+            f"Every sensor of {list(sensors)} needs at least one band, got {bands}."
+        )
+    if depth < 1:
+        raise InputError(f"The encoder needs a block at least, got depth={depth}.")
+    for value, allowed, name in (
+        (arithmetic.attention, attention.IMPLEMENTATIONS, "attention"),
+        (remat, tuple(REMAT), "remat"),
+    ):
+        if value not in allowed:
+            raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
+
+
+def run_blocks(
+    blocks: Iterable[Block],
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    branches: jax.Array | None = None,
+    keys: int | None = None,
+    remat: str = "none",
+) -> dict[str, jax.Array]:
+    """What each of some blocks says of tokens, by name, [B, N, D] each.
+
+    Args:
+        blocks: one behind the other.
+        x: the tokens, [B, N, D].
+        mask: False for tokens that no other may attend to, [B, N].
+        branches: for training, what counts of each block, see `drop_path`.
+        keys: how many tokens are any, the others filling; None for N.
+        remat: what of a block is computed again for the gradient, see `REMAT`.
+    """
+    said = {}
+    for i, block in enumerate(blocks):
+        block = functools.partial(block, keys=keys)
+        if remat != "none":
+            block = jax.checkpoint(block, policy=REMAT[remat])
+        x = block(x, mask, None if branches is None else branches[i])
+        said[f"block{i}"] = x
+    return said
+
+
+class Redrawn(NamedTuple):
+    """The answer of an autoencoder, {sensor: [B, M, E]} each.
+
+    Attributes:
+        predicted: predicted patches, in the space of the loss's targets.
+        patches: the same patches of the images that were given.
+    """
+
+    predicted: dict[str, jax.Array]
+    patches: dict[str, jax.Array]
+
+
+class Decoder(nnx.Module):
+    """Makes tokens of hidden patches of visible ones, as MAE's decoder.
+
+    Tokens stay in the order of the mask, the visible ones first: attention does not
+    mind, and what is asked for last lies at the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: int,
+        encoder_dim: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        arithmetic: Arithmetic,
+        rngs: nnx.Rngs,
+    ):
+        self.side, self.dim, self.arithmetic = side, dim, arithmetic
+        patches.sincos_2d(side, dim)  # refuses a width without positions, now
+        kw = dict(arithmetic=arithmetic, rngs=rngs)
+        self.bridge = Linear(encoder_dim, dim, **kw)
+        self.mask_token = token(nnx.initializers.normal(0.02), dim, rngs)
+        self.blocks = nnx.List([Block(dim, num_heads, **kw) for _ in range(depth)])
+        self.norm = layer_norm(dim, rngs)
+
+    def __call__(
+        self,
+        visible: jax.Array,
+        mask: patches.Mask,
+        summary: jax.Array | None = None,
+        *,
+        whole: bool = False,
+    ) -> jax.Array:
+        """Makes tokens [B, M, W] of visible tokens [B, K, D].
+
+        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`. The
+        encoder's global token, `summary` [B, D], is one more to attend to, without a
+        position.
+        """
+        b, hidden = mask.hidden.shape
+        blanks = jnp.broadcast_to(self.mask_token[...], (b, hidden, self.dim))
+        x = self.bridge(visible).astype(jnp.float32)
+        x = jnp.concatenate([x, blanks], axis=1)
+        x = x + patches.positions(self.side, self.dim, mask.order)
+        wanted = x.shape[1] if whole else hidden
+        if summary is not None:
+            first = self.bridge(summary[:, None]).astype(jnp.float32)
+            x = jnp.concatenate([first, x], axis=1)
+        x = x.astype(self.arithmetic.dtype)
+        for i, block in enumerate(self.blocks):
+            last = i + 1 == len(self.blocks)
+            x = block(x, first=x.shape[1] - wanted if last else 0)
+        return self.norm(x[:, -wanted:])  # where there is no block at all

@@ -202,6 +202,7 @@ class Encoder:
             measurements, each with a meaning and a scale of its own.
         summarizes: whether its training has asked the summary for anything.
         knows_one_sensor: whether its training has shown it one sensor alone.
+        sensors: those that it reads; others are absent to it, whatever is there.
     """
 
     name: str
@@ -212,11 +213,17 @@ class Encoder:
     trained: bool = True
     summarizes: bool = True
     knows_one_sensor: bool = True
+    sensors: tuple[str, ...] = SENSORS
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """All that decides what it says of images, but parameters, for a checksum."""
         raise NotImplementedError
+
+    @property
+    def reads(self) -> str:
+        """Titles of the sensors that it reads, for sentences."""
+        return " and ".join(self.inputs.contract[s].title for s in self.sensors)
 
     @property
     def side(self) -> int:
@@ -235,11 +242,16 @@ class Encoder:
         Whoever encodes images or looks at their tokens asks here first.
 
         Returns:
-            `here`, or where pixels may be missing which patches have any, [B, N].
+            `here`, or where pixels may be missing which patches have any, [B, N]; never
+            a sensor that it does not read.
         """
-        if not self.inputs.missing:
+        if self.inputs.missing:
+            here = patches.present(images, self.patch_size, here)
+        if set(self.sensors) == set(SENSORS):
             return here
-        return patches.present(images, self.patch_size, here)
+        if here is None:
+            here = {s: jnp.ones(x.shape[0], bool) for s, x in images.items()}
+        return {s: x if s in self.sensors else x & False for s, x in here.items()}
 
     def __call__(
         self,

@@ -11,7 +11,6 @@ import numpy as np
 
 from data_pipeline import batches, subsets
 from fusmae_jax import figures, inputs
-from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Objective
 from fusmae_jax.training import sharding, train
 
@@ -139,7 +138,7 @@ class HeldOut:
             {"name": name, "box": box}
             | {
                 s: {k: v[i] for k, v in drawn[s].items()} | {"scene": seen.images[s][i]}
-                for s in SENSORS
+                for s in drawn
             }
             for i, name in enumerate(seen.names)
         ]

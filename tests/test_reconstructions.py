@@ -1,0 +1,208 @@
+"""Other autoencoders: losses against NumPy, and what absent sensors are to them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from data_pipeline import synthetic
+from data_pipeline.errors import InputError
+from fusmae_jax import build
+from fusmae_jax.evaluation import encoder
+from fusmae_jax.inputs import SENSORS
+from tests import plain, tiny
+
+BATCH, SIDE, KEEP = 4, 4, 4
+HEADS = 2
+
+
+def objective(method, **changes):
+    config = tiny.config(method)
+    config.update_from_flattened_dict(changes)
+    return build.objective(config)
+
+
+@pytest.fixture(scope="module")
+def fields():
+    scenes = synthetic.Scenes(BATCH, size=24)
+    records = [scenes[i] for i in range(BATCH)]
+    names = [name for name in records[0] if name.startswith(SENSORS)]
+    return {name: np.stack([r[name] for r in records]) for name in names}
+
+
+def scored(goal, params, fields, draw):
+    """The loss, its parts, and what was redrawn."""
+
+    @jax.jit
+    def score(params):
+        model = nnx.merge(goal.abstract[0], params)
+        return goal.loss(model, (), fields, draw)[:2], goal.redraw(model, fields, draw)
+
+    (loss, parts), outcome = score(params)
+    return float(loss), {k: float(x) for k, x in parts.items()}, outcome
+
+
+def seen(goal, fields, draw):
+    """Patches of the images in NumPy, {sensor: [B, N, E]}."""
+    images = jax.device_get(goal.inputs.images(fields, draw.view))
+    return {
+        s: np.stack([plain.cut(image, 6) for image in np.float64(x)])
+        for s, x in images.items()
+    }
+
+
+def mae_loss(goal, params, fields, draw):
+    """The errors of a masked autoencoder by sensor, as its paper has them."""
+    p, patches = plain.named(params), seen(goal, fields, draw)
+    read, errors = goal.sensors, {s: [] for s in goal.sensors}
+    kernel = np.concatenate([p[f"encoder/embed/{s}/kernel"] for s in read])
+    bias = sum(p[f"encoder/embed/{s}/bias"] for s in read)
+    for i in range(BATCH):
+        shown = np.argsort(draw.noise["s1"][i])[:KEEP]
+        stacked = np.concatenate([patches[s][i] for s in read], axis=1)
+        x = stacked @ kernel + bias + plain.positions(SIDE, 32)
+        x = plain.blocks(x[shown], p, "encoder/blocks", 2, HEADS)
+        x = plain.norm(x, p, "encoder/norm")
+        y = np.tile(p["decoder/mask_token"], (SIDE**2, 1))
+        y[shown] = plain.affine(x, p, "decoder/bridge")
+        y = y + plain.positions(SIDE, 16)
+        y = plain.norm(
+            plain.blocks(y, p, "decoder/blocks", 1, HEADS), p, "decoder/norm"
+        )
+        hidden = np.setdiff1d(np.arange(SIDE**2), shown)
+        for s in read:
+            target = plain.normalized(patches[s][i])
+            error = plain.affine(y, p, f"predict/{s}") - target
+            errors[s].append(np.square(error[hidden]).mean())
+    return {f"loss_{s}": np.mean(x) for s, x in errors.items()}
+
+
+def shaken(goal, seed=0):
+    """Parameters none of which is zero."""
+    rng = np.random.default_rng(seed)
+    made = nnx.split(goal.init(nnx.Rngs(seed)))[1]
+    return jax.tree.map(lambda x: x + np.float32(rng.normal(0, 0.1, x.shape)), made)
+
+
+@pytest.mark.parametrize("sensors", ["both", "s2"])
+def test_the_loss_of_mae_is_that_of_its_paper(key, fields, sensors):
+    goal = objective("mae", **{"model.sensors": sensors})
+    params, draw = shaken(goal), goal.draw(key, BATCH)
+    loss, parts, outcome = scored(goal, params, fields, draw)
+    want = mae_loss(goal, params, fields, draw)
+    assert parts.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-4)
+    np.testing.assert_allclose(loss, sum(want.values()), rtol=1e-4)
+    for s in goal.sensors:
+        np.testing.assert_array_equal(outcome.hidden[s].sum(axis=1), SIDE**2 - KEEP)
+
+
+@pytest.mark.parametrize("method", ["mae"])
+def test_it_learns_one_batch_without_collapsing(key, fields, method):
+    goal = objective(method, **{"loss.normalize": "none"})
+    params, draw = nnx.split(goal.init(nnx.Rngs(0)))[1], goal.draw(key, BATCH)
+    tx = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            return goal.loss(nnx.merge(goal.abstract[0], params), (), fields, draw)[0]
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state)
+        return optax.apply_updates(params, updates), state, value, grads
+
+    state, losses = tx.init(params), []
+    for _ in range(60):
+        params, state, value, grads = step(params, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+    # All is learnt, but what stands for absent sensors, of which there was none.
+    for path, grad in plain.named(grads).items():
+        assert np.abs(grad).max() > 0.0 or "absent" in path, path
+    judged, here = goal.encoder(), {s: np.ones(BATCH, bool) for s in SENSORS}
+    images = goal.inputs.images(fields, draw.view)
+    summary = judged(goal.encoder_params(params), images, here).summary
+    assert np.std(summary, axis=0).mean() > 1e-2
+
+
+def said(goal, images, present):
+    """What an encoder says of images, in one program."""
+    judged = goal.encoder()
+    params = goal.encoder_params(shaken(goal))
+    call = jax.jit(lambda images, present: judged(params, images, present))
+    return judged, call(images, judged.present(images, present))
+
+
+@pytest.mark.parametrize("method", ["mae"])
+def test_what_stands_for_an_absent_sensor_is_not_read(fields, key, method):
+    goal = objective(method)
+    images = goal.inputs.images(fields, goal.draw(key, BATCH).view)
+    absent = np.arange(BATCH) % 2 == 0
+    present = {"s1": ~absent, "s2": np.ones(BATCH, bool)}
+    _, found = said(goal, images, present)
+    other = jnp.where(absent[:, None, None, None], jnp.nan, images["s1"])
+    _, again = said(goal, images | {"s1": other}, present)
+    np.testing.assert_array_equal(found.summary, again.summary)
+    np.testing.assert_array_equal(found.tokens["s2"], again.tokens["s2"])
+    assert np.isfinite(found.summary).all()
+    _, both = said(goal, images, None)
+    assert (
+        np.abs(both.tokens["s2"] - found.tokens["s2"]).max(axis=(1, 2)) > 0
+    ).tolist() == (absent.tolist())
+
+
+def test_tokens_of_stacked_sensors_are_the_same_of_both(fields, key):
+    goal = objective("mae")
+    images = goal.inputs.images(fields, goal.draw(key, BATCH).view)
+    judged, found = said(goal, images, None)
+    np.testing.assert_array_equal(found.tokens["s1"], found.tokens["s2"])
+    want = found.tokens["s1"].mean(axis=1)
+    np.testing.assert_allclose(found.summary, want, atol=1e-5)
+    assert not judged.summarizes and not judged.knows_one_sensor
+    dropping = objective("mae", **{"mask.drop_sensor": 0.5})
+    assert dropping.encoder().knows_one_sensor
+
+
+def test_mae_reads_a_patch_that_is_measured_in_part_and_overlooks_others(fields, key):
+    goal = objective("mae")
+    goal = dataclasses.replace(
+        goal, inputs=dataclasses.replace(goal.inputs, missing=True)
+    )
+    images = goal.inputs.images(fields, goal.draw(key, BATCH).view)
+    images = {s: np.array(x) for s, x in images.items()}
+    images["s1"][:, :6], images["s2"][:, :6, :12] = np.nan, np.nan  # patches 0 and 1
+    images["s1"][0, 20, 20] = np.nan
+    judged, found = said(goal, images, None)
+    here = judged.present(images, None)
+    assert not here["s1"][:, :4].any() and here["s2"][:, 2:].all()
+    assert np.isfinite(found.summary).all()
+    # Of what nothing was measured nobody sees where it stands.
+    want = found.tokens["s2"][:, 2:].mean(axis=1)
+    np.testing.assert_allclose(found.summary, want, atol=1e-5)
+
+
+def test_an_encoder_of_one_sensor_has_nothing_to_say_of_the_other(fields, key):
+    goal = objective("mae", **{"model.sensors": "s2"})
+    images = goal.inputs.images(fields, goal.draw(key, BATCH).view)
+    judged, found = said(goal, images, None)
+    assert judged.name == "MAE, Sentinel-2" and judged.knows_one_sensor
+    assert not np.abs(found.tokens["s1"]).any()
+    here = judged.present(images, None)
+    assert not here["s1"].any() and here["s2"].all()
+    _, again = said(goal, images | {"s1": images["s1"] + 1.0}, None)
+    np.testing.assert_array_equal(found.tokens["s2"], again.tokens["s2"])
+
+
+def test_an_encoder_of_one_sensor_is_not_judged_by_another(fields, key):
+    judged = objective("mae", **{"model.sensors": "s2"}).encoder()
+    encoder.check_sensors("sensors", ("s2",), judged)
+    for wanted in (("s1",), ("both",), ("s1", "s2", "both")):
+        with pytest.raises(InputError, match=r"reads Sentinel-2 alone; .*\('s2',\)"):
+            encoder.check_sensors("sensors", wanted, judged)
+    encoder.check_sensors("sensors", ("s1", "both"), objective("mae").encoder())
