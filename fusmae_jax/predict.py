@@ -129,7 +129,7 @@ def load_head(folder: str, model: Model, shown: str, kind: str = "auto") -> Head
             facts = json.loads(str(arrays.pop(FACTS)))
             order = (facts["fraction"], facts["score"])
             fits = facts["parameters"] == parameters and facts["sensors"] == shown
-            fits &= kind in ("auto", facts["head"])
+            fits &= facts["head"] in (heads.HEADS if kind == "auto" else (kind,))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no head ({error}); evaluate again.") from error
         if fits:

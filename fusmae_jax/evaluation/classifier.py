@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fusmae_jax.evaluation import features, progress
+from fusmae_jax.evaluation import features, linear_probe, progress
 
 INIT_STD = 2e-5  # of the kernel, as in MAE's code: the head begins by saying nothing
 
@@ -28,6 +28,13 @@ class Classifier(NamedTuple):
     pool: str
     view: str
     single: bool
+
+    @property
+    def probe(self) -> linear_probe.Probe:
+        """The head as what it is: a linear layer behind a norm of each pair."""
+        kernel, bias = (jax.device_get(self.head[x])[None] for x in ("kernel", "bias"))
+        mean, scale = linear_probe.statistics(kernel[..., 0], "layer")
+        return linear_probe.Probe(kernel, bias, mean, scale, "layer", self.single)
 
 
 def init_head(key: jax.Array, width: int, classes: int) -> dict[str, jax.Array]:
@@ -112,6 +119,4 @@ def predict(
     extractor = extractor.over(classifier.params, [sensor_set])
     with progress.Progress(title, len(source), "pair") as bar:
         taken = features.take(extractor, source, batch_size=batch_size, bar=bar)
-    said = logits(jax.device_get(classifier.head), taken[sensor_set])
-    activate = jax.nn.softmax if classifier.single else jax.nn.sigmoid
-    return np.asarray(activate(said))
+    return classifier.probe.predict(taken[sensor_set])[0]

@@ -131,7 +131,8 @@ def open_setup(
         "config": config.to_dict(),
     }
     store = Store(workdir, told_apart(config, data), data.test, meta)
-    return Setup(config, mesh, data, groups, store), judged
+    parameters = encoder.digest(pretrained.encoder_params)
+    return Setup(config, mesh, data, groups, store, parameters), judged
 
 
 def told_apart(config, data: Labelled) -> tuple[str, ...]:

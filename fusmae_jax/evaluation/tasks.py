@@ -26,7 +26,6 @@ from fusmae_jax.evaluation import (
     results,
     scores,
 )
-from fusmae_jax.evaluation.encoder import digest
 from fusmae_jax.evaluation.labelled_data import Labelled, Split, Subset
 from fusmae_jax.evaluation.scores import Scores
 from fusmae_jax.evaluation.store import Found, Setting, Store
@@ -58,6 +57,7 @@ class Setup:
         data: the labelled pairs.
         groups: which test pairs show the same ground, see `ground.groups`.
         store: where trainings keep their checkpoints.
+        parameters: a checksum of those of the pretrained encoder.
     """
 
     config: object
@@ -65,6 +65,7 @@ class Setup:
     data: Labelled
     groups: np.ndarray
     store: Store
+    parameters: str
 
     @property
     def intervals(self) -> dict:
@@ -86,6 +87,27 @@ class Setup:
         """A score on the validation pairs; nothing where these are training pairs."""
         apart = self.data.validation.name != self.data.train.name
         return {"validation": score} if apart else {}
+
+    def keep(self, setting: Setting, which: str, head, facts: dict, encoder=None):
+        """Keeps what was learnt on the pretrained encoder, and of no rival.
+
+        Args:
+            setting: of the training.
+            which: see `Setting.folder`.
+            head, encoder: see `Store.keep_head`.
+            facts: what this task says of its head.
+        """
+        if setting.encoder in results.RIVALS:
+            return
+        shared = {
+            "task": setting.task,
+            "encoder": setting.encoder,
+            "parameters": self.parameters,
+            "sensors": setting.sensors,
+            "fraction": setting.subset.fraction,
+            "scene_size": self.data.description.layout.size,
+        }
+        self.store.keep_head(setting.folder(which), head, shared | facts, encoder)
 
     def learnt_from(self, subset: Subset):
         """The training pairs of a subset."""
@@ -140,6 +162,15 @@ def judge_by_probe(setup: Setup, setting: Setting, taken) -> Found:
             "--config.probe.learning_rates or weight_decays.",
             *(setting.encoder, s, " and the ".join(fitted.at_edge)),
         )
+    facts = {
+        "head": setting.task,
+        "classes": data.classes,
+        "single": data.single,
+        "norm": options.norm,
+        "features": dict(setup.config.features),
+        "score": fitted.score,
+    }
+    setup.keep(setting, "linear", fitted.probe.arrays, facts)
     (predicted,) = fitted.probe.predict(taken["test"][s])
     chosen = {
         "learning_rate": fitted.learning_rate,
@@ -236,16 +267,25 @@ class FineTuning:
         """
         setup = self._setup
         names = tuple(setting.folder(recipe.base_lr) for recipe in self._recipes)
-        tuned, chosen = self._tune(setting, names)
+        tuned, chosen, score = self._tune(setting, names)
+        facts = {
+            "head": setting.task,
+            "classes": setup.data.classes,
+            "single": tuned.single,
+            "norm": tuned.probe.norm,
+            "features": dataclasses.asdict(self.recipe),
+            "score": score,
+        }
+        setup.keep(setting, "linear", tuned.probe.arrays, facts, tuned.params)
         predicted = self._predict(tuned, setup.data.test, setting.sensors)
         width = self._candidate.encoder.width * self.recipe.copies
         return Found(setup.score(predicted), width, chosen, predicted, names)
 
     def _tune(self, setting: Setting, names: Sequence[str]):
-        """Trains by every recipe; validation chooses where there are several.
+        """Trains by every recipe; validation chooses.
 
         Returns:
-            The classifier, and what was chosen.
+            The classifier, what was chosen, and its score on the validation pairs.
         """
         setup, subset, s = self._setup, setting.subset, setting.sensors
         best, highest, chosen = None, -math.inf, {}
@@ -267,15 +307,13 @@ class FineTuning:
                 if best is None and name == names[-1]:
                     raise
                 continue
-            if len(names) == 1:
-                return tuned, {"base_lr": rate}
             split = setup.data.validation
             predicted = self._predict(tuned, split, s)
             score = scores.headline(predicted, split.labels, setup.data.single)
-            if score > highest:
+            if best is None or score > highest:
                 best, highest = tuned, score
                 chosen = {"base_lr": rate, **setup.validated(score)}
-        return best, chosen
+        return best, chosen, highest
 
     def _predict(self, tuned, split: Split, s: str) -> np.ndarray:
         """Probabilities of a fine-tuned encoder for the pairs of a split, [N, C]."""
@@ -322,19 +360,13 @@ def judge_densely(
             "--config.dense.learning_rates.",
             *(title, " and the ".join(fitted.at_edge)),
         )
-    if candidate.encoder.trained:
-        facts = {
-            "task": "dense",
-            "head": recipe.head,
-            "blocks": recipe.blocks,
-            "classes": data.test.source.description.maps[config.dense.field],
-            "encoder": setting.encoder,
-            "parameters": digest(candidate.params),
-            "sensors": s,
-            "fraction": setting.subset.fraction,
-            "score": fitted.score,
-        }
-        setup.store.keep_head(training, fitted.params, facts)
+    facts = {
+        "head": recipe.head,
+        "blocks": recipe.blocks,
+        "classes": data.test.source.description.maps[config.dense.field],
+        "score": fitted.score,
+    }
+    setup.keep(setting, recipe.head, fitted.params, facts)
     confusions = dense.confusions(
         *encoder,
         fitted,
