@@ -176,6 +176,8 @@ EVALUATION = [
     ({"scratch.rate": 3}, "no use for scratch.rate"),
     ({"dense.heads": ("conv",)}, "dense.heads is .*'linear', 'upsample'"),
     ({"dense.blocks": 0}, "dense.blocks is 0"),
+    ({"dense.encoders": ()}, r"dense.encoders is \(\); .* at least 1"),
+    ({"dense.encoders": ("fine",)}, "dense.encoders is .*'frozen', 'tuned'"),
 ]
 
 PREPARATION = [
@@ -243,6 +245,8 @@ OTHERS = [
     ("probe_synthetic", {"data.size": 47}, "47 px at 10 m is not whole"),
     ("finetune_bigearthnet", {"finetune.turn": 0}, "finetune.turn is 0"),
     ("dense_sen12ms", {"dense.field": ""}, "dense.field is ''; .* not empty"),
+    ("finetune_pairs", {"finetune.mixup": 0.8}, "mixup mixes .* has masks learnt; set"),
+    ("finetune_pairs", {"scratch.mixup": 0.8}, "mixup mixes .* set finetune.mixup=0"),
     ("predict", {"evaluation": ""}, "--config.evaluation=DIR"),
     ("predict", {"s2": ""}, "Name a scene, .*, or a dataset"),
     ("predict", {"out": ""}, "Say where the result goes: --config.out=DIR"),

@@ -11,7 +11,7 @@ import rasterio
 from flax import nnx
 from pyarrow import parquet
 
-from configs import dense_pairs, prepare_pairs
+from configs import dense_pairs, finetune_pairs, prepare_pairs
 from configs import predict as predict_config
 from data_pipeline import sources, synthetic
 from data_pipeline.building import prepare, preview
@@ -223,6 +223,39 @@ def test_what_does_not_fit_is_refused(found, tmp_path):
         assert isinstance(head.module(model), nnx.Module)
     finally:
         path.write_bytes(whole)
+
+
+def test_an_encoder_that_was_fine_tuned_on_masks_maps_a_scene(found, tmp_path, capsys):
+    root, run, dark = found
+    c = finetune_pairs.get_config()
+    c.checkpoint, c.data.dir = str(run), str(root / "data")
+    c.data.update(val_split="train", test_split="validation")
+    c.sensors, c.bootstrap, c.batch_size = ("both",), 10, 16
+    c.dense.update(epochs=4, batch_size=16, learning_rates=(0.1,))
+    c.finetune.update(epochs=8, warmup_epochs=0, batch_size=16, base_lr=(0.2,))
+    c.scratch.base_lr = (0.2,)
+    rows = evaluate.run(c, tmp_path / "judged")
+    frozen, tuned = "linear head on tokens", "linear head, fine-tuned"
+    assert {(r.task, r.encoder, r.features) for r in rows} == {
+        *(("dense", "student", x) for x in (frozen, tuned)),
+        ("dense", "supervised from scratch", tuned),
+    }
+    said = capsys.readouterr().out
+    assert f"dense  100 %   student, {tuned}" in said and f"student, {frozen}" in said
+    kept = {path.stem: path for path in (tmp_path / "judged" / "heads").iterdir()}
+    assert set(kept) == {f"dense-student-both-1-0-linear{x}" for x in ("", "-tuned")}
+    kept["dense-student-both-1-0-linear"].unlink()  # which may have done better
+    given = config(root, tmp_path / "out", evaluation=str(tmp_path / "judged"))
+    predict.run(given, None)
+    classes = rasterio.open(tmp_path / "out" / predict.MAP).read(1)
+    assert (classes == dark).mean() > 0.95
+    model = pretrained.load(run, batch_size=8)
+    head = load_head(tmp_path / "judged", model)
+    params = head.encoder_params(model.params)
+    assert encoder.digest(params) != encoder.digest(model.params)
+    head.encoder.popitem()
+    with pytest.raises(InputError, match="another head than it says"):
+        head.encoder_params(model.params)
 
 
 @pytest.fixture(scope="module")
