@@ -18,6 +18,7 @@ from data_pipeline import layout as layouts
 from data_pipeline import synthetic
 from fusmae_jax import build, dtypes
 from fusmae_jax.evaluation import (
+    classifier,
     dense_task,
     features,
     finetune,
@@ -166,8 +167,9 @@ class Maker:
     def finetune(self, batch: int, *, alone: bool = False, **changes) -> Program:
         """The fine-tuning step, of pairs or one sensor; `changes` are of the recipe."""
         field, recipe = "labels", finetune.Recipe(100, batch, 5e-4, **changes)
-        kw = dict(classes=CLASSES, single=False)
-        tuner = finetune.Finetuner(*self.encoder, recipe, self.mesh, field, **kw)
+        encoder, params = self.encoder
+        goal = classifier.Labels(encoder, recipe, field, CLASSES, single=False)
+        tuner = finetune.Finetuner(goal, params, self.mesh)
         labels = {field: self._rows((batch, CLASSES), jnp.uint8)}
         here = self.here(batch, alone)
         args = tuner.abstract_state(), self._key(), here, self.fields(batch) | labels
@@ -175,22 +177,31 @@ class Maker:
         # The head's, and the two of its gradient.
         return program._replace(float32_products=RESAMPLING + 3)
 
+    def finetune_masks(self, batch: int, head: str) -> Program:
+        """The same for pixel labels."""
+        goal = dense_task.Masks(self._pixels(head), finetune.Recipe(100, batch, 5e-4))
+        tuner = finetune.Finetuner(goal, goal.task.params, self.mesh)
+        fields = self._labelled_pixels(batch)
+        args = tuner.abstract_state(), self._key(), None, fields, np.float32(1e-4)
+        return self._program(tuner.step, *args)._replace(float32_products=None)
+
+    def _pixels(self, head: str) -> dense_task.Task:
+        place = self.scenes, "land_cover", self.mesh
+        return dense_task.Task(*self.encoder, *place, head=head, blocks=1)
+
+    def _labelled_pixels(self, batch: int):
+        labels = self._rows((batch, self.scenes.size, self.scenes.size), jnp.uint8)
+        return self.fields(batch) | {"land_cover": labels}
+
     def dense(self, batch: int, head: str) -> tuple[Program, Program]:
         """The step that trains heads for pixel labels, and the one that tests them."""
-        field, rates, size = "land_cover", (3e-4, 1e-3, 3e-3, 1e-2), self.scenes.size
-        task = dense_task.Task(
-            *(*self.encoder, self.scenes, field, self.mesh),
-            head=head,
-            blocks=1,
-        )
+        rates, task = (3e-4, 1e-3, 3e-3, 1e-2), self._pixels(head)
         tx = optim.adamw(optim.schedule(1.0, 10, 1_000), weight_decay=0.01)
         state, layout = task.abstract_state(tx, len(rates))
         step = task.train_step(tx, rates, layout, 0)
-        fields = self.fields(batch)
-        fields[field] = self._rows((batch, size, size), jnp.uint8)
-        seen = task.params, fields, None
+        seen = task.params, self._labelled_pixels(batch), None
         train = self._program(step, state, *seen)
-        test = self._program(task.judge_step(), state.params, *seen)
+        test = self._program(task.judge_step, state.params, *seen)
         return tuple(x._replace(float32_products=None) for x in (train, test))
 
     def probe(self) -> Program:
@@ -276,6 +287,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield Named("fine-tune remat=full", lambda: base().finetune(128, remat="full"))
     yield Named("fine-tune accumulate=4", lambda: base().finetune(128, accumulate=4))
     for head in heads.HEADS:
+        yield Named(f"fine-tune, {head} head", lambda: base().finetune_masks(64, head))
         yield Named(f"dense, {head} head", lambda: base().dense(64, head)[0])
         yield Named(f"dense, {head} head, test", lambda: base().dense(64, head)[1])
     yield Named("linear probe, an epoch", lambda: base().probe())

@@ -87,6 +87,7 @@ def add_trainings(c: ml_collections.ConfigDict) -> None:
     c.dense = dict(
         field="land_cover",
         heads=("linear", "upsample"),
+        encoders=("frozen",),
         epochs=20,
         batch_size=64,
         learning_rates=(3e-4, 1e-3, 3e-3, 1e-2),

@@ -164,12 +164,13 @@ class Inputs:
         starts = np.linspace(0, self.scene_size - self.window, count).round()
         return np.array([(y, x) for y in starts for x in starts], np.int32)
 
-    def draw_windows(self, key: jax.Array, batch: int) -> "Windows":
-        """Draws windows of scenes, each place and each turn as likely."""
+    def draw_windows(self, key: jax.Array, batch: int, turn: bool = True) -> "Windows":
+        """Draws windows of scenes, each place and with `turn` each turn as likely."""
         corner_key, turn_key = jax.random.split(key)
         most = self.scene_size - self.window + 1
         corner = jax.random.randint(corner_key, (batch, 2), 0, most)
-        return Windows(corner, jax.random.bernoulli(turn_key, 0.5, (batch, 3)))
+        turns = jax.random.bernoulli(turn_key, 0.5, (batch, 3))
+        return Windows(corner, turns if turn else jnp.zeros_like(turns))
 
     def window_view(self, windows: "Windows") -> "View":
         """What shows windows to `images`."""

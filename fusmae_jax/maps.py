@@ -60,7 +60,8 @@ class Rows:
                     "another --config.out=DIR."
                 ) from error
             if state["key"] != key:
-                changed = [k for k in key if state["key"].get(k) != key[k]]
+                old = state["key"]
+                changed = [k for k in key | old if old.get(k) != key.get(k)]
                 raise InputError(
                     f"{folder} has an unfinished map of other {', '.join(changed)}; "
                     "delete it, or pass another --config.out=DIR."

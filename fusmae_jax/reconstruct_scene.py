@@ -17,7 +17,6 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build, embed, maps, patches, reconstruct, scenes, streams
 from fusmae_jax.config import check_checkpoint
 from fusmae_jax.evaluation import encoder as encoders
-from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Objective
 from fusmae_jax.pretrained import Model
@@ -133,30 +132,27 @@ def draw(
         scene: what is reconstructed.
         drawn: the sensors that are.
     """
-    stride = config.stride or max(model.encoder.side // 4, 1)
-    cover, out = scenes.cover(scene, model, stride), pathlib.Path(config.out)
-    p, contract = model.patch_size, model.contract
-    height, width = scene.grid.shape
+    p, contract, out = model.patch_size, model.contract, pathlib.Path(config.out)
     counts = [len(contract[s].bands) for s in drawn]
     depth = sum(counts)
-    key = embed.key(config, model, scene, stride)
-    key |= {name: config[name] for name in ("hide", "mask_ratio")}
-    rows = maps.Rows(out, (height, width, depth), key)
-    area = width * 1e-4  # km2 of a row of pixels
-    with Progress(
-        "Reconstructing", round(height * area), "km2", done=round(rows.done * area)
-    ) as bar:
-        if rows.done < height:
-            step = reconstruction_step(model, params, objective, drawn)
-            for first, part in scenes.map_rows(
-                scene, model, cover, step, p * p * depth + len(drawn), rows.done // p
-            ):
-                pixels, weight = np.split(part, [p * p * depth], axis=-1)
-                pixels = scenes.to_pixels(pixels, p)
-                weight = weight.repeat(p, 0).repeat(p, 1).repeat(counts, -1)
-                pixels = (pixels / weight)[: height - first * p, :width]
-                rows.add(first * p, pixels)
-                bar.update(len(pixels) * area)
+
+    def to_pixels(part: np.ndarray) -> np.ndarray:
+        pixels, weight = np.split(part, [p * p * depth], axis=-1)
+        weight = weight.repeat(p, 0).repeat(p, 1).repeat(counts, -1)
+        return scenes.to_pixels(pixels, p) / weight
+
+    rows = scenes.map_scene(
+        config,
+        model,
+        scene,
+        reconstruction_step(model, params, objective, drawn),
+        p * p * depth + len(drawn),
+        title="Reconstructing",
+        key={name: config[name] for name in ("hide", "mask_ratio")},
+        depth=depth,
+        to_pixels=to_pixels,
+    )
+    height, width = scene.grid.shape
     tags = {"SOFTWARE": "fusmae_jax", "HIDDEN": objective.hide or "patches"}
     tags |= {s.upper(): os.path.basename(x) for s, x in scene.paths.items()}
     for s, count, end in zip(drawn, counts, np.cumsum(counts)):

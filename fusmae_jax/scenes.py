@@ -8,6 +8,8 @@ windows, however large the scene is.
 
 import dataclasses
 import logging
+import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -24,9 +26,11 @@ from data_pipeline.archives import (
 )
 from data_pipeline.archives.grids import Grid, Window
 from data_pipeline.archives.pair_survey import Settings
-from data_pipeline.config_fields import Field, choice, location, several, text
+from data_pipeline.config_fields import Field, choice, location, several, text, whole
 from data_pipeline.errors import InputError
-from fusmae_jax import pretrained
+from fusmae_jax import maps, pretrained
+from fusmae_jax.evaluation import encoder, features
+from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.pretrained import Model
 from fusmae_jax.training import sharding
@@ -54,6 +58,11 @@ FIELDS: dict[str, Field] = {
         *offsets.CHOICES,
         meaning="What was added to each DN of s2, as since 2022; auto asks the pixels, "
         "then the name and tags.",
+    ),
+    "stride": whole(
+        0,
+        meaning="Patches from one window over a scene to the next; fewer are slower "
+        "and leave less of a seam, 0 for a quarter of a window.",
     ),
 }
 _LOOKED_AT = 512  # side of the windows that are looked at for the offset
@@ -205,6 +214,81 @@ def cover(scene: Scene, model: Model, stride: int) -> Cover:
     p = model.patch_size
     shape = tuple(-(-n // p) for n in scene.grid.shape)
     return Cover(shape, model.encoder.side, stride)
+
+
+def patch_grid(grid: Grid, p: int, shape: tuple[int, int]) -> Grid:
+    """The grid of a scene's patches, whose edges are edges of its pixels."""
+    matrix = grid.matrix.copy()
+    matrix[:, :2] *= p
+    return Grid(tuple(shape), grid.crs, tuple(matrix.ravel().tolist()))
+
+
+def map_scene(
+    config,
+    model: Model,
+    scene: Scene,
+    step: Callable,
+    width: int,
+    *,
+    title: str,
+    key: Mapping = {},
+    depth: int = 0,
+    to_pixels: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> maps.Rows:
+    """Maps a whole scene in `config.out`, from the row at which it was stopped.
+
+    Args:
+        config: with `out`, `stride` and `FIELDS`.
+        model, scene, step, width: see `map_rows`.
+        title: of the progress.
+        key: what decides the map beside the encoder and the scene.
+        depth: numbers of each place of the map; 0 for `width`.
+        to_pixels: makes of rows of patches [h, w, width] rows of pixels, [h * P, w * P,
+            depth], for a map of these; None for one of patches.
+
+    Raises:
+        InputError: the folder holds something else, or the scene is damaged.
+    """
+    stride = config.stride or max(model.encoder.side // 4, 1)
+    windows, p = cover(scene, model, stride), model.patch_size
+    height, columns = scene.grid.shape if to_pixels else windows.shape
+    each = p if to_pixels else 1  # rows of the map for one of patches
+    decisive = _key(config, model, scene, stride) | dict(key)
+    shape = height, columns, depth or width
+    rows = maps.Rows(pathlib.Path(config.out), shape, decisive)
+    area = columns * (p / each * 0.01) ** 2  # km2 of a row
+    total, done = round(height * area), round(rows.done * area)
+    with Progress(title, total, "km2", done=done) as bar:
+        if rows.done < height:
+            first = rows.done // each
+            for row, part in map_rows(scene, model, windows, step, width, first):
+                part = to_pixels(part) if to_pixels else part
+                part = part[: height - row * each, :columns]
+                rows.add(row * each, part)
+                bar.update(len(part) * area)
+    return rows
+
+
+def _key(config, model: Model, scene: Scene, stride: int) -> dict:
+    """Everything that decides what an encoder says of a scene."""
+    return {
+        "version": features.VERSION,
+        "parameters": encoder.digest(model.params),
+        "grid": [scene.grid.text, *scene.grid.shape],
+        "stride": stride,
+        "s2_offset": scene.offset,
+        **{f"{s}_unit": config[f"{s}_unit"] for s in SENSORS},
+        **{f"{s}_bands": list(config[f"{s}_bands"]) for s in SENSORS},
+        **{s: _file(config[s]) for s in SENSORS},
+    }
+
+
+def _file(path: str) -> list:
+    """What tells a file or folder from another, or from itself once changed."""
+    if not path:
+        return []
+    status = os.stat(path)
+    return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
 def map_rows(

@@ -181,6 +181,8 @@ EVALUATION = [
     ({"scratch.rate": 3}, "no use for scratch.rate"),
     ({"dense.heads": ("conv",)}, "dense.heads is .*'linear', 'upsample'"),
     ({"dense.blocks": 0}, "dense.blocks is 0"),
+    ({"dense.encoders": ()}, r"dense.encoders is \(\); .* at least 1"),
+    ({"dense.encoders": ("fine",)}, "dense.encoders is .*'frozen', 'tuned'"),
 ]
 
 PREPARATION = [
@@ -248,10 +250,21 @@ OTHERS = [
     ("probe_synthetic", {"data.size": 47}, "47 px at 10 m is not whole"),
     ("finetune_bigearthnet", {"finetune.turn": 0}, "finetune.turn is 0"),
     ("dense_sen12ms", {"dense.field": ""}, "dense.field is ''; .* not empty"),
+    ("finetune_pairs", {"finetune.mixup": 0.8}, "mixup mixes .* has masks learnt; set"),
+    ("finetune_pairs", {"scratch.mixup": 0.8}, "mixup mixes .* set finetune.mixup=0"),
     ("predict", {"evaluation": ""}, "--config.evaluation=DIR"),
-    ("predict", {"s2": ""}, "Name a scene and where its map goes"),
+    ("predict", {"s2": ""}, "Name a scene, .*, or a dataset"),
+    ("predict", {"out": ""}, "Say where the result goes: --config.out=DIR"),
+    ("predict", {"data.dir": "DIR"}, "s2 name a scene, and config.data a dataset"),
+    (
+        "predict",
+        {"s2": "", "data.dir": "DIR", "head": "linear"},
+        "head=linear names the classes of pixels.* name a scene, or one of .'probe'",
+    ),
+    ("predict", {"probabilities": 1}, "probabilities is 1; .* True or False"),
     ("predict", {"head": "best"}, "head is 'best'; choose one of"),
     ("embed", {"checkpoint": ""}, "--config.checkpoint=runs"),
+    ("embed", {"data.dir": ""}, "Name a scene, .*, or a dataset, --config.data.dir"),
     ("embed", {"out": ""}, "Say where the result goes: --config.out=DIR"),
     ("embed", {"s1": "a.tif"}, "s1 name a scene, and config.data a dataset"),
     ("embed", {"dtype": "float32"}, "dtype is 'float32'; choose one of"),

@@ -82,6 +82,7 @@ def test_so_is_every_step_of_an_evaluation(platform):
         "features, one sensor": make.features(8, alone=True),
         "features, missing pixels": holed.features(8),
         "fine-tune, one sensor": make.finetune(8, alone=True),
+        "fine-tune, masks": make.finetune_masks(8, "linear"),
         "dense": make.dense(8, "linear")[0],
         "dense, test": make.dense(8, "linear")[1],
         "probe": make.probe(),

@@ -76,15 +76,10 @@ def some_devices(count=1):
 # Trainings of one recipe share a compiled step, as they do in earnest.
 @functools.cache
 def finetuner(mesh, single, **recipe):
-    return finetune.Finetuner(
-        *untrained(),
-        finetune.Recipe(**recipe),
-        mesh,
-        "labels",
-        classes=CLASSES,
-        single=single,
-        min_size=0,
-    )
+    encoder, params = untrained()
+    recipe = finetune.Recipe(**recipe)
+    goal = classifier.Labels(encoder, recipe, "labels", CLASSES, single)
+    return finetune.Finetuner(goal, params, mesh, min_size=0)
 
 
 def tune(

@@ -15,7 +15,14 @@ from data_pipeline import dataset_card, layout, sensors, sources, synthetic
 from data_pipeline.building import preview
 from data_pipeline.errors import InputError
 from fusmae_jax import figures, inputs, patches, reconstruct
-from fusmae_jax.evaluation import dense_task, encoder, evaluate, features, finetune
+from fusmae_jax.evaluation import (
+    classifier,
+    dense_task,
+    encoder,
+    evaluate,
+    features,
+    finetune,
+)
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Encoded
 from fusmae_jax.training import metrics, pretrain, sharding
@@ -533,9 +540,8 @@ def test_fine_tuning_on_holes_stays_finite_and_blind_to_what_stands_in_them(full
     net, params = judged()
     recipe = finetune.Recipe(2, BATCH, 1e-3, warmup_epochs=0, mixup=0.8)
     mesh = sharding.make_mesh()
-    tuner = finetune.Finetuner(
-        net, params, recipe, mesh, "labels", classes=3, single=False
-    )
+    goal = classifier.Labels(net, recipe, "labels", 3, single=False)
+    tuner = finetune.Finetuner(goal, params, mesh)
 
     def step(fields):
         labels = np.eye(BATCH, 3, dtype=np.uint8)

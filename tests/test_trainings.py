@@ -1,11 +1,15 @@
 """Recipes of fine-tuning and dense probing are refused before any work."""
 
+import json
+
+import numpy as np
 import pytest
 
 from configs import probe_bigearthnet
+from data_pipeline import safe_io
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import checks, evaluate, results, tasks
-from fusmae_jax.training import metrics
+from fusmae_jax.evaluation import checks, encoder, evaluate, results, tasks
+from fusmae_jax.training import metrics, sharding
 from tests import judging, teacher, tiny
 
 
@@ -117,6 +121,22 @@ def test_both_tasks_leave_their_rows_figures_and_no_checkpoints(judged):
         "finetune/s1/1/0",
         "finetune/s1/1/0/supervised from scratch",
     }
+
+
+def test_what_was_learnt_on_the_pretrained_encoder_is_kept(judged):
+    kept = {path.stem: path for path in (judged[1] / "heads").iterdir()}
+    tuned = "finetune-student-s1-1-0-linear"
+    assert set(kept) == {tuned, "dense-student-s1-1-0-linear"}
+    arrays = safe_io.read_arrays(kept[tuned])
+    facts = json.loads(str(arrays.pop("facts")))
+    row = results.read(judged[1])[0]
+    assert facts["score"] == row.chosen["validation"] and len(facts["parameters"]) == 16
+    assert {x.dtype for x in arrays.values()} == {np.dtype("float32")}
+    assert arrays["kernel"].shape == (1, teacher.WIDTH, len(facts["classes"]))
+    found = encoder.restore(judged[0].checkpoint, sharding.make_mesh())
+    bands = arrays["encoder/embed/s1/kernel"]  # which the training changed
+    given = found.encoder_params["embed"]["s1"]["kernel"]
+    assert bands.shape == given.shape and np.abs(bands - given).max() > 1e-6
 
 
 def test_a_learning_rate_that_diverges_is_left_out(judged):

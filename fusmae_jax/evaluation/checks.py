@@ -130,6 +130,12 @@ TABLE = {
         filled=True, meaning="Which of the data's pixel labels are predicted."
     ),
     "dense.heads": several(HEAD, least=1),
+    "dense.encoders": several(
+        choice("frozen", "tuned"),
+        least=1,
+        meaning="What heads stand on, in turn: the encoder as it is, or one that is "
+        "fine-tuned with the head, as finetune says.",
+    ),
     **within("dense", DENSE),
 }
 
@@ -161,7 +167,17 @@ RULES = (
         "data.statistics is {c.data.statistics!r}, but normalize={c.normalize} takes "
         "the statistics of the pretraining; set normalize=data too.",
     ),
+    (
+        lambda c: not labelled_data.tunes_on_masks(c) or not _mixes(c),
+        "mixup mixes labels of pairs, and dense.encoders={c.dense.encoders} has masks "
+        "learnt; set finetune.mixup=0.0, and scratch.mixup if it is there.",
+    ),
 )
+
+
+def _mixes(config) -> bool:
+    """Whether any fine-tuning mixes samples."""
+    return bool(config.finetune.mixup or config.scratch.get("mixup", 0.0))
 
 
 def fields(config) -> dict[str, Field]:
@@ -219,12 +235,13 @@ def check_devices(config) -> None:
         InputError: names the field and its value.
     """
     found, tuned = [], config.finetune
-    if "finetune" in config.methods:
+    masks = labelled_data.tunes_on_masks(config)
+    if "finetune" in config.methods or masks:
         found.append(("finetune", tuned.batch_size, tuned.accumulate))
     if "supervised" in config.baselines:
         tuned = {**tuned, **config.scratch}
         found.append(("finetune", tuned["batch_size"], tuned["accumulate"]))
-    if "dense" in config.methods:
+    if "dense" in config.methods and "frozen" in config.dense.encoders:
         found.append(("dense", config.dense.batch_size, 1))
     for name, size, parts in found:
         least = jax.device_count() * parts

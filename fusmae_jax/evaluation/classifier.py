@@ -1,5 +1,6 @@
 """A linear head on an encoder: what it says of pairs, and how wrong that is."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fusmae_jax.evaluation import features, progress
+from fusmae_jax.evaluation import features, finetune, linear_probe, progress
+from fusmae_jax.objectives.protocol import Encoder
 
 INIT_STD = 2e-5  # of the kernel, as in MAE's code: the head begins by saying nothing
 
@@ -28,6 +30,58 @@ class Classifier(NamedTuple):
     pool: str
     view: str
     single: bool
+
+    @property
+    def probe(self) -> linear_probe.Probe:
+        """The head as what it is: a linear layer behind a norm of each pair."""
+        kernel, bias = (jax.device_get(self.head[x])[None] for x in ("kernel", "bias"))
+        mean, scale = linear_probe.statistics(kernel[..., 0], "layer")
+        return linear_probe.Probe(kernel, bias, mean, scale, "layer", self.single)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labels(finetune.Goal[Classifier]):
+    """The classes of pairs, by a linear head on pooled tokens behind a norm.
+
+    Attributes:
+        encoder, recipe: see `finetune.Goal`.
+        field: of a pair, that holds its labels, 0 or 1, [C].
+        classes: how many there are, C.
+        single: a pair has one class: softmax and cross-entropy. Otherwise a sigmoid for
+            each class, and the binary cross-entropy averaged.
+    """
+
+    encoder: Encoder
+    recipe: finetune.Recipe
+    field: str
+    classes: int
+    single: bool
+
+    def init(self, key):
+        """See `finetune.Goal`."""
+        width = self.encoder.width * features.Recipe(self.recipe.pool).copies
+        return init_head(key, width, self.classes)
+
+    def draw(self, keys, fields):
+        """See `finetune.Goal`."""
+        recipe, labels, (view_key, mix_key) = self.recipe, fields[self.field], keys
+        views = recipe.draw_views(view_key, len(labels))
+        images = self.encoder.inputs.images(fields, views)
+        targets = soften(labels, recipe.smoothing, self.single)
+        if recipe.mixup:
+            size = (len(labels),)
+            share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, size)
+            images, targets = mix((images, targets), share)
+        return images, targets
+
+    def loss(self, head, encoded, here, targets):
+        """See `finetune.Goal`."""
+        pooled = features.pool(encoded, here, self.recipe.pool)
+        return loss(logits(head, pooled), targets, self.single)
+
+    def result(self, params, head):
+        """See `finetune.Goal`."""
+        return Classifier(params, head, self.recipe.pool, self.recipe.view, self.single)
 
 
 def init_head(key: jax.Array, width: int, classes: int) -> dict[str, jax.Array]:
@@ -112,6 +166,4 @@ def predict(
     extractor = extractor.over(classifier.params, [sensor_set])
     with progress.Progress(title, len(source), "pair") as bar:
         taken = features.take(extractor, source, batch_size=batch_size, bar=bar)
-    said = logits(jax.device_get(classifier.head), taken[sensor_set])
-    activate = jax.nn.softmax if classifier.single else jax.nn.sigmoid
-    return np.asarray(activate(said))
+    return classifier.probe.predict(taken[sensor_set])[0]

@@ -127,7 +127,7 @@ def fit(
     Raises:
         InputError: the data cannot be used, or no head stayed finite.
     """
-    task = _task(encoder, params, train_source, field, mesh, recipe)
+    task = make_task(encoder, params, train_source, field, mesh, recipe)
     sources.check_alike(train_source, validation_source)
     heads = _train(task, recipe, train_source, sensor_set, seed, directory, title)
     rates, size = recipe.learning_rates, recipe.batch_size
@@ -207,14 +207,24 @@ def confusions(
     Raises:
         InputError: the pairs have not these pixel labels.
     """
-    task = _task(encoder, params, source, field, mesh, fitted.recipe)
-    heads = jax.tree.map(lambda x: x[None], fitted.params)
+    task = make_task(encoder, params, source, field, mesh, fitted.recipe)
+    return judge(task, fitted.params, source, sensor_set, batch_size, title)
+
+
+def judge(
+    task: Task, head, source, sensor_set: str, batch_size: int, title: str
+) -> np.ndarray:
+    """The same of a head of a task."""
+    heads = jax.tree.map(lambda x: x[None], head)
     parts = task.judge(heads, source, sensor_set, batch_size, title)
     with loop.asked_only():
         return np.concatenate([part[0] for part in parts])
 
 
-def _task(encoder, params, source, field: str, mesh: Mesh, recipe: Recipe) -> Task:
+def make_task(
+    encoder: Encoder, params, source, field: str, mesh: Mesh, recipe: Recipe
+) -> Task:
+    """The task that a recipe's heads learn, see `dense_task.Task`."""
     head, blocks = recipe.head, recipe.blocks
     return Task(encoder, params, source, field, mesh, head=head, blocks=blocks)
 

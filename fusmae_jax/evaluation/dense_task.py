@@ -1,10 +1,14 @@
-"""Heads on the tokens of a frozen encoder: what compiled steps they learn and judge by.
+"""Heads on the tokens of an encoder: what compiled steps they learn and judge by.
 
-A batch is encoded once for all heads, which stand side by side.
+Of a frozen encoder a batch is encoded once for all heads, which stand side by side; an
+encoder that is trained with its head is one of `Masks`.
 """
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
 from fusmae_jax import streams
-from fusmae_jax.evaluation import heads, loop, progress
+from fusmae_jax.evaluation import finetune, heads, loop, progress
 from fusmae_jax.evaluation.encoder import check_blocks, present, shown
 from fusmae_jax.inputs import SENSORS, Present, Windows
-from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.objectives.protocol import Encoded, Encoder
 from fusmae_jax.training import checkpoint, sharding
 from fusmae_jax.training.train import TrainState
 
@@ -31,6 +35,14 @@ def tokens(
     here: Present | None,
     blocks: int,
 ) -> jax.Array:
+    """Maps of tokens of images, [B, h, w, D], see `arrange`."""
+    here = encoder.present(images, here)
+    return arrange(encoder, encoder(params, images, here), here, blocks)
+
+
+def arrange(
+    encoder: Encoder, encoded: Encoded, here: Present | None, blocks: int
+) -> jax.Array:
     """Maps of tokens, [B, h, w, D], the mean over the sensors that are present there.
 
     They have mean 0 and variance 1 over D, so that the mean of two sensors and one
@@ -39,12 +51,11 @@ def tokens(
     normalised already, and a patch would lose its brightness. Zeros stand where no
     sensor is.
     """
-    here = encoder.present(images, here)
-    found = encoder(params, images, here).last(blocks).tokens
+    found = encoded.last(blocks).tokens
     if not encoder.trained:
         x = jnp.concatenate([found[s] for s in SENSORS], axis=-1)
     else:
-        there = shown(here, len(images["s1"]))
+        there = shown(here, len(encoded.summary))
         there = {s: x.reshape(len(x), -1, 1) for s, x in there.items()}
         total = sum(jnp.where(there[s], found[s], 0.0) for s in SENSORS)
         x = total / jnp.maximum(sum(there.values()), 1)
@@ -60,10 +71,26 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         labels: indices of classes, [B, H, W]; any other number is no label.
     """
     labelled = labels < logits.shape[-1]
+    return cross_entropies(logits, labels).sum() / jnp.maximum(labelled.sum(), 1)
+
+
+def cross_entropies(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+    """Of every pixel, [B, H, W], 0 where it has no label; see `cross_entropy`.
+
+    Args:
+        logits, labels: see there.
+        smoothing: share of each label that goes evenly to all classes.
+    """
+    labelled = labels < logits.shape[-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.where(labelled, labels, 0).astype(jnp.int32)
     )
-    return jnp.where(labelled, losses, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
+    if smoothing:
+        even = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+        losses = (1.0 - smoothing) * losses + smoothing * even
+    return jnp.where(labelled, losses, 0.0)
 
 
 def confusion(labels: jax.Array, predicted: jax.Array, classes: int) -> jax.Array:
@@ -120,7 +147,13 @@ class Task:
         self.field, self.names = field, description.maps[field]
         self.inputs = encoder.inputs
         self.fields = (*description.layout.fields(self.inputs.contract), field)
-        self._head, self._blocks = head, blocks
+        self._head, self.blocks = head, blocks
+
+    def over(self, params) -> "Task":
+        """The same with other parameters of the encoder; what is compiled is shared."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     @property
     def classes(self) -> int:
@@ -139,7 +172,7 @@ class Task:
             s: jax.ShapeDtypeStruct((1, size, size, len(sensor.bands)), jnp.float32)
             for s, sensor in self.inputs.contract.items()
         }
-        encode = functools.partial(tokens, self.encoder, blocks=self._blocks)
+        encode = functools.partial(tokens, self.encoder, blocks=self.blocks)
         return jax.eval_shape(encode, self.params, images, None).shape[-1]
 
     def head(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -155,7 +188,7 @@ class Task:
     def see(self, params, fields, here: Present | None, windows) -> jax.Array:
         """Tokens of windows of stored pixels, [B, h, w, D]."""
         images = self.inputs.images(fields, self.inputs.window_view(windows))
-        return tokens(self.encoder, params, images, here, self._blocks)
+        return tokens(self.encoder, params, images, here, self.blocks)
 
     def logits(self, head: nnx.State, x: jax.Array) -> jax.Array:
         """What one head says of every pixel of windows, [B, H, W, C]."""
@@ -228,7 +261,7 @@ class Task:
         self, heads, source, sensor_set: str, batch_size: int, title: str
     ) -> Iterator[np.ndarray]:
         """Yields confusion matrices of batches of scenes, [R, n, C, C] int32."""
-        step = self.judge_step()
+        step = self.judge_step
 
         def start(fields):
             here = self.here(sensor_set, len(fields[self.field]))
@@ -240,8 +273,9 @@ class Task:
                 bar.update(count)
                 yield found[:, :count]
 
+    @functools.cached_property
     def judge_step(self):
-        """Returns the compiled `step(heads, params, fields, here) -> [R, B, C, C]`."""
+        """The compiled `step(heads, params, fields, here) -> [R, B, C, C]`."""
         corners = self.inputs.corners()
         rows = NamedSharding(self.mesh, P(None, *sharding.BATCH))
 
@@ -266,3 +300,70 @@ class Task:
             return jax.vmap(per_scene, (None, 0))(labels, total.argmax(axis=-1))
 
         return step
+
+
+class Tuned(NamedTuple):
+    """An encoder and a head of `heads` that were trained together.
+
+    Attributes:
+        params: of the encoder.
+        head: its parameters.
+    """
+
+    params: nnx.State
+    head: nnx.State
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masks(finetune.Goal[Tuned]):
+    """The classes of pixels, by a head on tokens of an encoder that learns with it.
+
+    Attributes:
+        task: the pixel labels, the encoder and the head.
+        recipe: see `finetune.Goal`; windows are cut in whole pixels, as in all dense
+            probing, so that crops have no scale, and none is mixed with another.
+    """
+
+    task: Task
+    recipe: finetune.Recipe
+
+    @property
+    def encoder(self) -> Encoder:
+        """See `finetune.Goal`."""
+        return self.task.encoder
+
+    @property
+    def field(self) -> str:
+        """See `finetune.Goal`."""
+        return self.task.field
+
+    def init(self, key):
+        """See `finetune.Goal`."""
+        return nnx.split(self.task.head(nnx.Rngs(key)))[1]
+
+    def draw(self, keys, fields):
+        """See `finetune.Goal`.
+
+        Targets are labels [B, window, window], and what the sum over the pixels of each
+        sample counts, [B]: the mean over all samples is that over all labelled pixels,
+        however they are spread over the parts of a batch.
+        """
+        labels, inputs = fields[self.field], self.task.inputs
+        windows = inputs.draw_windows(keys[0], len(labels), self.recipe.turn)
+        images = inputs.images(fields, inputs.window_view(windows))
+        labels = inputs.cut(labels, windows)
+        count = (labels < self.task.classes).sum()
+        weight = jnp.full(len(labels), len(labels) / jnp.maximum(count, 1))
+        return images, (labels, weight)
+
+    def loss(self, head, encoded, here, targets):
+        """See `finetune.Goal`."""
+        labels, weight = targets
+        x = arrange(self.encoder, encoded, here, self.task.blocks)
+        logits = self.task.logits(head, x)
+        losses = cross_entropies(logits, labels, self.recipe.smoothing)
+        return (losses.sum(axis=(1, 2)) * weight).mean()
+
+    def result(self, params, head):
+        """See `finetune.Goal`."""
+        return Tuned(params, head)

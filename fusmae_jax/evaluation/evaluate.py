@@ -20,7 +20,12 @@ from fusmae_jax.evaluation import (
     tasks,
 )
 from fusmae_jax.evaluation.encoder import Pretrained, check_blocks
-from fusmae_jax.evaluation.labelled_data import SPLITS, Labelled, open_labelled
+from fusmae_jax.evaluation.labelled_data import (
+    SPLITS,
+    Labelled,
+    open_labelled,
+    tunes_on_masks,
+)
 from fusmae_jax.evaluation.store import Found, Setting, Store
 from fusmae_jax.evaluation.tasks import Candidate, Setup
 from fusmae_jax.objectives.protocol import Encoder
@@ -43,6 +48,7 @@ MAY_CHANGE = (
     "repeats",
     "finetune.remat",
     "finetune.accumulate",
+    "dense.encoders",
     "scratch.remat",
     "scratch.accumulate",
     "data.dir",
@@ -132,7 +138,8 @@ def open_setup(
         "config": config.to_dict(),
     }
     store = Store(workdir, told_apart(config, data), data.test, meta)
-    return Setup(config, mesh, data, groups, store), judged
+    parameters = encoder.digest(pretrained.encoder_params)
+    return Setup(config, mesh, data, groups, store, parameters), judged
 
 
 def told_apart(config, data: Labelled) -> tuple[str, ...]:
@@ -235,19 +242,25 @@ def plan_trainings(
         every: subsets of labels and sensor sets, `(Subset, str)`.
     """
     config = setup.config
-    tuned = []
-    if "finetune" in config.methods:
-        model = Candidate(judged.name, judged, pretrained.encoder_params)
-        tuned.append(tasks.FineTuning(setup, model, {}))
+    pairs, masks = "finetune" in config.methods, tunes_on_masks(config)
+    began = [(Candidate(judged.name, judged, pretrained.encoder_params), {})]
     if "supervised" in config.baselines:
-        fresh = pretrained.fresh(config.seed)
-        model = Candidate(results.SUPERVISED, judged, fresh)
-        tuned.append(tasks.FineTuning(setup, model, config.scratch))
-    for tuning in tuned:
+        fresh = Candidate(results.SUPERVISED, judged, pretrained.fresh(config.seed))
+        began.append((fresh, config.scratch))
+    tuned = []
+    for model, changes in began:
+        # From scratch also where nothing else is fine-tuned.
+        if pairs or (not masks and model.name == results.SUPERVISED):
+            tuned.append(("finetune", tasks.FineTuning(setup, model, changes)))
+        if masks:
+            tuned += [
+                ("dense", tasks.MaskTuning(setup, model, changes, recipe))
+                for recipe in tasks.dense_recipes(config)
+            ]
+    for task, tuning in tuned:
         for subset, s in every:
-            recipe = str(tuning.recipe)
-            yield Setting("finetune", tuning.name, s, subset, recipe), tuning
-    if "dense" not in config.methods:
+            yield Setting(task, tuning.name, s, subset, tuning.how), tuning
+    if "dense" not in config.methods or "frozen" not in config.dense.encoders:
         return
     for rival in candidates(config, pretrained, judged):
         name = rival.name if rival.encoder.trained else results.PIXELS

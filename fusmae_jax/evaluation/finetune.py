@@ -1,16 +1,17 @@
-"""Fine-tuning: a linear head, and every parameter of the encoder with it.
+"""Fine-tuning: a head, and every parameter of the encoder with it.
 
-What is not said otherwise follows the fine-tuning of MAE (He et al. 2021) and its
-code: mean of tokens, a norm, a linear head that begins next to zero; AdamW with rates
-that fall towards the patches; stochastic depth. Its colour changes, random erasing and
-CutMix are left out: bands are measurements, and parts of a scene have other labels.
-The last parameters are the result; no step is chosen by looking at any score.
+What is learnt, classes of pairs or of pixels, is a `Goal`. What is not said otherwise
+follows the fine-tuning of MAE (He et al. 2021) and its code: AdamW with rates that fall
+towards the patches; stochastic depth. Its colour changes, random erasing and CutMix are
+left out: bands are measurements, and parts of a scene have other labels. The last
+parameters are the result; no step is chosen by looking at any score.
 """
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,11 @@ from data_pipeline.config_fields import (
 )
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs, streams
-from fusmae_jax.evaluation import classifier, features, loop
-from fusmae_jax.evaluation.classifier import Classifier
+from fusmae_jax.evaluation import features, loop
 from fusmae_jax.evaluation.encoder import present
+from fusmae_jax.inputs import Present
 from fusmae_jax.models import layers
-from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.objectives.protocol import Encoded, Encoder
 from fusmae_jax.training import checkpoint, optim, sharding
 from fusmae_jax.training.train import TrainState, gradients
 
@@ -155,52 +156,86 @@ class Recipe:
         return inputs.draw_views(key, batch, scale=self.crop_scale, turn=self.turn)
 
 
-class Finetuner:
-    """Trains all parameters of an encoder, with a head, to name the classes of pairs.
+Tuned = TypeVar("Tuned")
+
+
+class Goal(Generic[Tuned]):
+    """What an encoder learns to say by fine-tuning, and the head that says it.
+
+    Attributes:
+        encoder: what is trained.
+        recipe: how.
+        field: of a pair, which holds what it is to say.
+    """
+
+    encoder: Encoder
+    recipe: Recipe
+    field: str
+
+    def init(self, key: jax.Array):
+        """Parameters of a new head, a tree of arrays."""
+        raise NotImplementedError
+
+    def draw(
+        self, keys: Sequence[jax.Array], fields: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """What a training batch shows, and what is to be said of it.
+
+        Args:
+            keys: two, for views and for what else is random.
+            fields: stored pixels and labels.
+
+        Returns:
+            Images {sensor: [B, H, W, C]}, and targets, a tree of arrays [B, ...].
+        """
+        raise NotImplementedError
+
+    def loss(self, head, encoded: Encoded, here: Present | None, targets) -> jax.Array:
+        """How wrong a head is about a batch, or a part of one: a mean over samples.
+
+        Args:
+            head: its parameters.
+            encoded: what the encoder says.
+            here: what of it there is, see `Encoder.present`.
+            targets: of `draw`.
+        """
+        raise NotImplementedError
+
+    def result(self, params: nnx.State, head) -> Tuned:
+        """What has been learnt: parameters of the encoder, and of the head."""
+        raise NotImplementedError
+
+
+class Finetuner(Generic[Tuned]):
+    """Trains all parameters of an encoder, with a head, for a goal.
 
     It may do so any number of times, always from the same parameters: on other pairs,
     with other sensors, by other seeds. All these trainings share one compiled step.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        params: nnx.State,
-        recipe: Recipe,
-        mesh: Mesh,
-        labels_field: str,
-        *,
-        classes: int,
-        single: bool,
-        min_size: int = 2**18,
+        self, goal: Goal[Tuned], params: nnx.State, mesh: Mesh, min_size: int = 2**18
     ):
         """Prepares to train.
 
         Args:
-            encoder: what is trained.
-            params: its parameters; they stay as they are.
-            recipe: how.
+            goal: what is learnt, by what encoder, and how.
+            params: of the encoder; they stay as they are.
             mesh: the devices.
-            labels_field: which field of a pair holds its labels, 0 or 1, [C].
-            classes: how many there are, C.
-            single: a pair has one class: softmax and cross-entropy. Otherwise a
-                sigmoid for each class, and the binary cross-entropy averaged.
             min_size: kernels with fewer elements are not split over devices.
 
         Raises:
             InputError: the batch does not divide over the devices.
         """
+        recipe = goal.recipe
         if recipe.batch_size % (mesh.size * recipe.accumulate):
             raise InputError(
                 f"batch_size={recipe.batch_size} does not divide over {mesh.size} "
                 f"devices in accumulate={recipe.accumulate} parts; choose a multiple "
                 f"of {mesh.size * recipe.accumulate}."
             )
-        self._encoder, self.recipe, self._mesh = encoder, recipe, mesh
-        self._labels_field, self._single = labels_field, single
-        self._tx, self._params = optimizer(recipe, encoder), params
-        width = encoder.width * features.Recipe(recipe.pool).copies
-        self._head_shape = (width, classes)
+        self._goal, self.recipe, self._mesh = goal, recipe, mesh
+        self._tx, self._params = optimizer(recipe, goal.encoder), params
         start = jax.eval_shape(self._start, params, jax.random.key(0))
         self._layout = sharding.layout(start, mesh, min_size)
         self._init = jax.jit(self._start, out_shardings=self._layout)
@@ -212,7 +247,7 @@ class Finetuner:
 
     def __call__(
         self, source, *, sensor_set: str, seed: int, directory, title: str
-    ) -> Classifier:
+    ) -> Tuned:
         """Trains on the pairs of a source.
 
         Args:
@@ -242,9 +277,7 @@ class Finetuner:
             title=title,
         )
         tuned = gather(state.params)
-        return Classifier(
-            tuned["encoder"], tuned["head"], recipe.pool, recipe.view, self._single
-        )
+        return self._goal.result(tuned["encoder"], tuned["head"])
 
     def abstract_state(self) -> TrainState:
         """Shapes and layout of what the step advances."""
@@ -255,7 +288,7 @@ class Finetuner:
         # A copy, for the state will be donated, and the parameters are not ours.
         params = {
             "encoder": jax.tree.map(jnp.copy, encoder),
-            "head": classifier.init_head(key, *self._head_shape),
+            "head": self._goal.init(key),
         }
         return TrainState(jnp.zeros((), jnp.int32), params, self._tx.init(params))
 
@@ -280,18 +313,13 @@ class Finetuner:
             fields: stored pixels and labels.
 
         Returns:
-            Images {sensor: [B, H, W, C]}, targets [B, C], and which branches count,
-            see `layers.drop_path`, or None.
+            Images {sensor: [B, H, W, C]}, targets, see `Goal.draw`, and which branches
+            count, see `layers.drop_path`, or None.
         """
-        recipe, labels = self.recipe, fields[self._labels_field]
-        view_key, mix_key, path_key = jax.random.split(key, 3)
-        batch = len(labels)
-        images = self._encoder.inputs.images(fields, recipe.draw_views(view_key, batch))
-        targets = classifier.soften(labels, recipe.smoothing, self._single)
-        if recipe.mixup:
-            share = jax.random.beta(mix_key, recipe.mixup, recipe.mixup, (batch,))
-            images, targets = classifier.mix((images, targets), share)
-        rate, blocks = recipe.drop_path, self._encoder.depth
+        *keys, path_key = jax.random.split(key, 3)
+        images, targets = self._goal.draw(keys, fields)
+        batch = len(fields[self._goal.field])
+        rate, blocks = self.recipe.drop_path, self._goal.encoder.depth
         branches = layers.drop_path(path_key, rate, blocks, batch) if rate else None
         return images, targets, branches
 
@@ -309,17 +337,15 @@ class Finetuner:
         images, targets, branches = self.draw(step_key, fields)
 
         def loss_fn(params, images, targets, branches, here):
-            here = self._encoder.present(images, here)
-            encoded = self._encoder(
+            here = self._goal.encoder.present(images, here)
+            encoded = self._goal.encoder(
                 params["encoder"],
                 images,
                 here,
                 branches=None if branches is None else jnp.moveaxis(branches, 0, -1),
                 remat=self.recipe.remat,
             )
-            pooled = features.pool(encoded, here, self.recipe.pool)
-            said = classifier.logits(params["head"], pooled)
-            loss = classifier.loss(said, targets, self._single)
+            loss = self._goal.loss(params["head"], encoded, here, targets)
             return loss, loss
 
         if branches is not None:

@@ -119,12 +119,18 @@ def check_description(description: Description, config) -> None:
         InputError: and what it has.
     """
     # Of pixels alone, the labels of pairs need not be known.
-    if set(config.methods) - {"dense"} or "supervised" in config.baselines:
+    from_scratch = "supervised" in config.baselines and not tunes_on_masks(config)
+    if set(config.methods) - {"dense"} or from_scratch:
         check_classes(description, config.labels)
     if config.data.classes:
         subsets.find_classes(description, config.data.classes, config.labels)
     if "dense" in config.methods:
         check_maps(description, config.dense.field)
+
+
+def tunes_on_masks(config) -> bool:
+    """Whether encoders are fine-tuned for the classes of pixels."""
+    return "dense" in config.methods and "tuned" in config.dense.encoders
 
 
 def check_classes(description: Description, field: str) -> None:

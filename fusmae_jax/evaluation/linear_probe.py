@@ -47,10 +47,14 @@ class Probe:
         one = slice(g, g + 1)
         return dataclasses.replace(self, kernel=self.kernel[one], bias=self.bias[one])
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was learnt, by name."""
+        return {x: getattr(self, x) for x in ("kernel", "bias", "mean", "scale")}
+
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Probabilities [G, M, C] of features [M, D]: softmax or sigmoid."""
-        params = (self.kernel, self.bias, self.mean, self.scale)
-        params = jax.device_put(params)
+        params = jax.device_put(tuple(self.arrays.values()))
         parts = []
         for i in range(0, len(features), PAIRS_AT_ONCE):
             x = np.asarray(features[i : i + PAIRS_AT_ONCE], np.float32)

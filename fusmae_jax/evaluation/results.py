@@ -28,7 +28,7 @@ TASKS = {
     "knn": "kNN",
     "probe": "linear probe",
     "finetune": "fine-tuning",
-    "dense": "dense probe",
+    "dense": "dense",
     "retrieval": "retrieval",
 }
 SENSORS = {

@@ -18,6 +18,7 @@ from fusmae_jax.evaluation.labelled_data import Split, Subset
 from fusmae_jax.training import sharding
 
 HEADS, FACTS = "heads", "facts"  # the folder of heads, and what is said of one
+ENCODER = "encoder/"  # before the names of its parameters, in a head that has them
 
 log = logging.getLogger("fusmae_jax")
 
@@ -166,25 +167,33 @@ class Store:
         """Where a training on top of an encoder keeps its checkpoints."""
         return self.workdir / "training" / name
 
-    def keep_head(self, name: str, params, facts: dict) -> None:
+    def keep_head(self, name: str, head, facts: dict, encoder=None) -> None:
         """Keeps what was learnt on top of an encoder, for `predict`.
 
         Args:
             name: of the training.
-            params: of the head.
+            head: its parameters, a tree of arrays.
             facts: what else it takes to use it, as JSON has it.
+            encoder: parameters of the encoder, if they were trained with it.
         """
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+        arrays = by_path(head)
+        if encoder is not None:
+            arrays |= {ENCODER + k: np.float32(x) for k, x in by_path(encoder).items()}
         if jax.process_index() != 0:
             return
-        arrays = {sharding.leaf_path(path): np.asarray(leaf) for path, leaf in leaves}
-        content = io.BytesIO()
-        np.savez(content, **arrays, **{FACTS: np.array(json.dumps(facts))})
-        folder = self.workdir / HEADS
-        folder.mkdir(exist_ok=True)
-        atomic.write_whole(folder / f"{name}.npz", content.getvalue())
+        path = self.workdir / HEADS / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        part = atomic.aside(path)
+        with atomic.whole(path, part), part.open("wb") as file:
+            np.savez(file, **arrays, **{FACTS: np.array(json.dumps(facts))})
 
     def forget(self, name: str) -> None:
         """Deletes the checkpoints of a training that has been scored."""
         if jax.process_index() == 0:
             shutil.rmtree(self.training(name), ignore_errors=True)
+
+
+def by_path(tree) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their names, on the host."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {sharding.leaf_path(path): np.asarray(leaf) for path, leaf in leaves}

@@ -19,14 +19,15 @@ from data_pipeline import subsets
 from fusmae_jax.evaluation import (
     classifier,
     dense,
+    dense_task,
     features,
     finetune,
+    labelled_data,
     linear_probe,
     neighbours,
     results,
     scores,
 )
-from fusmae_jax.evaluation.encoder import digest
 from fusmae_jax.evaluation.labelled_data import Labelled, Split, Subset
 from fusmae_jax.evaluation.scores import Scores
 from fusmae_jax.evaluation.store import Found, Setting, Store
@@ -58,6 +59,7 @@ class Setup:
         data: the labelled pairs.
         groups: which test pairs show the same ground, see `ground.groups`.
         store: where trainings keep their checkpoints.
+        parameters: a checksum of those of the pretrained encoder.
     """
 
     config: object
@@ -65,6 +67,7 @@ class Setup:
     data: Labelled
     groups: np.ndarray
     store: Store
+    parameters: str
 
     @property
     def intervals(self) -> dict:
@@ -86,6 +89,27 @@ class Setup:
         """A score on the validation pairs; nothing where these are training pairs."""
         apart = self.data.validation.name != self.data.train.name
         return {"validation": score} if apart else {}
+
+    def keep(self, setting: Setting, which: str, head, facts: dict, encoder=None):
+        """Keeps what was learnt on the pretrained encoder, and of no rival.
+
+        Args:
+            setting: of the training.
+            which: see `Setting.folder`.
+            head, encoder: see `Store.keep_head`.
+            facts: what this task says of its head.
+        """
+        if setting.encoder in results.RIVALS:
+            return
+        shared = {
+            "task": setting.task,
+            "encoder": setting.encoder,
+            "parameters": self.parameters,
+            "sensors": setting.sensors,
+            "fraction": setting.subset.fraction,
+            "scene_size": self.data.description.layout.size,
+        }
+        self.store.keep_head(setting.folder(which), head, shared | facts, encoder)
 
     def learnt_from(self, subset: Subset):
         """The training pairs of a subset."""
@@ -140,6 +164,15 @@ def judge_by_probe(setup: Setup, setting: Setting, taken) -> Found:
             "--config.probe.learning_rates or weight_decays.",
             *(setting.encoder, s, " and the ".join(fitted.at_edge)),
         )
+    facts = {
+        "head": setting.task,
+        "classes": data.classes,
+        "single": data.single,
+        "norm": options.norm,
+        "features": dict(setup.config.features),
+        "score": fitted.score,
+    }
+    setup.keep(setting, "linear", fitted.probe.arrays, facts)
     (predicted,) = fitted.probe.predict(taken["test"][s])
     chosen = {
         "learning_rate": fitted.learning_rate,
@@ -204,29 +237,30 @@ class FineTuning:
         self._setup, self._candidate, self.name = setup, candidate, candidate.name
         self._recipes = finetune_recipes(setup.config, changes)
         shown = self._recipes[0]
-        self.recipe = features.Recipe(shown.pool, view=shown.view)
+        self._seen = features.Recipe(shown.pool, view=shown.view)
+
+    @property
+    def how(self) -> str:
+        """How an image becomes what the head sees."""
+        return str(self._seen)
+
+    def _goal(self, recipe: finetune.Recipe) -> finetune.Goal:
+        """What is learnt, by one of the recipes."""
+        data, encoder = self._setup.data, self._candidate.encoder
+        field, classes = self._setup.config.labels, len(data.classes)
+        return classifier.Labels(encoder, recipe, field, classes, data.single)
 
     @functools.cached_property
     def _tuners(self) -> list[finetune.Finetuner]:
-        setup, (_, encoder, params) = self._setup, self._candidate
-        return [
-            finetune.Finetuner(
-                encoder,
-                params,
-                recipe,
-                setup.mesh,
-                setup.config.labels,
-                classes=len(setup.data.classes),
-                single=setup.data.single,
-            )
-            for recipe in self._recipes
-        ]
+        params, mesh = self._candidate.params, self._setup.mesh
+        goals = map(self._goal, self._recipes)
+        return [finetune.Finetuner(goal, params, mesh) for goal in goals]
 
     @functools.cached_property
     def _extractor(self) -> features.Extractor:
         _, encoder, params = self._candidate
         mesh, sensors = self._setup.mesh, self._setup.config.sensors
-        return features.Extractor(encoder, params, self.recipe, mesh, sensors)
+        return features.Extractor(encoder, params, self._seen, mesh, sensors)
 
     def __call__(self, setting: Setting) -> Found:
         """Judges one setting.
@@ -236,16 +270,25 @@ class FineTuning:
         """
         setup = self._setup
         names = tuple(setting.folder(recipe.base_lr) for recipe in self._recipes)
-        tuned, chosen = self._tune(setting, names)
+        tuned, chosen, score = self._tune(setting, names)
+        facts = {
+            "head": setting.task,
+            "classes": setup.data.classes,
+            "single": tuned.single,
+            "norm": tuned.probe.norm,
+            "features": dataclasses.asdict(self._seen),
+            "score": score,
+        }
+        setup.keep(setting, "linear", tuned.probe.arrays, facts, tuned.params)
         predicted = self._predict(tuned, setup.data.test, setting.sensors)
-        width = self._candidate.encoder.width * self.recipe.copies
+        width = self._candidate.encoder.width * self._seen.copies
         return Found(setup.score(predicted), width, chosen, predicted, names)
 
     def _tune(self, setting: Setting, names: Sequence[str]):
-        """Trains by every recipe; validation chooses where there are several.
+        """Trains by every recipe; validation chooses.
 
         Returns:
-            The classifier, and what was chosen.
+            What it has learnt, what was chosen, and its score on the validation pairs.
         """
         setup, subset, s = self._setup, setting.subset, setting.sensors
         best, highest, chosen = None, -math.inf, {}
@@ -267,15 +310,17 @@ class FineTuning:
                 if best is None and name == names[-1]:
                     raise
                 continue
-            if len(names) == 1:
-                return tuned, {"base_lr": rate}
-            split = setup.data.validation
-            predicted = self._predict(tuned, split, s)
-            score = scores.headline(predicted, split.labels, setup.data.single)
-            if score > highest:
+            score = self._validate(tuned, s)
+            if best is None or score > highest:
                 best, highest = tuned, score
                 chosen = {"base_lr": rate, **setup.validated(score)}
-        return best, chosen
+        return best, chosen, highest
+
+    def _validate(self, tuned, s: str) -> float:
+        """The score on the validation pairs."""
+        split = self._setup.data.validation
+        predicted = self._predict(tuned, split, s)
+        return scores.headline(predicted, split.labels, self._setup.data.single)
 
     def _predict(self, tuned, split: Split, s: str) -> np.ndarray:
         """Probabilities of a fine-tuned encoder for the pairs of a split, [N, C]."""
@@ -291,9 +336,74 @@ class FineTuning:
 
 def dense_recipes(config) -> list[dense.Recipe]:
     """The recipes that are compared: one for each kind of head."""
-    fields = dict(config.dense)
-    fields.pop("field")
+    fields = {**config.dense}
+    del fields["field"], fields["encoders"]
     return [dense.Recipe(head=head, **fields) for head in fields.pop("heads")]
+
+
+class MaskTuning(FineTuning):
+    """The same for the classes of pixels, with a head of dense probing."""
+
+    def __init__(
+        self, setup: Setup, candidate: Candidate, changes, recipe: dense.Recipe
+    ):
+        """See `FineTuning`; `recipe` says which head, on which tokens."""
+        super().__init__(setup, candidate, changes)
+        self._head = recipe
+
+    @property
+    def how(self) -> str:
+        """How an image becomes what is scored."""
+        return f"{self._head.head} head, fine-tuned"
+
+    @functools.cached_property
+    def _task(self) -> dense_task.Task:
+        setup, (_, *encoder) = self._setup, self._candidate
+        field, source = setup.config.dense.field, setup.data.train.source
+        return dense.make_task(*encoder, source, field, setup.mesh, self._head)
+
+    def _goal(self, recipe: finetune.Recipe) -> finetune.Goal:
+        return dense_task.Masks(self._task, recipe)
+
+    def __call__(self, setting: Setting) -> Found:
+        """Judges one setting.
+
+        Raises:
+            Diverged: no training stayed finite.
+            InputError: none of the training pairs has a labelled pixel.
+        """
+        setup, task, kind = self._setup, self._task, self._head.head
+        source = setup.learnt_from(setting.subset)
+        labelled_data.check_pixels(source, task.field, "training pairs")
+        names = [setting.folder(f"{kind}-{x.base_lr}-tuned") for x in self._recipes]
+        tuned, chosen, score = self._tune(setting, names)
+        facts = dense_facts(setup, self._head, score)
+        setup.keep(setting, f"{kind}-tuned", tuned.head, facts, tuned.params)
+        confusions = self._judge(tuned, setup.data.test, setting.sensors)
+        found = scores.segmentation(confusions, **setup.intervals)
+        return Found(found, task.width, chosen, trainings=tuple(names))
+
+    def _validate(self, tuned, s: str) -> float:
+        found = self._judge(tuned, self._setup.data.validation, s)
+        total = found.sum(axis=0, keepdims=True, dtype=np.int64)
+        return scores.segmentation(total, resamples=0).overall["miou"].value
+
+    def _judge(self, tuned: dense_task.Tuned, split: Split, s: str) -> np.ndarray:
+        """Confusion matrices of the pairs of a split, [N, C, C]."""
+        title = f"fine-tuned, {s}, {self._head.head}, {split.name}"
+        task, size = self._task.over(tuned.params), self._setup.config.batch_size
+        return dense.judge(task, tuned.head, split.source, s, size, title)
+
+
+def dense_facts(setup: Setup, recipe: dense.Recipe, score: float) -> dict:
+    """What is said of a head that names classes of pixels."""
+    maps = setup.data.description.maps
+    return {
+        "head": recipe.head,
+        "blocks": recipe.blocks,
+        "classes": maps[setup.config.dense.field],
+        "score": score,
+    }
 
 
 def judge_densely(
@@ -322,19 +432,8 @@ def judge_densely(
             "--config.dense.learning_rates.",
             *(title, " and the ".join(fitted.at_edge)),
         )
-    if candidate.encoder.trained:
-        facts = {
-            "task": "dense",
-            "head": recipe.head,
-            "blocks": recipe.blocks,
-            "classes": data.test.source.description.maps[config.dense.field],
-            "encoder": setting.encoder,
-            "parameters": digest(candidate.params),
-            "sensors": s,
-            "fraction": setting.subset.fraction,
-            "score": fitted.score,
-        }
-        setup.store.keep_head(training, fitted.params, facts)
+    facts = dense_facts(setup, recipe, fitted.score)
+    setup.keep(setting, recipe.head, fitted.params, facts)
     confusions = dense.confusions(
         *encoder,
         fitted,
