@@ -13,7 +13,7 @@ from fusmae_jax.training import run_directory
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
 CONFIGS = {path.stem for path in ROOT.glob("configs/*.py")}
 
