@@ -31,15 +31,24 @@ BLOCKS = re.compile(
 )
 
 
-def follow(page: str, checkout: pathlib.Path) -> list[str]:
-    """Does what a page says, and returns what each of its steps says."""
+def check_out(folder: pathlib.Path) -> None:
+    """A checkout of one's own, to be written into."""
     for name in ("configs", "data_pipeline", "fusmae_jax"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, checkout / name, ignore=ignored)
-    shutil.copy(ROOT / "launch.py", checkout)
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "launch.py", folder)
+
+
+def surroundings(checkout: pathlib.Path) -> dict[str, str]:
+    """The environment in which this Python and that checkout come first."""
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    own = {"PATH": path, "PYTHONPATH": str(checkout)}
-    environment = os.environ | processes.ENVIRONMENT | own
+    return processes.ENVIRONMENT | {"PATH": path, "PYTHONPATH": str(checkout)}
+
+
+def follow(page: str, checkout: pathlib.Path) -> list[str]:
+    """Does what a page says in a checkout; returns what each of its steps says."""
+    check_out(checkout)
+    environment = os.environ | surroundings(checkout)
     environment.pop("XLA_FLAGS", None)  # one device, as most users have
     said = []
     for block in BLOCKS.finditer((ROOT / "docs" / page).read_text()):
@@ -176,3 +185,42 @@ def check_method(checkout: pathlib.Path, said: list[str]) -> None:
 def test_a_page_does_what_it_says(page, prepare, check, tmp_path):
     prepare(tmp_path)
     check(tmp_path, follow(page, tmp_path))
+
+
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
+
+
+def test_the_notebook_is_kept_without_outputs():
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+@pytest.mark.journey
+@pytest.mark.filterwarnings("default")  # those of Jupyter's packages
+def test_the_notebook_runs_as_it_is(tmp_path, monkeypatch):
+    for package in ("ipykernel", "nbclient", "nbformat"):
+        pytest.importorskip(package, reason=f"{package} comes with the extra test")
+    import nbclient
+    import nbformat
+
+    check_out(tmp_path)  # so that the first cell need not
+    for name, value in surroundings(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    ]
+    said = "".join(output.get("text", "") for output in outputs)
+    pictures = [x for x in outputs if "image/png" in x.get("data", {})]
+    assert "git clone" not in said and "fatal" not in said
+    assert "Error on hidden patches of 5 held-out pairs" in said
+    assert "(17, 96) (17, 15, 15, 96)" in said
+    assert len(pictures) == 2
