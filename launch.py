@@ -62,7 +62,7 @@ def find_config(name: str) -> str:
 
 def run_name() -> str:
     """What the run of the config is called that was passed, as `quickstart_mae`."""
-    path, *argument = flags.FLAGS["config"].config_filename.split(":", 1)
+    path, *argument = _LOADER.name.split(":", 1)
     return "_".join([pathlib.Path(path).stem, *argument])
 
 
@@ -72,9 +72,10 @@ class ConfigLoader(flags.ArgumentParser):
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser  # which loads them by their paths
         self.loaded = None  # even if a field cannot be what is passed
+        self.name = ""  # what was passed
 
     def parse(self, argument: str):
-        self.loaded = None
+        self.loaded, self.name = None, argument
         self.loaded = self._parser.parse(find_config(argument))
         return self.loaded
 

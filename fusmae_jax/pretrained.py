@@ -134,7 +134,7 @@ class Model:
             InputError: the arrays do not fit together or the model, cannot be in the
                 unit that is said, or are of a sensor that it does not read.
 
-        Example, of two images that have radar alone, the second half measured:
+        Examples: Of two images that have radar alone, the second half measured:
             >>> s1 = np.full((2, model.size, model.size, 2), (-12.0, -19.0))  # dB
             >>> s1[1, model.size // 2 :] = np.nan
             >>> features = model.encode(s1=s1)

@@ -9,17 +9,20 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# Compiled sooner, and once for all tests.
+ENVIRONMENT = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONUNBUFFERED": "1",
+}
+
 
 def launch(*arguments, devices: int = 1, **environment) -> subprocess.Popen:
     """Starts launch.py; what it says comes from `stdout`, in lines as they are said."""
-    fixed = {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONUNBUFFERED": "1",
-    }
+    fixed = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         [sys.executable, "launch.py", *arguments],
         cwd=ROOT,
