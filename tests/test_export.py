@@ -140,12 +140,17 @@ def say_in_torch(model, given, there=("s1", "s2")) -> pretrained.Features:
         return pretrained.Features(**jax.tree.map(np.asarray, model(**images)))
 
 
-def load_torch(folder):
-    """The module that the file in a folder makes of it, by nothing of this project."""
+def torch_file(folder):
+    """The file in a folder, imported."""
     spec = importlib.util.spec_from_file_location("there", folder / "fusmae_torch.py")
     there = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(there)
-    return there.load(folder)
+    return there
+
+
+def load_torch(folder):
+    """The module that the file in a folder makes of it, by nothing of this project."""
+    return torch_file(folder).load(folder)
 
 
 @pytest.mark.parametrize("there", [("s1", "s2"), ("s1",), ("s2",)])
@@ -271,6 +276,48 @@ def test_an_encoder_of_one_sensor_is_exported_and_says_so(
     for wrong in (given, {"s1": given["s1"]}):
         with pytest.raises(InputError, match="s1 is given, and .* Sentinel-2 alone; g"):
             model.encode(**wrong)
+
+
+def test_feature_maps_are_those_of_the_encoder_and_of_its_blocks(
+    torch, tmp_path_factory
+):
+    config_ = tiny.config()
+    config_.model.depth = 3
+    folder = tmp_path_factory.mktemp("maps")
+    judging.write_run(folder / "run", config_)
+    export.run(
+        config(folder / "run", folder / "out", formats=("safetensors", "torch")),
+        "unused",
+    )
+    model = pretrained.load(folder / "run", batch_size=8)
+    given, bands = samples(), {"s1": ("VH",), "s2": ("B8A", "B04")}
+    at = lambda s: [model.contract[s].band_names.index(name) for name in bands[s]]
+    given = {s: x[..., at(s)] for s, x in given.items()}
+    image = np.concatenate(list(given.values()), axis=-1)[..., [1, 0, 2]]
+    image, names = torch.tensor(np.moveaxis(image, -1, 1)), ("B8A", "VH", "B04")
+    there = torch_file(folder / "out")
+    encoder = there.load(folder / "out")
+    maps = there.FeatureMaps(encoder, names, blocks=(1, 0))
+    with torch.no_grad():
+        found, said = maps(image), maps.features(image)
+        (last,) = there.FeatureMaps(encoder, names)(image)
+    expected = model.encode(**given, bands=bands)
+    same(pretrained.Features(**said), expected)
+    dense = np.nan_to_num(np.moveaxis(expected.dense, -1, 1))
+    np.testing.assert_allclose(last, dense, atol=1e-4)
+    assert not last[3].any()  # where nothing was measured
+    assert maps.out_channels == [32, 32]
+    sum(x.square().sum() for x in maps(image)).backward()
+    grads = [x.grad for x in encoder.parameters() if x.grad is not None]
+    assert len(grads) > 30 and all(torch.isfinite(grad).all() for grad in grads)
+    np.testing.assert_array_equal(found[0], last)  # behind the last block
+    assert found[1].shape == (BATCH, 32, 4, 4) and (found[1] - last).abs().max() > 0.1
+    with pytest.raises(ValueError, match=r"image is \[5, 2, 24, 24\]; pass \[B, 3, H"):
+        maps(image[:, :2])
+    with pytest.raises(ValueError, match="no band B10; pass some of VV, VH, B01"):
+        there.FeatureMaps(encoder, ("B04", "B10"))
+    with pytest.raises(ValueError, match="no block 2; ask for some of 0 to 1"):
+        there.FeatureMaps(encoder, names, blocks=(2,))(image)
 
 
 def test_the_torch_file_needs_nothing_but_torch_and_safetensors(in_torch):

@@ -8,6 +8,9 @@
     features["pooled"]  # [B, D], one vector an image
     features["dense"]  # [B, h, w, D], one a patch
 
+    maps = fusmae_torch.FeatureMaps(model, ["VV", "VH", "B04"], blocks=[5, 10])
+    maps(image)  # of an image [B, 3, H, W] a list of two maps [B, D, h, w]
+
 Needs `torch`, and `safetensors` to read the weights. Written by fusmae_jax, whose
 `pretrained.Model.encode` says the same of images of the model's size.
 
@@ -18,7 +21,7 @@ and K numbers of tokens.
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +152,15 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def behind(blocks, x: torch.Tensor, mask: torch.Tensor, wanted: Sequence[int]):
+    """Tokens x [B, K, D] behind each of the wanted blocks, and behind all of them."""
+    found = []
+    for block in blocks:
+        x = block(x, mask)
+        found.append(x)
+    return [*(found[i] for i in wanted), x]
+
+
 class Pixels(nn.Module):
     """From pixels of a sensor to normalised patches, and which show anything."""
 
@@ -226,8 +238,10 @@ class Encoder(nn.Module):
         patch_size: side P of a patch in pixels.
         width: length D of a feature.
         reads: the sensors that it reads; others are absent, whatever is given.
+        depth: how many blocks there are whose features can be asked for.
     """
 
+    depth: int
     reads = SENSORS
 
     def __init__(self, described: Mapping):
@@ -247,9 +261,15 @@ class Encoder(nn.Module):
         self.pixels = nn.ModuleDict(pixels)
 
     def encode(
-        self, patches: dict[str, torch.Tensor], shown: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Tokens {sensor: [B, N, D]} and one vector [B, D] of patches [B, N, E]."""
+        self,
+        patches: dict[str, torch.Tensor],
+        shown: dict[str, torch.Tensor],
+        blocks: Sequence[int] = (),
+    ) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """Tokens {sensor: [B, N, D]} and one vector [B, D] of patches [B, N, E].
+
+        Behind each of some blocks, 0 to `depth - 1`, and at last behind all of them.
+        """
         raise NotImplementedError
 
     def forward(
@@ -259,6 +279,7 @@ class Encoder(nn.Module):
         *,
         units: Mapping[str, str] | None = None,
         offset: int = 0,
+        blocks: Sequence[int] = (),
     ) -> dict:
         """Features of images; NaN where nothing was measured.
 
@@ -272,17 +293,25 @@ class Encoder(nn.Module):
                 "amplitude" of s1, "DN" (the default) or "reflectance" of s2.
             offset: what the processing baseline of s2 added to each DN: 1000 since
                 January 2022, unless somebody took it away again.
+            blocks: numbers of blocks, from 0 to `depth - 1`, whose features are wanted
+                too.
 
         Returns:
             pooled: the mean over all patches of all sensors, [B, D].
             summary: the global token, [B, D].
             dense: of each patch the mean over the sensors that show it, [B, h, w, D].
             sensors: the patches of each sensor, {sensor: [B, h, w, D]}.
+            blocks: what `dense` would be behind each of `blocks`, where any are wanted.
 
         Raises:
             ValueError: no image is given, or one of another shape, or in an unknown
-                unit or band.
+                unit or band; or there is no such block.
         """
+        if others := set(blocks) - set(range(self.depth)):
+            raise ValueError(
+                f"There is no block {min(others)}; ask for some of 0 to "
+                f"{self.depth - 1}."
+            )
         images = {"s1": s1, "s2": s2}
         for s, x in images.items():
             unit = (units or {}).get(s, next(iter(UNITS[s])))
@@ -315,18 +344,25 @@ class Encoder(nn.Module):
             patches[s], shown[s] = self.pixels[s](x)
             if s not in self.reads:
                 shown[s] = torch.zeros_like(shown[s])
-        tokens, summary = self.encode(patches, shown)
+        *before, (tokens, summary) = self.encode(patches, shown, blocks)
         known = torch.stack([shown[s] for s in SENSORS], dim=1)[..., None]
-        both = torch.stack([tokens[s] for s in SENSORS], dim=1)  # [B, 2, N, D]
-        both = torch.where(known, both, torch.nan)
         anything = known.flatten(1).any(dim=1, keepdim=True)
         grid = lambda x: x.unflatten(1, (self.side, self.side))
-        return {
+
+        def together(tokens):  # [B, 2, N, D]
+            x = torch.stack([tokens[s] for s in SENSORS], dim=1)
+            return torch.where(known, x, torch.nan)
+
+        both = together(tokens)
+        found = {
             "pooled": both.nanmean(dim=(1, 2)),
             "summary": torch.where(anything, summary, torch.nan),
             "dense": grid(both.nanmean(dim=1)),
             "sensors": {s: grid(both[:, i]) for i, s in enumerate(SENSORS)},
         }
+        if blocks:
+            found["blocks"] = [grid(together(x).nanmean(dim=1)) for x, _ in before]
+        return found
 
 
 def _without(dn: torch.Tensor, offset: int) -> torch.Tensor:
@@ -379,10 +415,11 @@ class FusMAE(Encoder):
         self.global_token = nn.Parameter(torch.zeros(dim))
         early, heads = model["fuse_early"], model["num_heads"]
         self.fuse = XAttnEncoder(dim, heads) if early else None
-        blocks = [Block(dim, heads) for _ in range(model["depth"] - early)]
+        self.depth = model["depth"] - early
+        blocks = [Block(dim, heads) for _ in range(self.depth)]
         self.blocks, self.norm = nn.ModuleList(blocks), layer_norm(dim)
 
-    def encode(self, patches, shown):
+    def encode(self, patches, shown, blocks=()):
         """See `Encoder`."""
         tokens = {}
         for s in SENSORS:
@@ -397,8 +434,9 @@ class FusMAE(Encoder):
         x = torch.cat([x, summary], dim=1)
         seen = [shown[s] for s in SENSORS]
         mask = torch.cat([*seen, torch.ones_like(seen[0][:, :1])], dim=1)
-        for block in self.blocks:
-            x = block(x, mask)
+        return [self._read(y) for y in behind(self.blocks, x, mask, blocks)]
+
+    def _read(self, x):
         n = self.side**2
         s1, s2, summary = self.norm(x).split([n, n, 1], dim=1)
         return {"s1": s1, "s2": s2}, summary[:, 0]
@@ -418,21 +456,94 @@ class MAE(Encoder):
         size = lambda s: self.patch_size**2 * len(self.bands[s])
         self.register_buffer("code", sincos_2d(self.side, dim), persistent=False)
         self.embed = nn.ModuleDict({s: nn.Linear(size(s), dim) for s in self.reads})
-        blocks = [Block(dim, model["num_heads"]) for _ in range(model["depth"])]
+        self.depth = model["depth"]
+        blocks = [Block(dim, model["num_heads"]) for _ in range(self.depth)]
         self.blocks, self.norm = nn.ModuleList(blocks), layer_norm(dim)
 
-    def encode(self, patches, shown):
+    def encode(self, patches, shown, blocks=()):
         """See `Encoder`."""
         x = sum(self.embed[s](patches[s]) for s in self.reads) + self.code
         known = torch.stack([shown[s] for s in self.reads]).any(dim=0)
-        for block in self.blocks:
-            # Where nothing is to be seen at all nothing is said of it either.
-            x = block(x, known | ~known.any(dim=1, keepdim=True))
+        # Where nothing is to be seen at all nothing is said of it either.
+        mask = known | ~known.any(dim=1, keepdim=True)
+        found = behind(self.blocks, x, mask, blocks)
+        return [self._read(x, known) for x in found]
+
+    def _read(self, x, known):
         x = self.norm(x)
         count = known.sum(dim=1, keepdim=True).clamp(min=1)
         summary = torch.where(known[..., None], x, 0.0).sum(dim=1) / count
         tokens = {s: x if s in self.reads else torch.zeros_like(x) for s in SENSORS}
         return tokens, summary
+
+
+# For libraries that hand over all bands as one image.
+
+
+class FeatureMaps(nn.Module):
+    """An encoder of images [B, C, H, W], from which a decoder draws maps.
+
+    Attributes:
+        encoder: what it asks.
+        bands: names of the channels, of one sensor or of both, in any order.
+        blocks: of the encoder, whose features are wanted.
+        out_channels: how many channels each of the maps has.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        bands: Sequence[str],
+        blocks: Sequence[int] = (),
+        *,
+        units: Mapping[str, str] | None = None,
+        offset: int = 0,
+    ):
+        """Wraps an encoder.
+
+        Args:
+            encoder: of `load`.
+            bands: names of the channels, such as VV and B04.
+            blocks: numbers of blocks, from 0; none for what is behind all of them.
+            units, offset: of the pixels, see `Encoder.forward`.
+
+        Raises:
+            ValueError: the encoder does not know a band.
+        """
+        super().__init__()
+        self.encoder, self.bands = encoder, tuple(bands)
+        self.sensors = {name: s for s in SENSORS for name in encoder.bands[s]}
+        if others := [name for name in self.bands if name not in self.sensors]:
+            raise ValueError(
+                f"The model knows no band {', '.join(others)}; pass some of "
+                f"{', '.join(self.sensors)}."
+            )
+        self.blocks = tuple(blocks)
+        self.out_channels = [encoder.width] * max(1, len(self.blocks))
+        self.units, self.offset = units, offset
+
+    def features(self, image: torch.Tensor, blocks: Sequence[int] = ()) -> dict:
+        """What the encoder says of images [B, C, H, W], see `Encoder.forward`.
+
+        Raises:
+            ValueError: see there; or the number of channels is not that of `bands`.
+        """
+        if image.ndim != 4 or image.shape[1] != len(self.bands):
+            raise ValueError(
+                f"The image is {list(image.shape)}; pass [B, {len(self.bands)}, H, W], "
+                f"with the bands {', '.join(self.bands)}."
+            )
+        given = {}
+        for channel, name in enumerate(self.bands):
+            given.setdefault(self.sensors[name], {})[name] = image[:, channel]
+        how = dict(units=self.units, offset=self.offset, blocks=blocks)
+        return self.encoder(**given, **how)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Maps [B, D, h, w] of images [B, C, H, W], 0 where nothing was measured."""
+        found = self.features(image, self.blocks)
+        maps = found["blocks"] if self.blocks else [found["dense"]]
+        return [x.nan_to_num().permute(0, 3, 1, 2) for x in maps]
 
 
 # Of folders, and whatever has their content.
