@@ -20,9 +20,16 @@ from fusmae_jax.inputs import Inputs
 from fusmae_jax.objectives.protocol import Encoder, Objective
 from fusmae_jax.training import checkpoint, optim, sharding, train
 
-# Modules of `objectives`, each of which builds its own objective.
+
+def method(name: str) -> types.ModuleType:
+    """The module of a method: `FIELDS` of a config, and `check` and `build` for it."""
+    return importlib.import_module(f"{objectives.__name__}.{name}")
+
+
 METHODS = tuple(
-    sorted({m.name for m in pkgutil.iter_modules(objectives.__path__)} - {"protocol"})
+    name
+    for name in sorted(m.name for m in pkgutil.iter_modules(objectives.__path__))
+    if hasattr(method(name), "build")  # the others are what methods share
 )
 
 LACKING = "none: the training data have nothing of this sensor"  # of statistics
@@ -101,11 +108,6 @@ def inputs(
         resampling=config.view.resampling,
         missing=missing,
     )
-
-
-def method(name: str) -> types.ModuleType:
-    """The module of a method: `FIELDS` of a config, and `check` and `build` for it."""
-    return importlib.import_module(f"{objectives.__name__}.{name}")
 
 
 def objective(config, seen: Inputs | None = None, **target) -> Objective:

@@ -1,4 +1,4 @@
-"""What devices can do."""
+"""What devices can do, and what layers ask of them."""
 
 import re
 
@@ -38,3 +38,16 @@ def peak(device_kind: str, dtype: str = "bfloat16") -> float | None:
         return None
     rates = (rate for name, rate in PEAKS if re.search(name, device_kind))
     return next(rates, None)
+
+
+def linear(tokens: int, inputs: int, outputs: int) -> int:
+    """FLOPs of a linear layer on some tokens, from as many channels to others."""
+    return 2 * tokens * inputs * outputs
+
+
+def block(queries: int, keys: int, dim: int) -> int:
+    """FLOPs of attention from some tokens to others, and an MLP on the former."""
+    # Queries and output, keys and values, scores and the sum they weight.
+    attention = 2 * linear(queries, dim, dim) + 2 * linear(keys, dim, dim)
+    attention += 2 * linear(queries, keys, dim)
+    return attention + 2 * linear(queries, dim, 4 * dim)
