@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from data_pipeline.config_fields import choice
+from fusmae_jax import build as builder
 from fusmae_jax import config as checks
 from fusmae_jax import inputs, patches
 from fusmae_jax.inputs import SENSORS, Inputs
@@ -46,8 +47,8 @@ def known():
     with pytest.MonkeyPatch.context() as patch:
         here = sys.modules[__name__]
         patch.setitem(sys.modules, "fusmae_jax.objectives.teacher", here)
-        both = choice("fusmae", "teacher", meaning="What is trained.")
-        patch.setitem(checks.TABLE, "method", both)
+        every = choice(*builder.METHODS, "teacher", meaning="What is trained.")
+        patch.setitem(checks.TABLE, "method", every)
         yield
 
 
