@@ -33,6 +33,7 @@ LOWERING = {"gpu": "cuda"}
 # Float32 products that take stored pixels to an image: rows and columns of four grids.
 RESAMPLING = 8
 CLASSES = 19  # of BigEarthNet
+CROPS = {"dinomm": 2}  # sizes of crops that a method resamples to, where they are more
 MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
 
@@ -140,15 +141,22 @@ class Maker:
         layout = sharding.layout(state, mesh, config.fsdp_min_size)
         step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
-        return self._program(step, state, self.fields(batch)), state
+        program = self._program(step, state, self.fields(batch))
+        resampling = RESAMPLING * CROPS.get(config.method, 1)
+        return program._replace(float32_products=resampling), state
 
     def held_out(self, batch: int, redraw: bool) -> Program:
         """The scores of held-out pairs, or with `redraw` all their patches."""
         options = dict(seed=self.config.seed, redraw=redraw)
         step = train.make_eval_step(self.objective, self.mesh, **options)
         weight = self._rows((batch,), jnp.float32)
-        args = self.params, (), self.fields(batch), weight, 0, 0
-        return self._program(step, *args)
+        extra = jax.eval_shape(self.objective.init_extra, self._shapes)
+        whole = jax.tree.map(lambda _: sharding.whole(self.mesh), extra)
+        extra = checkpoint.abstract(extra, whole)
+        args = self.params, extra, self.fields(batch), weight, 0, 0
+        resampling = RESAMPLING * CROPS.get(self.config.method, 1)
+        program = self._program(step, *args)
+        return program._replace(float32_products=resampling)
 
     def floor(self, batch: int) -> Program:
         """What no model can be expected to predict of held-out pairs."""
@@ -268,6 +276,9 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", model__dtype="float32")
     yield pretrain("pretrain_mae")
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
+    for method in ("dinomm",):
+        yield pretrain(f"pretrain_{method}")
+        yield pretrain(f"pretrain_{method}", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, redraw=True))
     yield Named("held-out pairs, floor", lambda: base().floor(64))

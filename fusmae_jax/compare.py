@@ -31,7 +31,7 @@ from data_pipeline.config_fields import (
     within,
 )
 from data_pipeline.errors import InputError
-from fusmae_jax import build, comparison
+from fusmae_jax import build, compare_tables
 from fusmae_jax import config as pretraining
 from fusmae_jax.evaluation import checks as evaluating
 from fusmae_jax.evaluation import evaluate, results
@@ -376,14 +376,14 @@ class Comparison:
         found = read(self.kept)
         kept = [x for x in found if not x["trial"]]
         self.workdir.mkdir(parents=True, exist_ok=True)
-        atomic.write_whole(self.workdir / SCORES, comparison.as_csv(kept))
+        atomic.write_whole(self.workdir / SCORES, compare_tables.as_csv(kept))
         shown = [x | {"rows": self._chosen(x["rows"])} for x in kept]
-        page = comparison.as_table(shown, self.config.metric, self.config.of_class)
+        page = compare_tables.as_table(shown, self.config.metric, self.config.of_class)
         atomic.write_whole(self.workdir / TABLE_FILE, page)
         from fusmae_jax import figures  # Matplotlib, only now
 
-        title = comparison.title(self.config.metric, self.config.of_class)
-        figures.save(comparison.draw(shown, title), self.workdir / FIGURE)
+        title = compare_tables.title(self.config.metric, self.config.of_class)
+        figures.save(compare_tables.draw(shown, title), self.workdir / FIGURE)
         print(page, flush=True)
 
 

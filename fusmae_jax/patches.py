@@ -71,15 +71,22 @@ def check_width(dim: int) -> None:
 
 
 @functools.lru_cache
-def sincos_2d(side: int, dim: int) -> np.ndarray:
+def sincos_2d(side: int, dim: int, span: int = 0) -> np.ndarray:
     """Fixed 2-D sine-cosine position code, [side * side, dim], as in MAE.
 
     Half of the channels code the column, half the row. Built in NumPy: under `jit`
     it is a constant, never a parameter.
+
+    Args:
+        side: patches along one side of the image.
+        dim: channels.
+        span: patches along the side of another image, over which the places of this one
+            are spread evenly; 0 for those of its own.
     """
     check_width(dim)
     omega = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4))
-    y, x = np.mgrid[:side, :side]
+    middles = (np.arange(side) + 0.5) * ((span or side) / side) - 0.5
+    y, x = np.meshgrid(middles, middles, indexing="ij")
     angles = [np.outer(pos.ravel(), omega) for pos in (x, y)]
     parts = [f(a) for a in angles for f in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)

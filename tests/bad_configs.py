@@ -246,6 +246,20 @@ PREPARATION = [
 OTHERS = [
     ("quickstart", {"data.dir": "DIR"}, "data.source=sample reads no folder"),
     ("quickstart", {"model.decoder_heads": 5}, "model.decoder_heads=5: Width 64"),
+    ("pretrain_dinomm", {"mask.ratio": 0.5}, "no use for mask.ratio"),
+    ("pretrain_dinomm", {"crops.local_size": 50}, "local_size=50.*patches of 8 px"),
+    ("pretrain_dinomm", {"crops.local_size": 120}, "local_size=120 is larger than"),
+    (
+        "pretrain_dinomm",
+        {"crops.local_scale": (0.4, 0.05)},
+        "local_scale=.*least",
+    ),
+    ("pretrain_dinomm", {"model.dim": 30}, "model.dim=30: Width 30"),
+    (
+        "pretrain_dinomm",
+        {"loss.student_temperature": 0.0},
+        "ture is 0.0; .* abov",
+    ),
     ("pretrain_synthetic", {"data.count": 0}, "data.count is 0"),
     ("probe_synthetic", {"data.size": 47}, "47 px at 10 m is not whole"),
     ("finetune_bigearthnet", {"finetune.turn": 0}, "finetune.turn is 0"),

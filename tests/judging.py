@@ -9,7 +9,7 @@ import numpy as np
 from configs import probe_bigearthnet
 from fusmae_jax import build
 from fusmae_jax.training import checkpoint, optim, pretrain, run_directory, sharding
-from tests import tiny
+from tests import peers, tiny
 
 STEPS = (2, 6)  # of which there are checkpoints
 
@@ -24,6 +24,8 @@ def trained(factory, method: str = "fusmae") -> pathlib.Path:
     workdir = factory.getbasetemp() / f"judged_{method}"
     if workdir.exists():
         return workdir
+    if method in peers.METHODS:
+        return write_run(workdir, peers.config(method))
     config = tiny.config("fusmae" if method == "teacher" else method)
     config.method = method
     return write_run(workdir, config)

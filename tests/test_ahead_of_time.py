@@ -19,7 +19,7 @@ from benchmarks import (
 from fusmae_jax import flops
 from fusmae_jax.models import attention
 from fusmae_jax.training import sharding
-from tests import tiny
+from tests import peers, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ def no_cudnn():
         yield
 
 
-def maker(platform, missing=False, **changes):
-    config = tiny.config()
+def maker(platform, missing=False, config=None, **changes):
+    config = config or tiny.config()
     config.model.dtype = "bfloat16"
     with config.unlocked():
         config.update_from_flattened_dict(changes)
@@ -93,6 +93,25 @@ def test_so_is_every_step_of_an_evaluation(platform):
     )
 
 
+@pytest.mark.journey
+@pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)
+@pytest.mark.parametrize("method", peers.METHODS)
+def test_so_are_the_steps_of_the_peers(method, platform):
+    make, holed = (
+        maker(platform, missing, peers.config(method)) for missing in (False, True)
+    )
+    steps = {
+        "train": make.pretrain(8)[0],
+        "held out": make.held_out(8, redraw=False),
+        "features, one sensor": make.features(8, alone=True),
+        "features, missing pixels": holed.features(8),
+        "missing pixels": holed.pretrain(8)[0],
+    }
+    assert {name: lower(x, platform)[1] for name, x in steps.items()} == dict.fromkeys(
+        steps, []
+    )
+
+
 RECIPES = [{}, {"accumulate": 2}, {"remat": "dots"}, {"remat": "full"}]
 
 
@@ -120,7 +139,7 @@ def test_there_is_a_name_for_each_step_and_none_twice():
     assert len(names) == len(set(names)) >= 20
     for part in ("small", "huge", "fsdp", "drop_sensor", "remat", "fine-tune", "probe"):
         assert any(part in name for name in names)
-    assert sum(programs.MISSING in name for name in names) == 2
+    assert sum(programs.MISSING in name for name in names) == 2 + len(peers.METHODS)
 
 
 @pytest.mark.parametrize("platform", ahead_of_time.PLATFORMS)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import compare_synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import compare, comparison
+from fusmae_jax import compare, compare_tables
 from fusmae_jax.evaluation import results
 from tests import judging, teacher, tiny
 
@@ -182,14 +182,14 @@ def result(arm, seed, value, encoder="Fus-MAE", sensors="both"):
 def test_a_table_has_means_and_deviations_over_seeds_best_first():
     found = [result("b", 0, 0.5), result("b", 1, 0.7), result("a", 0, 0.3)]
     found += [result("b", 0, 0.2, results.RANDOM), result("a", 0, 0.4, sensors="s1")]
-    lines = comparison.as_table(found, "iou", "flood").splitlines()
+    lines = compare_tables.as_table(found, "iou", "flood").splitlines()
     assert lines[0].startswith("**floods: dense probe, 100 % of the labels, IoU of flo")
     assert lines[4:7] == [
         "| b | - | 60.0 ± 14.1 | 2 |",
         "| a | 40.0 [10.0, 90.0] | 30.0 [10.0, 90.0] | 1 |",
         f"| b, {results.RANDOM} | - | 20.0 [10.0, 90.0] | 1 |",
     ]
-    figure = comparison.draw(found, "IoU, %")
+    figure = compare_tables.draw(found, "IoU, %")
     (axes,) = figure.axes
     assert [x.get_text() for x in axes.get_yticklabels()] == [
         *("b", "a", f"b, {results.RANDOM}")

@@ -19,7 +19,7 @@ from data_pipeline import record_format, sensors, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import build, inputs, pretrained
 from fusmae_jax.export import card, export, weights
-from tests import judging, teacher, tiny
+from tests import judging, peers, teacher, tiny
 
 REASON = "the extra `export` is not installed"
 safetensors = pytest.importorskip("safetensors.numpy", reason=REASON)
@@ -394,7 +394,14 @@ def in_jax(folder, given):
 
 
 @pytest.mark.parametrize(
-    "method", ["teacher", pytest.param("fusmae", marks=pytest.mark.journey)]
+    "method",
+    [
+        "teacher",
+        *(
+            pytest.param(x, marks=pytest.mark.journey)
+            for x in ("fusmae", *peers.METHODS)
+        ),
+    ],
 )
 def test_stablehlo_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
     tmp_path_factory, tmp_path, method
@@ -403,14 +410,16 @@ def test_stablehlo_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
         run = judging.trained(tmp_path_factory, method)
         export.run(config(run, tmp_path, formats=FORMATS), "unused")
         model = pretrained.load(run, batch_size=8)
+        again = pretrained.load(tmp_path, batch_size=8)
     content = bytearray((tmp_path / "model.stablehlo").read_bytes())
     program = jax.export.deserialize(content)
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
     if method == "fusmae":  # the other has fewer parameters than it has instructions
         assert len(content) < (tmp_path / weights.WEIGHTS).stat().st_size
-    for there, count in ((("s1", "s2"), BATCH), (("s2",), 1)):
+    for there, count in ((("s1", "s2"), BATCH), (("s2",), 1), (("s1",), 2)):
         given = {s: x[-count:] for s, x in samples().items()}
         expected = model.encode(**{s: given[s] for s in there})
+        same(again.encode(**{s: given[s] for s in there}), expected, 0.0)
         for s in given.keys() - set(there):
             given[s][:] = np.nan
         same(in_jax(tmp_path, given), expected)

@@ -1,6 +1,7 @@
 """FLOPs: the formula against the graph it describes, and what devices are known."""
 
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from configs import pretrain_base
 from data_pipeline import synthetic
 from fusmae_jax import build, flops, patches
 from fusmae_jax.models.fusmae import GLOBAL_TOKENS, FusMAE
+from fusmae_jax.objectives import comparison
 from fusmae_jax.objectives.fusmae import train_step_flops
-from tests import tiny
+from tests import peers, tiny
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -128,6 +130,34 @@ def test_xla_counts_the_same_within_5_percent(sizes, fused):
     want = train_step_flops(sizes | dict(bands=tiny.BANDS), 0.75)
     # XLA counts norms, softmax and GELU too: 3 % at the small width, 1 % at the base's.
     assert want < counted < 1.05 * want
+
+
+def network_of(method):
+    """A peer's objective, and what a step does with its networks and one sample."""
+    objective = build.objective(peers.config(method))
+    graphdef, params = objective.abstract
+    key = jax.random.key(0)
+    draw = jax.eval_shape(lambda: objective.draw(key, 1))
+    extra = jax.eval_shape(objective.init_extra, params)
+    fields = jax.eval_shape(lambda: peers.fields(1))
+    images = lambda crops, size: {
+        s: jnp.zeros((*crops.light.shape[:2], size, size, c))
+        for s, c in tiny.BANDS.items()
+    }
+    crops = lambda seen, fields, crops, size=0: images(crops, size or seen.size)
+
+    def loss(params, extra, fields, draw):
+        return objective.loss(nnx.merge(graphdef, params), extra, fields, draw)[0]
+
+    step = jax.value_and_grad(loss)
+    with mock.patch.object(comparison, "crop_images", crops):
+        return objective, jax.make_jaxpr(step)(params, extra, fields, draw).jaxpr
+
+
+@pytest.mark.parametrize("method", peers.METHODS)
+def test_the_peers_formulas_count_every_matrix_product(method):
+    objective, jaxpr = network_of(method)
+    assert objective.flops() == product_flops(jaxpr)
 
 
 def test_a_config_is_counted_with_its_bands_and_masks():

@@ -165,6 +165,26 @@ def test_it_says_of_arrays_what_it_says_in_training(trained, method):
         assert np.abs(alone.pooled - both.pooled).max() > 0.0
 
 
+def test_what_is_kept_may_be_the_teacher(whole, monkeypatch):
+    workdir, state = whole
+    mesh = pretrain.sharding.make_mesh(1)
+    student = encoder.restore(workdir, mesh).params
+    jax.tree.map(np.testing.assert_array_equal, student, state.params)
+    monkeypatch.setattr(teacher.Objective, "kept", "extra/teacher")
+    taught = encoder.restore(workdir, mesh)
+    jax.tree.map(np.testing.assert_array_equal, taught.params, state.extra["teacher"])
+    kept = train.kept(state, taught.objective)
+    assert encoder.digest(kept) == encoder.digest(taught.params)
+
+
+def test_a_method_may_know_how_long_its_run_lasts(tmp_path, monkeypatch):
+    told = []
+    lasting = lambda self, steps: told.append(steps) or self
+    monkeypatch.setattr(teacher.Objective, "lasting", lasting)
+    pretrain.open_run(config(), pretrain.sharding.make_mesh(1))
+    assert told == [6]
+
+
 def test_an_unknown_method_is_refused_with_those_there_are(tmp_path):
     c = config(method="teecher")
     with pytest.raises(InputError, match="method is 'teecher'.*did you mean 'teacher'"):

@@ -167,7 +167,8 @@ class Pretrained:
         config: of the pretraining.
         contract: the sensors it was trained on.
         objective: that it was trained for.
-        params: of the whole model, restored and laid out on the mesh.
+        params: of the whole model, those that are kept, see `Objective.kept`; restored
+            and laid out on the mesh.
         step: that they are from.
         directory: of the run.
         mesh: of the devices that have them.
@@ -253,7 +254,7 @@ def restore(directory, mesh: Mesh, step: int = 0, min_size: int = 2**18) -> Pret
             "contract differ; copy it again."
         )
     step, params = checkpoint.restore_params(
-        directory / "checkpoints", abstract, step or None
+        directory / "checkpoints", abstract, step or None, objective.kept
     )
     return Pretrained(config, contract, objective, params, step, directory, mesh)
 

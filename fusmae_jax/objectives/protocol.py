@@ -29,11 +29,19 @@ class Objective:
             `accumulate` cuts a batch into change its meaning, and a run has to go on
             with as many as it began with.
         redraws: whether it predicts images, see `redraw`.
+        kept: where in the state the parameters lie that are judged and used: those that
+            gradients train, or a tree like them in `extra`, "extra/teacher".
     """
 
     inputs: Inputs
     separable: bool = True
     redraws: bool = False
+    kept: str = "params"
+
+    def lasting(self, steps: int) -> "Objective":
+        """The same in a run of so many steps, if it has schedules of its own."""
+        del steps
+        return self
 
     def init(self, rngs: nnx.Rngs | streams.Keys) -> nnx.Module:
         """The model, all of whose parameters are trained by gradients."""

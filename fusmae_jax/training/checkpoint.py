@@ -1,7 +1,9 @@
 """Saving and restoring with Orbax. The only file that knows Orbax."""
 
 import contextlib
+import functools
 import logging
+import operator
 import pathlib
 from collections.abc import Callable
 
@@ -150,13 +152,16 @@ def saved_steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
 
 
-def restore_params(directory, abstract_params, step: int | None = None):
+def restore_params(
+    directory, abstract_params, step: int | None = None, kept: str = "params"
+):
     """Loads parameters alone, leaving the optimiser's state on disk.
 
     Args:
         directory: a run's `checkpoints` folder.
         abstract_params: as `abstract` gives them; of any dtype.
         step: which checkpoint; None for the latest.
+        kept: where in the state they lie, see `Objective.kept`.
 
     Returns:
         The step and the parameters.
@@ -182,9 +187,11 @@ def restore_params(directory, abstract_params, step: int | None = None):
         raise InputError(
             f"{directory} holds no checkpoint of step {wanted}; it holds {steps}."
         )
-    path, tree = directory / str(wanted), {"params": abstract_params}
+    path, names = directory / str(wanted), kept.split("/")
+    tree = functools.reduce(lambda x, name: {name: x}, names[::-1], abstract_params)
+    check = functools.partial(integrity.check_params, kept=kept)
     try:
-        found = _read(path, _named(tree), integrity.check_params)
+        found = _read(path, _named(tree), check)
     except integrity.OtherModel as error:
         raise InputError(
             f"The checkpoint {path} {error}; put the config.json of that run back."
@@ -197,8 +204,8 @@ def restore_params(directory, abstract_params, step: int | None = None):
         ) from error
     params = jax.tree_util.tree_map_with_path(
         lambda key, _: found[sharding.leaf_path(key)], tree
-    )["params"]
-    return wanted, params
+    )
+    return wanted, functools.reduce(operator.getitem, names, params)
 
 
 def _some(init: Callable, layout: dict) -> dict[str, jax.Array]:

@@ -49,10 +49,10 @@ def check_state(path: pathlib.Path, stored: dict, wanted: dict) -> None:
     _check_shapes(stored, learnt | old)
 
 
-def check_params(path: pathlib.Path, stored: dict, wanted: dict) -> None:
-    """Refuses the parameters of another model."""
+def check_params(path: pathlib.Path, stored: dict, wanted: dict, kept: str) -> None:
+    """Refuses the parameters of another model; they are `kept` in the state."""
     del path
-    stored = {k: x for k, x in stored.items() if k.split("/")[0] == "params"}
+    stored = {k: x for k, x in stored.items() if k.startswith(f"{kept}/")}
     _check_shapes(stored, wanted)
 
 

@@ -9,7 +9,15 @@ import jax
 from fusmae_jax import flops
 from fusmae_jax.evaluation import monitor
 from fusmae_jax.objectives.protocol import Objective
-from fusmae_jax.training import checkpoint, guard, heldout, metrics, preemption, runtime
+from fusmae_jax.training import (
+    checkpoint,
+    guard,
+    heldout,
+    metrics,
+    preemption,
+    runtime,
+    train,
+)
 
 log = logging.getLogger("fusmae_jax")
 
@@ -113,7 +121,8 @@ def judge_and_draw(config, step: int, steps: int, state, tools: Tools, clock) ->
     tools.scoring.collect()
     if tools.judge.due(step, steps):
         with jax.transfer_guard("allow"):  # its steps are few, and wait anyway
-            tools.judge.run(step, state.params, tools.writer)
+            kept = train.kept(state, tools.objective)
+            tools.judge.run(step, kept, tools.writer)
         clock.restart()
 
 

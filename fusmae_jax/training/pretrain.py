@@ -212,7 +212,8 @@ def open_run(config, mesh):
     seen = build.inputs(config, description.sensors, description.layout, missing)
     for sensor in (seen.contract[name] for name in description.sensors):
         log.info("Statistics that normalise %s: %s.", sensor.title, sensor.source)
-    objective = build.objective(config, seen, **target)
+    steps, _ = checks.count_steps(config, len(source))
+    objective = build.objective(config, seen, **target).lasting(steps)
     held_out = heldout.HeldOut(
         objective, mesh, held, seed=config.seed, count=config.eval_pairs
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,6 +50,12 @@ def fresh_state(
     step, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     extra = objective.init_extra(params)
     return PretrainState(step, params, tx.init(params), extra, skipped, in_a_row)
+
+
+def kept(state: PretrainState, objective: Objective) -> nnx.State:
+    """The parameters of a state that are judged and used, see `Objective.kept`."""
+    first, *rest = objective.kept.split("/")
+    return functools.reduce(operator.getitem, rest, getattr(state, first))
 
 
 def plan_state(

@@ -1,0 +1,44 @@
+"""Small runs of the methods that compare crops or sensors, for tests."""
+
+import importlib
+
+import jax
+import numpy as np
+
+from data_pipeline import synthetic
+from tests import tiny
+
+# Sizes, and tasks that so small a network learns in so few steps.
+SMALL = {
+    "dinomm": {
+        **{"crops.local": 2, "crops.local_size": 12, "crops.local_scale": (0.3, 0.6)},
+        **{"crops.jitter": 0.1, "mask.drop_sensor": 0.2},
+        **{"model.head_dim": 32, "model.head_narrow": 16, "model.prototypes": 32},
+        **{"loss.teacher_momentum": 0.95, "optim.base_lr": 0.016},
+    },
+}
+METHODS = tuple(SMALL)
+
+
+def config(method: str, **changes):
+    """A small run of a method on synthetic scenes: 60 steps of 16 pairs."""
+    c = importlib.import_module(f"configs.pretrain_{method}").get_config()
+    like = tiny.config()
+    for name in like:
+        if name not in ("method", "view", "mask", "model", "loss", "optim"):
+            c[name] = like[name]
+    names = ("image_size", "patch_size", "dim", "depth", "num_heads", "dtype")
+    c.model.update({name: like.model[name] for name in names})
+    c.epochs, c.batch_size, c.data.count = 20, 16, 48
+    c.eval_every, c.checkpoint_every, c.eval_pairs = 30, 6, 16
+    c.judge.update(every=20, train_pairs=16, eval_pairs=16)
+    changes = {name.replace("__", "."): x for name, x in changes.items()}
+    c.update_from_flattened_dict(SMALL[method] | changes)
+    return c
+
+
+def fields(count: int):
+    """Stored pixels of synthetic scenes."""
+    names = ("s1_10m", "s2_10m", "s2_20m", "s2_60m")
+    scenes = synthetic.Scenes(count, size=24, fields=names)
+    return jax.tree.map(lambda *x: np.stack(x), *(scenes[i] for i in range(count)))
