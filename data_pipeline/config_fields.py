@@ -201,6 +201,11 @@ def check_attributes(thing) -> None:
         check_value(name, getattr(thing, name), row)
 
 
+def always(table: Mapping[str, Field]) -> Callable[[Any], Mapping[str, Field]]:
+    """The `fields` of a task all of whose configs have those of one table."""
+    return lambda config: table
+
+
 def check(config, table: Mapping[str, Field], like: str) -> None:
     """Refuses a config that says anything else than its table allows.
 

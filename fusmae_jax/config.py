@@ -25,6 +25,12 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build, inputs
 from fusmae_jax.training import sharding
 
+# Fields of whatever uses an encoder; see `check_checkpoint`.
+CHECKPOINT = {
+    "checkpoint": location(meaning="Run directory of a pretraining."),
+    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+}
+
 # Fields of a pretraining by whatever method.
 TABLE = {
     "task": choice("pretrain", meaning="What launch.py does."),

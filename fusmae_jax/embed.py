@@ -11,11 +11,11 @@ import numpy as np
 from data_pipeline import atomic, config_fields, data_fields, sources
 from data_pipeline.archives import base
 from data_pipeline.archives.grids import Grid
-from data_pipeline.config_fields import Field, choice, location, whole
+from data_pipeline.config_fields import choice, location, whole
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 from fusmae_jax import maps, pretrained, scenes, tables
-from fusmae_jax.config import check_checkpoint
+from fusmae_jax.config import CHECKPOINT, check_checkpoint
 from fusmae_jax.evaluation import encoder, features
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.training import sharding
@@ -28,8 +28,7 @@ STAC = "https://stac-extensions.github.io"
 
 # What a config may say that uses an encoder on a scene or a dataset.
 SHARED = {
-    "checkpoint": location(meaning="Run directory of a pretraining."),
-    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+    **CHECKPOINT,
     "out": location(
         meaning="Folder of the result: empty, or with a map that was stopped."
     ),
@@ -49,12 +48,7 @@ TABLE = {
     ),
     "view": choice(*features.VIEWS, meaning="What is shown of a pair."),
 }
-
-
-def fields(config) -> dict[str, Field]:
-    """What each field of the config may hold, and means."""
-    del config  # the same for all
-    return TABLE
+fields = config_fields.always(TABLE)
 
 
 def check(config) -> None:

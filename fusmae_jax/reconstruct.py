@@ -12,11 +12,11 @@ import numpy as np
 import scipy
 
 from data_pipeline import atomic, batches, config_fields, data_fields, sources
-from data_pipeline.config_fields import Field, choice, location, number, whole
+from data_pipeline.config_fields import choice, number, whole
 from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures
-from fusmae_jax.config import check_checkpoint
+from fusmae_jax.config import CHECKPOINT, check_checkpoint
 from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.reconstruction import Outcome, Reconstruction
@@ -30,8 +30,7 @@ FLOOR = "floor, an estimate"
 # What the config may say.
 TABLE = {
     "task": choice("reconstruct", meaning="What launch.py does."),
-    "checkpoint": location(meaning="Run directory of a pretraining."),
-    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+    **CHECKPOINT,
     **data_fields.rows(("source", "dir", "count", "size", "seed")),
     "split": choice(*SPLITS, meaning="Split whose pairs are reconstructed."),
     "pairs": whole(1, meaning="How many pairs are scored, at most."),
@@ -265,10 +264,7 @@ def chosen_mask(objective: Reconstruction, hide: str, ratio: float) -> Reconstru
     )
 
 
-def fields(config) -> dict[str, Field]:
-    """What each field of the config may hold, and means."""
-    del config  # the same for all
-    return TABLE
+fields = config_fields.always(TABLE)
 
 
 def check(config) -> None:

@@ -4,7 +4,6 @@ import jax
 
 from data_pipeline import config_fields, data_fields, sources
 from data_pipeline.config_fields import (
-    Field,
     check_rules,
     choice,
     flag,
@@ -19,7 +18,7 @@ from data_pipeline.config_fields import (
     within,
 )
 from data_pipeline.errors import InputError
-from fusmae_jax.config import check_checkpoint
+from fusmae_jax.config import CHECKPOINT, check_checkpoint
 from fusmae_jax.evaluation import (
     dense,
     features,
@@ -50,8 +49,7 @@ TABLE = {
     "methods": several(
         choice(*results.TASKS), least=1, meaning="How the encoder is evaluated."
     ),
-    "checkpoint": location(meaning="Run directory of a pretraining."),
-    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+    **CHECKPOINT,
     "seed": seed("Seed of subsets, probes, heads and resamples."),
     **data_fields.rows(
         ("source", "dir", "eval_dir", "split", "val_split", "test_split", "classes")
@@ -180,10 +178,7 @@ def _mixes(config) -> bool:
     return bool(config.finetune.mixup or config.scratch.get("mixup", 0.0))
 
 
-def fields(config) -> dict[str, Field]:
-    """What each field of the config may hold, and means."""
-    del config  # the same for all
-    return TABLE
+fields = config_fields.always(TABLE)
 
 
 def check_config(config) -> None:

@@ -15,10 +15,10 @@ import jax.export
 import jax.numpy as jnp
 
 from data_pipeline import atomic, config_fields, sensors
-from data_pipeline.config_fields import Field, choice, location, several, text, whole
+from data_pipeline.config_fields import choice, location, several, text
 from data_pipeline.errors import InputError
 from fusmae_jax import build
-from fusmae_jax.config import check_checkpoint
+from fusmae_jax.config import CHECKPOINT, check_checkpoint
 from fusmae_jax.evaluation import encoder as encoders
 from fusmae_jax.export import card, weights
 from fusmae_jax.pretrained import normalized
@@ -40,8 +40,7 @@ ONNX_OUTPUTS = ["pooled", "summary", "dense", "dense_s1", "dense_s2"]
 # What the config may say.
 TABLE = {
     "task": choice("export", meaning="What launch.py does."),
-    "checkpoint": location(meaning="Run directory of a pretraining."),
-    "step": whole(0, meaning="Which of its checkpoints; 0 for the latest."),
+    **CHECKPOINT,
     "out": location(meaning="Folder that the export becomes, new or empty."),
     "formats": several(
         choice(*PACKAGES),
@@ -66,11 +65,7 @@ RULES = (
     ),
 )
 
-
-def fields(config) -> dict[str, Field]:
-    """What each field of the config may hold, and means."""
-    del config  # the same for all
-    return TABLE
+fields = config_fields.always(TABLE)
 
 
 def check(config) -> None:
