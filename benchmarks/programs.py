@@ -29,8 +29,7 @@ from fusmae_jax.training import checkpoint, optim, sharding, train
 
 # As JAX names what it lowers for.
 LOWERING = {"gpu": "cuda"}
-# Float32 products that take stored pixels to an image: rows and columns of four grids.
-RESAMPLING = 8
+RESAMPLING = 2  # float32 products that take a grid to an image: of rows and of columns
 CLASSES = 19  # of BigEarthNet
 MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
@@ -44,15 +43,14 @@ class Program(NamedTuple):
         args: shapes, types and layouts of its arguments.
         options: static arguments by name.
         dtype: of its products, as its config has it.
-        float32_products: how many are in float32 whatever `dtype` says; None where
-            heads make it many.
+        float32_products: how many are in float32 whatever `dtype` says; None for any.
     """
 
     step: Callable
     args: tuple
     options: dict[str, Any] = {}
     dtype: str = "bfloat16"
-    float32_products: int | None = RESAMPLING
+    float32_products: int | None = None
 
     def lower(self, platform: str) -> jax.stages.Lowered:
         """Lowers the step for "cpu", "gpu" or "tpu"."""
@@ -127,7 +125,10 @@ class Maker:
         return self.objective.encoder(), self.objective.encoder_params(self.params)
 
     def _program(self, step, *args, **options) -> Program:
-        return Program(step, args, options, self.config.model.dtype)
+        read = self.objective.encoder().sensors
+        grids = sum(len(self.objective.inputs.grids[s]) for s in read)
+        dtype = self.config.model.dtype
+        return Program(step, args, options, dtype, RESAMPLING * grids)
 
     def pretrain(self, batch: int) -> tuple[Program, train.PretrainState]:
         """The training step, and its abstract state, whose leaves know their layout."""
@@ -173,7 +174,7 @@ class Maker:
         args = tuner.abstract_state(), self._key(), here, self.fields(batch) | labels
         program = self._program(tuner.step, *args, np.float32(1e-4))
         # The head's, and the two of its gradient.
-        return program._replace(float32_products=RESAMPLING + 3)
+        return program._replace(float32_products=program.float32_products + 3)
 
     def dense(self, batch: int, head: str) -> tuple[Program, Program]:
         """The step that trains heads for pixel labels, and the one that tests them."""
@@ -191,6 +192,7 @@ class Maker:
         seen = task.params, fields, None
         train = self._program(step, state, *seen)
         test = self._program(task.judge_step(), state.params, *seen)
+        # Heads make them many.
         return tuple(x._replace(float32_products=None) for x in (train, test))
 
     def probe(self) -> Program:
@@ -257,6 +259,8 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", model__dtype="float32")
     yield pretrain("pretrain_mae")
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
+    yield pretrain("pretrain_multimae")
+    yield pretrain("pretrain_multimae", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, redraw=True))
     yield Named("held-out pairs, floor", lambda: base().floor(64))

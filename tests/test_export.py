@@ -162,6 +162,7 @@ def test_the_torch_file_agrees_on_random_pixels_dark_and_infinite_ones_too(
         ("fusmae", dict(fuse_early=False)),
         ("fusmae", dict(depth=1)),
         ("mae", {}),
+        ("multimae", {}),
     ],
 )
 def test_the_torch_file_knows_every_variant(torch, method, changes, tmp_path_factory):
