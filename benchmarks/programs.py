@@ -30,8 +30,7 @@ from fusmae_jax.training import checkpoint, optim, sharding, train
 
 # As JAX names what it lowers for.
 LOWERING = {"gpu": "cuda"}
-# Float32 products that take stored pixels to an image: rows and columns of four grids.
-RESAMPLING = 8
+RESAMPLING = 2  # float32 products that take a grid to an image: of rows and of columns
 CLASSES = 19  # of BigEarthNet
 CROPS = {"dinomm": 2}  # sizes of crops that a method resamples to, where they are more
 MISSING = ", missing pixels"  # in names of steps on data that have some
@@ -46,15 +45,14 @@ class Program(NamedTuple):
         args: shapes, types and layouts of its arguments.
         options: static arguments by name.
         dtype: of its products, as its config has it.
-        float32_products: how many are in float32 whatever `dtype` says; None where
-            heads make it many.
+        float32_products: how many are in float32 whatever `dtype` says; None for any.
     """
 
     step: Callable
     args: tuple
     options: dict[str, Any] = {}
     dtype: str = "bfloat16"
-    float32_products: int | None = RESAMPLING
+    float32_products: int | None = None
 
     def lower(self, platform: str) -> jax.stages.Lowered:
         """Lowers the step for "cpu", "gpu" or "tpu"."""
@@ -129,7 +127,10 @@ class Maker:
         return self.objective.encoder(), self.objective.encoder_params(self.params)
 
     def _program(self, step, *args, **options) -> Program:
-        return Program(step, args, options, self.config.model.dtype)
+        read = self.objective.encoder().sensors
+        grids = sum(len(self.objective.inputs.grids[s]) for s in read)
+        dtype = self.config.model.dtype
+        return Program(step, args, options, dtype, RESAMPLING * grids)
 
     def pretrain(self, batch: int) -> tuple[Program, train.PretrainState]:
         """The training step, and its abstract state, whose leaves know their layout."""
@@ -142,7 +143,7 @@ class Maker:
         step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
         program = self._program(step, state, self.fields(batch))
-        resampling = RESAMPLING * CROPS.get(config.method, 1)
+        resampling = program.float32_products * CROPS.get(config.method, 1)
         return program._replace(float32_products=resampling), state
 
     def held_out(self, batch: int, redraw: bool) -> Program:
@@ -154,8 +155,8 @@ class Maker:
         whole = jax.tree.map(lambda _: sharding.whole(self.mesh), extra)
         extra = checkpoint.abstract(extra, whole)
         args = self.params, extra, self.fields(batch), weight, 0, 0
-        resampling = RESAMPLING * CROPS.get(self.config.method, 1)
         program = self._program(step, *args)
+        resampling = program.float32_products * CROPS.get(self.config.method, 1)
         return program._replace(float32_products=resampling)
 
     def floor(self, batch: int) -> Program:
@@ -183,7 +184,7 @@ class Maker:
         args = tuner.abstract_state(), self._key(), here, self.fields(batch) | labels
         program = self._program(tuner.step, *args, np.float32(1e-4))
         # The head's, and the two of its gradient.
-        return program._replace(float32_products=RESAMPLING + 3)
+        return program._replace(float32_products=program.float32_products + 3)
 
     def finetune_masks(self, batch: int, head: str) -> Program:
         """The same for pixel labels."""
@@ -210,6 +211,7 @@ class Maker:
         seen = task.params, self._labelled_pixels(batch), None
         train = self._program(step, state, *seen)
         test = self._program(task.judge_step, state.params, *seen)
+        # Heads make them many.
         return tuple(x._replace(float32_products=None) for x in (train, test))
 
     def probe(self) -> Program:
@@ -276,6 +278,8 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", model__dtype="float32")
     yield pretrain("pretrain_mae")
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
+    yield pretrain("pretrain_multimae")
+    yield pretrain("pretrain_multimae", missing=True)
     for method in ("dinomm",):
         yield pretrain(f"pretrain_{method}")
         yield pretrain(f"pretrain_{method}", missing=True)

@@ -34,6 +34,7 @@ METHODS = {
         "model.global_token": "encoder",
     },
     "mae": {"model.sensors": "both"},
+    "multimae": {"mask.alpha": 1.0},
 }
 
 

@@ -234,14 +234,22 @@ def hidden_error(
         target: [B, M, E].
         hidden: how much each patch counts, 0.0 where it was visible, [B, M].
         missing: whether the target may be NaN, where nothing was measured. A patch then
-            counts by the share of it that was; where nothing counts the error is 0.
+            counts by the share of it that was.
+
+    Returns:
+        The error; 0 where nothing counts.
     """
     predicted = predicted.astype(jnp.float32)
     if not missing:
         error = jnp.square(predicted - target).mean(axis=-1)
-        return (error * hidden).sum() / hidden.sum()
+        return (error * hidden).sum() / _or_one(hidden.sum())
     known = ~jnp.isnan(target)
     target = jnp.where(known, target, predicted)  # no error, and no gradient
     error = jnp.square(predicted - target).mean(axis=-1)
     total = (hidden * known.mean(axis=-1)).sum()
-    return (error * hidden).sum() / jnp.where(total > 0.0, total, 1.0)
+    return (error * hidden).sum() / _or_one(total)
+
+
+def _or_one(total: jax.Array) -> jax.Array:
+    """What to divide by, where 0 is divided by 0."""
+    return jnp.where(total > 0.0, total, 1.0)

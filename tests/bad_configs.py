@@ -333,9 +333,17 @@ MAE = [
         "model.sensors is s1, whose weight .* set loss.weight_s1 above 0",
     ),
 ]
+MULTIMAE = [
+    ({"mask.alpha": 0.0}, "mask.alpha is 0.0; it must be a number above 0"),
+    (
+        {"model.decoder_depth": 0, "model.decoder_heads": 7},
+        "model.decoder_dim=256, model.decoder_heads=7: .*multiple",
+    ),
+]
 ROWS = [
     *(("pretrain_base", *row) for row in PRETRAINING),
     *(("pretrain_mae", *row) for row in MAE),
+    *(("pretrain_multimae", *row) for row in MULTIMAE),
     *(("probe_bigearthnet", *row) for row in EVALUATION),
     *PREPARATION,
     *OTHERS,

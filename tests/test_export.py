@@ -239,6 +239,7 @@ def test_the_torch_file_takes_other_units_offsets_and_some_of_the_bands(
         ("fusmae", dict(fuse_early=False)),
         ("fusmae", dict(depth=1)),
         ("mae", {}),
+        ("multimae", {}),
     ],
 )
 def test_the_torch_file_knows_every_variant(torch, method, changes, tmp_path_factory):

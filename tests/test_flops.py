@@ -98,6 +98,8 @@ def test_the_formula_counts_every_matrix_product(
         ("mae", {}),
         ("mae", {"model.sensors": "s2"}),
         ("mae", {"mask.drop_sensor": 0.5, "model.decoder_depth": 2}),
+        ("multimae", {}),
+        ("multimae", {"mask.ratio": 0.5, "model.decoder_depth": 0}),
     ],
 )
 def test_every_method_counts_the_products_of_its_loss(method, changes):

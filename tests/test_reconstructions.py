@@ -102,7 +102,106 @@ def test_the_loss_of_mae_is_that_of_its_paper(key, fields, sensors):
         np.testing.assert_array_equal(outcome.hidden[s].sum(axis=1), SIDE**2 - KEEP)
 
 
-@pytest.mark.parametrize("method", ["mae"])
+def multimae_loss(goal, params, fields, draw):
+    """The errors of MultiMAE by sensor: of each sample, then over those that have any.
+
+    `draw.noise` is the order in which patches are shown, the K least of both sensors.
+    """
+    p, patches = plain.named(params), seen(goal, fields, draw)
+    errors, n = {s: [] for s in SENSORS}, SIDE**2
+    for i in range(BATCH):
+        order = np.concatenate([draw.noise[s][i] for s in SENSORS])
+        shown = order <= np.sort(order)[goal.num_shown - 1]
+        tokens = np.concatenate(
+            [
+                plain.affine(patches[s][i], p, f"encoder/embed/{s}")
+                + plain.positions(SIDE, 32)
+                for s in SENSORS
+            ]
+        )
+        x = np.concatenate([tokens[shown], p["encoder/global_token"][None]])
+        x = plain.blocks(x, p, "encoder/blocks", 2, HEADS)
+        x = plain.norm(x, p, "encoder/norm")
+        for j, s in enumerate(SENSORS):
+            q = plain.within(p, f"decoders/{s}/")
+            y = plain.affine(x, q, "bridge")
+            slots = np.tile(q["mask_token"], (2 * n, 1))
+            slots[shown] = y[:-1]
+            slots += np.concatenate(
+                [plain.positions(SIDE, 16) + q[f"sensors/{other}"] for other in SENSORS]
+            )
+            context = np.concatenate([slots[shown], y[-1:]])
+            here = slice(j * n, (j + 1) * n)
+            query = plain.norm(slots[here], q, "query_norm")
+            context = plain.norm(context, q, "context_norm")
+            y = plain.attend(query, context, q, "attn", HEADS)
+            y = y + plain.perceptron(plain.norm(y, q, "norm"), q, "mlp")
+            y = plain.affine(plain.blocks(y, q, "blocks", 1, HEADS), q, "predict")
+            hidden = ~shown[here]
+            error = np.square(y - plain.normalized(patches[s][i]))[hidden]
+            if hidden.any():
+                errors[s].append(error.mean())
+    return {f"loss_{s}": np.mean(x) for s, x in errors.items()}
+
+
+@pytest.mark.parametrize("ratio", [0.75, 0.25])
+def test_the_loss_of_multimae_is_that_of_its_paper(key, fields, ratio):
+    goal = objective("multimae", **{"mask.ratio": ratio, "mask.alpha": 0.05})
+    params, draw = shaken(goal), goal.draw(key, BATCH)
+    loss, parts, outcome = scored(goal, params, fields, draw)
+    want = multimae_loss(goal, params, fields, draw)
+    for name, value in want.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-4)
+    np.testing.assert_allclose(loss, sum(want.values()), rtol=1e-4)
+    counts = np.stack([outcome.hidden[s].sum(axis=1) for s in SENSORS])
+    np.testing.assert_array_equal(counts.sum(axis=0), 2 * SIDE**2 - goal.num_shown)
+    # Shares that are this uneven show a sensor whole if there is room for it.
+    assert counts.min() == (SIDE**2 - 2 * KEEP if ratio == 0.75 else 0)
+    assert goal.separable == (ratio == 0.75)
+
+
+def test_sensors_share_what_is_shown_as_dirichlet_says(key):
+    for alpha, deviation in ((1.0, 12**-0.5), (20.0, 0.5 * 41**-0.5)):
+        goal = objective("multimae", **{"mask.alpha": alpha})
+        noise = np.concatenate([*goal.draw(key, 4096).noise.values()], axis=1)
+        shown = np.argsort(np.argsort(noise, axis=1), axis=1) < goal.num_shown
+        counts = shown[:, : SIDE**2].sum(axis=1)
+        share = counts / goal.num_shown
+        assert abs(share.mean() - 0.5) < 0.02
+        # Rounded to eighths, which adds the variance of rounding.
+        want = np.sqrt(deviation**2 + 1 / (12 * goal.num_shown**2))
+        assert share.std() == pytest.approx(want, abs=0.02)
+        places = shown[:, : SIDE**2].mean(axis=0)
+        assert np.abs(places - places.mean()).max() < 0.04  # any place as often
+
+
+def test_a_draw_of_shares_belongs_to_its_place_in_the_batch(key):
+    goal = objective("multimae")
+    few, many = goal.draw(key, 3).noise, goal.draw(key, 8).noise
+    for s in SENSORS:
+        np.testing.assert_array_equal(few[s], many[s][:3])
+
+
+def test_multimae_shows_of_what_was_measured_first(fields, key):
+    goal = objective("multimae")
+    goal = dataclasses.replace(
+        goal, inputs=dataclasses.replace(goal.inputs, missing=True)
+    )
+    holes = {name: np.float32(x) for name, x in fields.items()}
+    holes["s1_10m"][0] = np.nan
+    draw = goal.draw_fixed(key, np.arange(BATCH))
+    loss, parts, outcome = scored(goal, shaken(goal), holes, draw)
+    assert np.isfinite([loss, *parts.values()]).all()
+    hidden = {s: np.asarray(x) for s, x in outcome.hidden.items()}
+    assert hidden["s1"][0].all() and hidden["s2"][0].sum() == SIDE**2 - goal.num_shown
+    # A pair without radar has no error of it, the others as they have alone.
+    rest = {name: x[1:] for name, x in holes.items()}
+    part = jax.tree.map(lambda x: x[1:], draw)
+    _, alone, _ = scored(goal, shaken(goal), rest, part)
+    np.testing.assert_allclose(parts["loss_s1"], alone["loss_s1"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mae", "multimae"])
 def test_it_learns_one_batch_without_collapsing(key, fields, method):
     goal = objective(method, **{"loss.normalize": "none"})
     params, draw = nnx.split(goal.init(nnx.Rngs(0)))[1], goal.draw(key, BATCH)
@@ -139,7 +238,7 @@ def said(goal, images, present):
     return judged, call(images, judged.present(images, present))
 
 
-@pytest.mark.parametrize("method", ["mae"])
+@pytest.mark.parametrize("method", ["mae", "multimae"])
 def test_what_stands_for_an_absent_sensor_is_not_read(fields, key, method):
     goal = objective(method)
     images = goal.inputs.images(fields, goal.draw(key, BATCH).view)

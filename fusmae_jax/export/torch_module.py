@@ -413,7 +413,7 @@ class FusMAE(Encoder):
         self.embed = nn.ModuleDict({s: nn.Linear(size(s), dim) for s in SENSORS})
         self.absent = tokens_per_sensor(dim)
         self.global_token = nn.Parameter(torch.zeros(dim))
-        early, heads = model["fuse_early"], model["num_heads"]
+        early, heads = model.get("fuse_early", False), model["num_heads"]
         self.fuse = XAttnEncoder(dim, heads) if early else None
         self.depth = model["depth"] - early
         blocks = [Block(dim, heads) for _ in range(self.depth)]
@@ -548,7 +548,8 @@ class FeatureMaps(nn.Module):
 
 # Of folders, and whatever has their content.
 
-ENCODERS = {"fusmae": FusMAE, "mae": MAE}  # by method
+# By method. MultiMAE's is Fus-MAE's without early fusion.
+ENCODERS = {"fusmae": FusMAE, "mae": MAE, "multimae": FusMAE}
 
 
 def build(described: Mapping, tensors: Mapping[str, torch.Tensor]) -> Encoder:

@@ -213,20 +213,21 @@ class Encoder(nnx.Module):
             branches: see `__call__`.
 
         Returns:
-            The tokens, and the global token behind them, [B, > n, D] each; of no block
-            at all, what would go into one.
+            The tokens, and the global token behind them, [B, n + 1, D] each; of no
+            block at all, what would go into one.
         """
         rows, n = x.shape[0], x.shape[1] + 1  # rows may be a symbol, see `export`
         summary = jnp.broadcast_to(self.global_token[...], (rows, 1, self.dim))
         x = jnp.concatenate([x, summary.astype(x.dtype)], axis=1)
-        # Once for all blocks; nobody attends to what is behind the global token.
-        fill = attention.filling(self.arithmetic, n, self.head_width)
-        x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
         if mask is not None:
-            seen = jnp.ones((rows, 1 + fill), bool)
-            mask = jnp.concatenate([mask, seen], axis=1)
+            mask = jnp.concatenate([mask, jnp.ones((rows, 1), bool)], axis=1)
         blocks = layers.run_blocks(
-            self.blocks, x, mask, branches=branches, keys=n, remat=self.remat
+            self.blocks,
+            x,
+            mask,
+            branches=branches,
+            fill=attention.filling(self.arithmetic, n, self.head_width),
+            remat=self.remat,
         )
         return blocks or {"fused": x}
 

@@ -229,7 +229,7 @@ def run_blocks(
     mask: jax.Array | None = None,
     *,
     branches: jax.Array | None = None,
-    keys: int | None = None,
+    fill: int = 0,
     remat: str = "none",
 ) -> dict[str, jax.Array]:
     """What each of some blocks says of tokens, by name, [B, N, D] each.
@@ -239,16 +239,20 @@ def run_blocks(
         x: the tokens, [B, N, D].
         mask: False for tokens that no other may attend to, [B, N].
         branches: for training, what counts of each block, see `drop_path`.
-        keys: how many tokens are any, the others filling; None for N.
+        fill: how many to append, to which nobody attends, see `attention.filling`.
         remat: what of a block is computed again for the gradient, see `REMAT`.
     """
-    said = {}
+    said, n = {}, x.shape[1]
+    # Once for all blocks.
+    x = jnp.pad(x, ((0, 0), (0, fill), (0, 0)))
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, fill)))
     for i, block in enumerate(blocks):
-        block = functools.partial(block, keys=keys)
+        block = functools.partial(block, keys=n)
         if remat != "none":
             block = jax.checkpoint(block, policy=REMAT[remat])
         x = block(x, mask, None if branches is None else branches[i])
-        said[f"block{i}"] = x
+        said[f"block{i}"] = x[:, :n]
     return said
 
 

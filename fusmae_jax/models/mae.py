@@ -6,7 +6,7 @@ from flax import nnx
 
 from fusmae_jax import dtypes, patches
 from fusmae_jax.inputs import SENSORS, Present
-from fusmae_jax.models import layers
+from fusmae_jax.models import attention, layers
 from fusmae_jax.models.products import Arithmetic
 
 READS = {"both": SENSORS, "s1": ("s1",), "s2": ("s2",)}
@@ -40,6 +40,7 @@ class Encoder(nnx.Module):
         self.side = patches.grid_side(image_size, patch_size)
         self.patch_size = patch_size
         self.dim, self.remat, self.arithmetic = dim, remat, arithmetic
+        self.head_width = layers.head_width(dim, num_heads)
         patches.check_width(dim)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.embed = nnx.Dict(
@@ -82,6 +83,7 @@ class Encoder(nnx.Module):
             x.astype(self.arithmetic.dtype),
             self.shown(present),
             branches=branches,
+            fill=attention.filling(self.arithmetic, ids.shape[1], self.head_width),
             remat=self.remat,
         )
         return {name: self.norm(x) for name, x in blocks.items()}

@@ -20,7 +20,7 @@ BATCH = P(("data", "fsdp"))
 # parameter's path, and so its rule.
 RULES: tuple[tuple[str, str | P], ...] = (
     (r"/kernel$", "split"),
-    (r"/(scale|bias|mask_token|global_token|absent/s[12])$", P()),
+    (r"/(scale|bias|mask_token|global_token|(absent|sensors)/s[12])$", P()),
     (r"(^|/)(step|count|skipped|skipped_in_a_row|center)$", P()),
 )
 
