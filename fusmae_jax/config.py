@@ -39,8 +39,8 @@ TABLE = {
     ),
     "seed": seed("Seed of weights, order of pairs, views and masks."),
     "init_from": location(
-        meaning="Run directory whose last checkpoint has the parameters to begin with; "
-        "empty for random ones."
+        meaning="Run directory whose last checkpoint has the parameters to begin with, "
+        "or a file of a plain ViT's weights, of MAE or timm; empty for random ones."
     ),
     "epochs": whole(1, meaning="Passes over the training pairs."),
     "batch_size": whole(1, meaning="Pairs of a step, over all devices and hosts."),

@@ -1,4 +1,4 @@
-"""A pretraining that begins with the parameters of another run."""
+"""A pretraining that begins with the parameters of another run, or of a ViT."""
 
 import functools
 import logging
@@ -14,7 +14,13 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build
 from fusmae_jax.evaluation import encoder
 from fusmae_jax.objectives.protocol import Objective
-from fusmae_jax.training import checkpoint, cluster, run_directory, sharding
+from fusmae_jax.training import (
+    checkpoint,
+    cluster,
+    run_directory,
+    sharding,
+    vit_weights,
+)
 
 log = logging.getLogger("fusmae_jax")
 
@@ -31,7 +37,7 @@ class WarmStart(NamedTuple):
 
     Attributes:
         params: by path, of the new shapes; NaN where the other run knows nothing.
-        origin: the step they are from and their checksum, for config.json; or None.
+        origin: their checksum and, of a run, their step, for config.json; or None.
         places: where the other run was trained, see `run_directory.places`.
     """
 
@@ -54,7 +60,8 @@ def load(config, objective: Objective, mesh, held) -> WarmStart:
     """Takes the parameters of the last checkpoint of `config.init_from`.
 
     Those that meet pixels are taken band by band, by name, and stay fresh for other
-    bands and for patches of another size; the log says which.
+    bands and for patches of another size; the log says which. Of a file it takes the
+    blocks, see `vit_weights`.
 
     Args:
         config: see `configs/pretrain_base.py`.
@@ -64,12 +71,18 @@ def load(config, objective: Objective, mesh, held) -> WarmStart:
 
     Raises:
         InputError: there is no such run or checkpoint, its model is another, or it was
-            trained on the held-out pairs.
+            trained on the held-out pairs; or see `vit_weights`.
     """
     directory = config.init_from
+    vit = None
     with cluster.together(f"read {directory}"):
-        run_directory.load(directory)
-        places = _check_places(directory, held, config.data.allow_overlap)
+        if pathlib.Path(directory).is_file():
+            vit = vit_weights.read(pathlib.Path(directory))
+        else:
+            run_directory.load(directory)
+            places = _check_places(directory, held, config.data.allow_overlap)
+    if vit:
+        return _of_vit(vit, config, objective, mesh)
     found = encoder.restore(directory, mesh, min_size=config.fsdp_min_size)
     _check_model(directory, found.config, config)
     known = _named(found.params)
@@ -98,6 +111,65 @@ def load(config, objective: Objective, mesh, held) -> WarmStart:
         log.info("Fresh, as it has no such bands or patches: %s.", ", ".join(fresh))
     origin = {"step": found.step, "parameters": encoder.digest(params)}
     return WarmStart(params, origin, places)
+
+
+def _of_vit(vit, config, objective: Objective, mesh) -> WarmStart:
+    """Takes the blocks of a ViT, and its embedding of colours if patches are as large.
+
+    Args:
+        vit: its tensors by name.
+        config, objective, mesh: see `load`.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    name = config.init_from
+    abstract = build.abstract_params(objective, mesh, config.fsdp_min_size)
+    wanted = _named(abstract)
+    paths = jax.tree_util.tree_map_with_path(
+        lambda path, _: sharding.leaf_path(path), abstract
+    )
+    paths = _named(objective.encoder_params(paths))  # by those within the encoder
+    shapes = {path: wanted[whole].shape for path, whole in paths.items()}
+    placed = vit_weights.place(vit, shapes, name)
+    found, fresh = {paths[path]: x for path, x in placed.items()}, []
+    bands = objective.inputs.contract["s2"].band_names
+    for path in paths.values():
+        if objective.pixels_of(path) != ("s2", 0):
+            continue
+        kernel = vit_weights.embedding(vit, wanted[path].shape, bands)
+        if kernel is not None:
+            found[path] = kernel
+            found[path.replace("/kernel", "/bias")] = vit["patch_embed.proj.bias"]
+            if others := [x for x in bands if x not in vit_weights.COLORS]:
+                fresh.append(f"{path} of {' '.join(others)}")
+    params = {path: _laid_out(x, wanted[path].sharding) for path, x in found.items()}
+    fresh += _parts(wanted.keys() - found.keys(), found)
+    log.info(
+        "Beginning with %d parameters of the ViT in %s, taken to have %d heads, as no "
+        "file says how many.",
+        *(len(found), name, config.model.num_heads),
+    )
+    log.info("Fresh, as it has none that fit: %s.", ", ".join(sorted(fresh)))
+    log.warning("On which ground %s was trained is not known.", name)
+    return WarmStart(params, {"parameters": encoder.digest(params)}, NONE.places)
+
+
+def _laid_out(x: np.ndarray, layout) -> jax.Array:
+    """What every host has, in its parts."""
+    return jax.make_array_from_callback(x.shape, layout, lambda at: x[at])
+
+
+def _parts(paths, known) -> list[str]:
+    """Paths, those of a part together of which nothing is known."""
+
+    def part(path):
+        steps = path.split("/")
+        starts = ("/".join(steps[:i]) for i in range(1, len(steps) + 1))
+        alone = lambda start: not any(f"{x}/".startswith(f"{start}/") for x in known)
+        return next(filter(alone, starts))
+
+    return sorted(set(map(part, paths)))
 
 
 def _named(params) -> dict:
