@@ -32,7 +32,9 @@ LOWERING = {"gpu": "cuda"}
 # Float32 products that take stored pixels to an image: rows and columns of four grids.
 RESAMPLING = 8
 CLASSES = 19  # of BigEarthNet
-CROPS = {"dinomm": 2}  # sizes of crops that a method resamples to, where they are more
+# Where methods ask for more than that: the sizes of crops that they resample to, and
+# products of the loss, which have two more in the gradient.
+CROPS, OF_LOSS = {"dinomm": 2}, {"decur": 3}
 MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
 
@@ -141,8 +143,13 @@ class Maker:
         step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
         program = self._program(step, state, self.fields(batch))
-        resampling = RESAMPLING * CROPS.get(config.method, 1)
-        return program._replace(float32_products=resampling), state
+        products = self._float32_products(3)
+        return program._replace(float32_products=products), state
+
+    def _float32_products(self, passes: int) -> int:
+        """Those of an objective: forward, or with 3 passes backward too."""
+        method = self.config.method
+        return RESAMPLING * CROPS.get(method, 1) + passes * OF_LOSS.get(method, 0)
 
     def held_out(self, batch: int, redraw: bool) -> Program:
         """The scores of held-out pairs, or with `redraw` all their patches."""
@@ -153,9 +160,8 @@ class Maker:
         whole = jax.tree.map(lambda _: sharding.whole(self.mesh), extra)
         extra = checkpoint.abstract(extra, whole)
         args = self.params, extra, self.fields(batch), weight, 0, 0
-        resampling = RESAMPLING * CROPS.get(self.config.method, 1)
         program = self._program(step, *args)
-        return program._replace(float32_products=resampling)
+        return program._replace(float32_products=self._float32_products(1))
 
     def floor(self, batch: int) -> Program:
         """What no model can be expected to predict of held-out pairs."""
@@ -263,7 +269,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", missing=True)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
-    for method in ("dinomm",):
+    for method in ("dinomm", "decur"):
         yield pretrain(f"pretrain_{method}")
         yield pretrain(f"pretrain_{method}", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
