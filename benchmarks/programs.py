@@ -32,7 +32,9 @@ from fusmae_jax.training import checkpoint, optim, sharding, train
 LOWERING = {"gpu": "cuda"}
 RESAMPLING = 2  # float32 products that take a grid to an image: of rows and of columns
 CLASSES = 19  # of BigEarthNet
-CROPS = {"dinomm": 2}  # sizes of crops that a method resamples to, where they are more
+# Where methods ask for more than that: the sizes of crops that they resample to, and
+# products of the loss, which have two more in the gradient.
+CROPS, OF_LOSS = {"dinomm": 2}, {"decur": 3}
 MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
 
@@ -143,8 +145,13 @@ class Maker:
         step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
         program = self._program(step, state, self.fields(batch))
-        resampling = program.float32_products * CROPS.get(config.method, 1)
-        return program._replace(float32_products=resampling), state
+        return program._replace(float32_products=self._products(program, 3)), state
+
+    def _products(self, program: Program, passes: int) -> int:
+        """Those in float32 of an objective: forward, or with 3 passes backward too."""
+        method = self.config.method
+        resampling = program.float32_products * CROPS.get(method, 1)
+        return resampling + passes * OF_LOSS.get(method, 0)
 
     def held_out(self, batch: int, redraw: bool) -> Program:
         """The scores of held-out pairs, or with `redraw` all their patches."""
@@ -156,8 +163,7 @@ class Maker:
         extra = checkpoint.abstract(extra, whole)
         args = self.params, extra, self.fields(batch), weight, 0, 0
         program = self._program(step, *args)
-        resampling = program.float32_products * CROPS.get(self.config.method, 1)
-        return program._replace(float32_products=resampling)
+        return program._replace(float32_products=self._products(program, 1))
 
     def floor(self, batch: int) -> Program:
         """What no model can be expected to predict of held-out pairs."""
@@ -280,7 +286,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
     yield pretrain("pretrain_multimae")
     yield pretrain("pretrain_multimae", missing=True)
-    for method in ("dinomm",):
+    for method in ("dinomm", "decur"):
         yield pretrain(f"pretrain_{method}")
         yield pretrain(f"pretrain_{method}", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))

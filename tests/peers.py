@@ -16,6 +16,10 @@ SMALL = {
         **{"model.head_dim": 32, "model.head_narrow": 16, "model.prototypes": 32},
         **{"loss.teacher_momentum": 0.95, "optim.base_lr": 0.016},
     },
+    "decur": {
+        **{"crops.jitter": 0.1, "view.crop_scale": (0.5, 1.0)},
+        **{"model.projector_dim": 24, "loss.common": 16, "optim.base_lr": 0.016},
+    },
 }
 METHODS = tuple(SMALL)
 

@@ -55,28 +55,39 @@ def where_present(present: jax.Array | None, x: jax.Array, instead) -> jax.Array
 
 
 class Linear(nnx.Module):
-    """An affine map of the last axis."""
+    """An affine map of the last axis, or without `bias` a linear one."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, arithmetic: Arithmetic, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        arithmetic: Arithmetic,
+        rngs: nnx.Rngs,
+        bias: bool = True,
     ):
         xavier = nnx.initializers.xavier_uniform()
         self.arithmetic = arithmetic
         self.kernel = nnx.Param(xavier(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    @property
+    def _params(self) -> tuple[jax.Array, jax.Array]:
+        kernel = self.kernel[...]
+        bias = jnp.zeros(kernel.shape[1]) if self.bias is None else self.bias[...]
+        return kernel, bias
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [B, N, K] to [B, N, outputs], of the type of products."""
-        return products.linear(x, self.kernel[...], self.bias[...], self.arithmetic)
+        return products.linear(x, *self._params, self.arithmetic)
 
     def by_heads(self, x: jax.Array, heads: int) -> jax.Array:
         """The same by heads, [B, h, N, outputs / h]."""
-        params = self.kernel[...], self.bias[...]
-        return products.split_heads(x, *params, heads, self.arithmetic)
+        return products.split_heads(x, *self._params, heads, self.arithmetic)
 
     def of_heads(self, x: jax.Array) -> jax.Array:
         """The same of what stands by heads, [B, h, N, K / h]."""
-        return products.join_heads(x, self.kernel[...], self.bias[...], self.arithmetic)
+        return products.join_heads(x, *self._params, self.arithmetic)
 
 
 def head_width(dim: int, num_heads: int) -> int:
