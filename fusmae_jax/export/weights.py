@@ -25,6 +25,7 @@ from fusmae_jax.training import run_directory, sharding
 
 FORMAT, LIBRARY = 1, "fusmae_jax"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MOST_PATCHES = 256  # along the side of an image: attention to more fits nowhere
 
 
 def needs(package: str) -> InputError:
@@ -144,6 +145,9 @@ def _check_size(path: pathlib.Path, model, shapes: list[list[int]]) -> None:
             f"depth {depth} and dim {dim} are more than {WEIGHTS} has, {len(shapes)} "
             f"tensors of {longest} at most",
         )
+    size, patch = model.get("image_size", 0), model.get("patch_size", 1)
+    if size > MOST_PATCHES * patch:
+        raise _damaged(path, f"images of {size} px are more than any network sees")
 
 
 def read(
