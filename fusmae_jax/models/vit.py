@@ -12,7 +12,6 @@ from data_pipeline.errors import InputError
 from fusmae_jax import patches
 from fusmae_jax.inputs import Present
 from fusmae_jax.models import attention, layers
-from fusmae_jax.models.fusmae import REMAT
 from fusmae_jax.models.products import Arithmetic
 
 
@@ -50,7 +49,7 @@ class ViT(nnx.Module):
         depth: number of blocks.
         num_heads: attention heads.
         arithmetic: how products are computed.
-        remat: what of a block is computed again for the gradient, see `FusMAE`.
+        remat: what of a block is computed again for the gradient, see `layers.REMAT`.
         rngs: key of the initial parameters.
 
     Raises:
@@ -72,7 +71,7 @@ class ViT(nnx.Module):
     ):
         for value, allowed, name in (
             (arithmetic.attention, attention.IMPLEMENTATIONS, "attention"),
-            (remat, tuple(REMAT), "remat"),
+            (remat, tuple(layers.REMAT), "remat"),
         ):
             if value not in allowed:
                 raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
@@ -123,7 +122,7 @@ class ViT(nnx.Module):
         for i, block in enumerate(self.blocks):
             block = functools.partial(block, keys=n + 1)
             if self.remat != "none":
-                block = jax.checkpoint(block, policy=REMAT[self.remat])
+                block = jax.checkpoint(block, policy=layers.REMAT[self.remat])
             x = block(x, mask, None if branches is None else branches[i])
             said[f"block{i}"] = self._read(x, n)
         return self._read(x, n)._replace(blocks=said)
