@@ -24,17 +24,46 @@ S2_BANDS = (
 )
 
 
+# What methods that redraw hidden patches ask for.
+REDRAW = {
+    **{"mask.ratio": 0.75, "mask.drop_sensor": 0.0},
+    **{"model.decoder_dim": 256, "model.decoder_depth": 2, "model.decoder_heads": 8},
+    **{"loss.normalize": "patch", "loss.weight_s1": 1.0, "loss.weight_s2": 1.0},
+}
 # What a method asks for beside that which all share: that two differ in nothing else is
 # seen here.
 METHODS = {
-    "fusmae": {
+    "fusmae": REDRAW
+    | {
         "mask.mode": "independent",
         "model.fuse_early": True,
         "model.fuse_features": True,
         "model.global_token": "encoder",
     },
-    "mae": {"model.sensors": "both"},
-    "multimae": {"mask.alpha": 1.0},
+    "mae": REDRAW | {"model.sensors": "both"},
+    "multimae": REDRAW | {"mask.alpha": 1.0},
+    "dinomm": {
+        "mask.drop_sensor": 0.5,
+        "crops.local": 8,
+        "crops.local_size": 48,
+        "crops.local_scale": (0.05, 0.4),
+        "crops.jitter": 0.4,
+        "model.head_dim": 2048,
+        "model.head_narrow": 256,
+        "model.prototypes": 65_536,
+        "loss.student_temperature": 0.1,
+        "loss.teacher_temperature": 0.04,
+        "loss.first_temperature": 0.04,
+        "loss.teacher_warmup": 0.0,
+        "loss.teacher_momentum": 0.996,
+        "loss.center_momentum": 0.9,
+    },
+    "decur": {
+        "crops.jitter": 0.4,
+        "model.projector_dim": 8192,
+        "loss.common": 7168,
+        "loss.redundancy": 0.0051,
+    },
 }
 
 
@@ -56,24 +85,19 @@ def get_config(method: str = "fusmae") -> ml_collections.ConfigDict:
         turn=True,
         resampling="linear",
     )
-    c.mask = dict(ratio=0.75, drop_sensor=0.0)
     c.model = dict(
         image_size=112,
         patch_size=8,
         dim=768,
         depth=12,
         num_heads=12,
-        decoder_dim=256,
-        decoder_depth=2,
-        decoder_heads=8,
         dtype="auto",
         attention="auto",
         remat="none",
     )
-    c.loss = dict(normalize="patch", weight_s1=1.0, weight_s2=1.0)
     for field, value in METHODS.get(method, {}).items():
         group, _, name = field.partition(".")
-        c[group][name] = value
+        c[group] = {**c.get(group, {}), name: value}
 
     c.optim = dict(base_lr=1.5e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip_norm=0.0)
     # References: they follow what they are made of on the command line.
@@ -84,6 +108,14 @@ def get_config(method: str = "fusmae") -> ml_collections.ConfigDict:
     c.fsdp_min_size = 2**18
     keep_books(c)
     return c.lock()
+
+
+def change(c: ml_collections.ConfigDict, fields: dict) -> None:
+    """Sets fields by their dotted names, of those which the config's method has."""
+    for field, value in fields.items():
+        group, _, name = field.partition(".")
+        if name in c.get(group, {}):
+            c[group][name] = value
 
 
 def data() -> dict:

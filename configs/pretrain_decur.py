@@ -11,23 +11,8 @@ from configs import pretrain_base
 
 
 def get_config():
-    c = pretrain_base.get_config()
-    with c.unlocked():
-        c.method = "decur"
-        c.batch_size = 512
-        del c.mask
-        c.crops = dict(jitter=0.4)
-        c.model = dict(
-            image_size=112,
-            patch_size=8,
-            dim=384,
-            depth=12,
-            num_heads=6,
-            projector_dim=8192,
-            dtype="auto",
-            attention="auto",
-            remat="none",
-        )
-        c.loss = dict(common=7168, redundancy=0.0051)
-        c.optim.update(base_lr=5e-5, b2=0.999, weight_decay=0.01)
-    return c.lock()
+    c = pretrain_base.get_config("decur")
+    c.batch_size = 512
+    c.model.update(dim=384, num_heads=6)
+    c.optim.update(base_lr=5e-5, b2=0.999, weight_decay=0.01)
+    return c

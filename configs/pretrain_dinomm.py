@@ -11,33 +11,9 @@ from configs import pretrain_base
 
 
 def get_config():
-    c = pretrain_base.get_config()
-    with c.unlocked():
-        c.method = "dinomm"
-        c.batch_size = 256
-        c.view.update(crop_scale=(0.4, 1.0), resampling="cubic")
-        c.crops = dict(local=8, local_size=48, local_scale=(0.05, 0.4), jitter=0.4)
-        c.mask = dict(drop_sensor=0.5)
-        c.model = dict(
-            image_size=112,
-            patch_size=8,
-            dim=384,
-            depth=12,
-            num_heads=6,
-            head_dim=2048,
-            head_narrow=256,
-            prototypes=65_536,
-            dtype="auto",
-            attention="auto",
-            remat="none",
-        )
-        c.loss = dict(
-            student_temperature=0.1,
-            teacher_temperature=0.04,
-            first_temperature=0.04,
-            teacher_warmup=0.0,
-            teacher_momentum=0.996,
-            center_momentum=0.9,
-        )
-        c.optim.update(base_lr=5e-4, b2=0.999, weight_decay=0.04, clip_norm=3.0)
-    return c.lock()
+    c = pretrain_base.get_config("dinomm")
+    c.batch_size = 256
+    c.view.update(crop_scale=(0.4, 1.0), resampling="cubic")
+    c.model.update(dim=384, num_heads=6)
+    c.optim.update(base_lr=5e-4, b2=0.999, weight_decay=0.04, clip_norm=3.0)
+    return c

@@ -8,7 +8,9 @@ pairs lacks a sensor, so that the encoder learns to make do with one, and what o
 sensor says of the other. Every few epochs kNN and a quick probe say what it has learnt.
 """
 
-from configs import pretrain_base
+from configs import pretrain_base, quickstart
+
+CHANGED = {"mask.mode": "independent", "mask.drop_sensor": 0.5, "crops.local_size": 24}
 
 
 def get_config(method="fusmae"):
@@ -16,10 +18,8 @@ def get_config(method="fusmae"):
     c.epochs, c.batch_size = 12, 32
     c.data.update(source="patterns", count=4_000, size=48)
     c.view.crop_scale = (0.5, 1.0)
-    c.mask.drop_sensor = 0.5
     c.model.update(image_size=48, dim=128, depth=4, num_heads=4, dtype="float32")
-    c.model.update(decoder_dim=64, decoder_depth=1, decoder_heads=4)
-    c.loss.normalize = "none"
+    pretrain_base.change(c, quickstart.SMALL | CHANGED)
     c.optim.update(base_lr=8e-3, clip_norm=1.0)
     c.log_every, c.eval_every, c.checkpoint_every = 50, 500, 500
     c.keep_every = 0

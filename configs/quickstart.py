@@ -16,17 +16,23 @@ have to show many kinds of ground in so few steps.
 
 from configs import pretrain_base
 
+# Of what only some methods have, for networks of this size.
+SMALL = {
+    **{"mask.mode": "consistent", "loss.normalize": "none"},
+    **{"model.decoder_dim": 64, "model.decoder_depth": 1, "model.decoder_heads": 4},
+    **{"crops.local": 2, "crops.local_size": 32},
+    **{"model.head_dim": 256, "model.head_narrow": 64, "model.prototypes": 512},
+    **{"model.projector_dim": 512, "loss.common": 448},
+}
+
 
 def get_config(method="fusmae"):
     c = pretrain_base.get_config(method)
     c.epochs, c.batch_size = 1100, 16
     c.data.update(source="sample", threads=2)
     c.view.crop_scale = (0.03, 0.6)
-    if "mode" in c.mask:
-        c.mask.mode = "consistent"
     c.model.update(image_size=64, dim=96, depth=3, num_heads=4, dtype="float32")
-    c.model.update(decoder_dim=64, decoder_depth=1, decoder_heads=4)
-    c.loss.normalize = "none"
+    pretrain_base.change(c, SMALL)
     c.optim.update(base_lr=3.2e-2, weight_decay=0.2, clip_norm=1.0)
     c.log_every, c.eval_every, c.checkpoint_every = 50, 200, 400
     c.keep_every = 0

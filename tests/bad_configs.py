@@ -69,7 +69,7 @@ PRETRAINING = [
     ({"dim": 64}, r"no use for dim; did you mean model.dim\?"),
     ({"colour": "red"}, "no use for colour; take it out"),
     # What methods share is no method; each has fields of its own.
-    ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['fusmae'"),
+    ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['decur'"),
     ({"method": "mae"}, "a field of the method fusmae, .*--config=quickstart:mae"),
     ({"model.dim": GONE}, "no field model.dim; give it a whole .*pretrain_base.py"),
     ({"judge": GONE}, "no field judge.every; give it"),
@@ -246,7 +246,7 @@ PREPARATION = [
 OTHERS = [
     ("quickstart", {"data.dir": "DIR"}, "data.source=sample reads no folder"),
     ("quickstart", {"model.decoder_heads": 5}, "model.decoder_heads=5: Width 64"),
-    ("pretrain_dinomm", {"mask.ratio": 0.5}, "no use for mask.ratio"),
+    ("pretrain_dinomm", {"mask.ratio": 0.5}, "mask.ratio is a field of the method"),
     ("pretrain_dinomm", {"crops.local_size": 50}, "local_size=50.*patches of 8 px"),
     ("pretrain_dinomm", {"crops.local_size": 120}, "local_size=120 is larger than"),
     (
@@ -260,7 +260,7 @@ OTHERS = [
         {"loss.student_temperature": 0.0},
         "ture is 0.0; .* abov",
     ),
-    ("pretrain_decur", {"mask": {"ratio": 0.5}}, "no use for mask"),
+    ("pretrain_decur", {"mask": {"ratio": 0.5}}, "mask.ratio is a field of the method"),
     ("pretrain_decur", {"loss.common": 9000}, "common=9000 are more dim.*_dim=8192"),
     ("pretrain_decur", {"crops.jitter": 1.0}, "crops.jitter is 1.0"),
     ("pretrain_synthetic", {"data.count": 0}, "data.count is 0"),

@@ -15,7 +15,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build, pretrained, reconstruct
 from fusmae_jax.evaluation import encoder, evaluate
 from fusmae_jax.training import metrics, pretrain, train
-from tests import judging, teacher, tiny
+from tests import judging, peers, teacher, tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +27,8 @@ def known():
 OTHERS = [
     pytest.param(name, marks=pytest.mark.journey)
     for name in build.METHODS
-    if name != "fusmae"  # which most other tests are of
+    # Fus-MAE is what most other tests are of; those that compare have test_peers.
+    if name not in ("fusmae", *peers.METHODS)
 ]
 
 
