@@ -2,6 +2,8 @@ r"""Compares pretrainings on pairs of your own, by the classes of their pixels.
 
     python launch.py --config=configs/compare_floods.py --config.data_dir=data/floods
 
+and Fus-MAE with one change each by --config=configs/compare_floods.py:ablations.
+
 Made for some hundred pairs with masks, such as floods, in three splits, and for two CPU
 cores: the quickstart's network, some 20 minutes for an arm and a seed, evaluation
 included. Each arm is trained on the training pairs without their masks; then a linear
@@ -15,20 +17,32 @@ import ml_collections
 
 from configs import compare_synthetic, dense_pairs, quickstart
 
-ARMS = {
+METHODS = {
+    "fusmae": {},
+    "mae_stacked": {"method": "mae"},
+    "mae_s1": {"method": "mae", "model.sensors": "s1"},
+    "mae_s2": {"method": "mae", "model.sensors": "s2"},
+    "multimae": {"method": "multimae"},
+    "dinomm": {"method": "dinomm", "optim.base_lr": 8e-3},
+    "decur": {"method": "decur", "optim.base_lr": 8e-3},
+}
+# One change each.
+ABLATIONS = {
     **compare_synthetic.ABLATIONS,
-    "normalized_targets": {"loss.normalize": "patch"},
     "sensors_dropped": {"mask.drop_sensor": 0.5},
-    "global_token_taught": {"model.global_token": "decoders"},
+    "normalized_targets": {"loss.normalize": "patch"},
     "half_masked": {"mask.ratio": 0.5},
+    "global_token_taught": {"model.global_token": "decoders"},
 }
 
 
-def get_config():
+def get_config(what="methods"):
     c = compare_synthetic.get_config()
     c.unlock()
     c.data_dir = "data/floods"
-    c.arms = compare_synthetic.ablations(quickstart, ARMS)
+    c.arms = compare_synthetic.make_arms(
+        quickstart, ABLATIONS if what == "ablations" else METHODS
+    )
     for arm in c.arms.values():
         arm.epochs, arm.data.source = 90, "records"
         arm.data.dir = c.get_ref("data_dir")
@@ -43,5 +57,6 @@ def get_config():
     judge.dense.update(heads=("linear",), batch_size=16)
     judge.dense.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)
     c.evaluations = ml_collections.ConfigDict({"floods": judge})
+    c.tune.rates = (0.3, 1.0, 3.0)
     c.metric, c.of_class = "iou", "flooded"
     return c.lock()

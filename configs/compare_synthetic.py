@@ -26,7 +26,7 @@ ABLATIONS = {
 def get_config():
     c = ml_collections.ConfigDict()
     c.task = "compare"
-    c.arms = ablations(pretrain_synthetic)
+    c.arms = make_arms(pretrain_synthetic, ABLATIONS)
     c.evaluations = dict(patterns=probe_synthetic.get_config())
     c.evaluations.patterns.unlock()
     c.evaluations.patterns.methods = ("probe",)
@@ -39,11 +39,17 @@ def get_config():
     return c.lock()
 
 
-def ablations(base, changes=ABLATIONS) -> dict[str, ml_collections.ConfigDict]:
-    """A pretraining's config for each arm: `base`'s, changed."""
+def make_arms(base, changes) -> dict[str, ml_collections.ConfigDict]:
+    """A pretraining's config for each arm: `base`'s, of a method, changed.
+
+    Args:
+        base: a config file that takes a method.
+        changes: of each arm, fields by their names; `method` is Fus-MAE unless said.
+    """
     arms = {}
     for name, changed in changes.items():
-        arms[name] = base.get_config()
+        changed = dict(changed)
+        arms[name] = base.get_config(changed.pop("method", "fusmae"))
         arms[name].judge.every = 0
         arms[name].update_from_flattened_dict(changed)
     return arms

@@ -35,6 +35,8 @@ from fusmae_jax import build, compare_tables
 from fusmae_jax import config as pretraining
 from fusmae_jax.evaluation import checks as evaluating
 from fusmae_jax.evaluation import evaluate, results
+from fusmae_jax.evaluation.encoder import SENSOR_SETS
+from fusmae_jax.inputs import SENSORS
 from fusmae_jax.training import metrics, pretrain, run_directory
 
 log = logging.getLogger("fusmae_jax")
@@ -202,7 +204,9 @@ class Comparison:
         data = config.arms[config.reference].data
         source = sources.open_split(data, data.split, ("id",))
         self._fingerprint = source.fingerprint()
-        self._flops = {name: _flops(arm) for name, arm in config.arms.items()}
+        objectives = {name: build.objective(arm) for name, arm in config.arms.items()}
+        self._flops = {name: float(x.flops()) for name, x in objectives.items()}
+        self._reads = {name: x.encoder().sensors for name, x in objectives.items()}
 
     def finish(self) -> None:
         """Trains and judges all that is not finished."""
@@ -276,10 +280,13 @@ class Comparison:
 
         Trials are judged on validation pairs and beside nothing; what does not depend
         on an arm is judged once, beside the reference, and random encoders with the
-        first seed alone.
+        first seed alone. An arm is shown no sensor that it does not read.
         """
         config = self.config.evaluations[name].copy_and_resolve_references()
         with config.unlocked():
+            config.sensors = tuple(
+                shown for shown in config.sensors if self._shows(unit.arm, shown)
+            )
             config.checkpoint, config.seed = str(directory), unit.seed
             first = unit.seed == self.config.seeds[0]
             if unit.trial or not first:
@@ -290,6 +297,11 @@ class Comparison:
                 config.data.test_split = config.data.val_split
                 config.data.allow_overlap = True  # of validation and test pairs
         return config
+
+    def _shows(self, arm: str, shown: str) -> bool:
+        """Whether an arm reads all that a sensor set shows."""
+        there = zip(SENSORS, SENSOR_SETS[shown])
+        return all(s in self._reads[arm] for s, here in there if here)
 
     def _train(self, unit: Unit) -> dict:
         """Trains and judges; returns what is known then."""
@@ -394,11 +406,6 @@ _NO_MATTER = ("checkpoint", "step", "cache", "batch_size", "data.dir", "data.eva
 def _settings(config, free) -> dict:
     flat = run_directory.flatten(config.to_dict())
     return {k: v for k, v in flat.items() if k not in free}
-
-
-def _flops(arm) -> float:
-    """FLOPs of an image of an arm, forward and backward."""
-    return float(build.objective(arm).flops())
 
 
 def read(folder: pathlib.Path) -> list[dict]:

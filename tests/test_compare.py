@@ -152,6 +152,18 @@ def test_equal_flops_make_epochs_of_what_an_image_costs(monkeypatch, tmp_path):
     assert fast.optim.peak_lr == 3 * c.arms.fast.optim.peak_lr
 
 
+def test_an_arm_of_one_sensor_is_judged_with_that_alone(tmp_path):
+    c = config()
+    with c.unlocked():
+        c.arms.alone = tiny.config("mae")
+        c.arms.alone.model.sensors = "s2"
+    made = compare.Comparison(c, tmp_path, tmp_path)
+    shown = lambda arm: (
+        made.evaluation(compare.Unit(arm, 0, 1.0), "scenes", tmp_path).sensors
+    )
+    assert shown("alone") == ("s2",) and shown("fast") == ("s1", "s2", "both")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -183,7 +195,7 @@ def test_a_table_has_means_and_deviations_over_seeds_best_first():
     found = [result("b", 0, 0.5), result("b", 1, 0.7), result("a", 0, 0.3)]
     found += [result("b", 0, 0.2, results.RANDOM), result("a", 0, 0.4, sensors="s1")]
     lines = compare_tables.as_table(found, "iou", "flood").splitlines()
-    assert lines[0].startswith("**floods: dense probe, 100 % of the labels, IoU of flo")
+    assert lines[0].startswith("**floods: dense, 100 % of the labels, IoU of flo")
     assert lines[4:7] == [
         "| b | - | 60.0 ± 14.1 | 2 |",
         "| a | 40.0 [10.0, 90.0] | 30.0 [10.0, 90.0] | 1 |",
