@@ -90,6 +90,14 @@ def config(root, out, sensors=("s1", "s2"), **changes):
     return c
 
 
+def windows_of(model):
+    """Shapes of what a step of a map is given."""
+    return {
+        s: jax.ShapeDtypeStruct((8, TILE, TILE, len(sensor.bands)), np.float32)
+        for s, sensor in model.contract.items()
+    }
+
+
 def load_head(folder, model):
     return predict.load_head(str(folder), model.params, ("both",), heads.HEADS)
 
@@ -142,11 +150,7 @@ def test_the_step_of_a_class_map_is_lowered_for_gpus_and_tpus(found):
     root, run, _ = found
     model = pretrained.load(run, batch_size=8)
     head = load_head(root / "judged", model)
-    pixels = {
-        s: jax.ShapeDtypeStruct((8, TILE, TILE, len(sensor.bands)), np.float32)
-        for s, sensor in model.contract.items()
-    }
-    step = predict.logits_step(model, head)
+    step, pixels = predict.logits_step(model, head), windows_of(model)
     lowered = step.trace(model.params, pixels).lower(lowering_platforms=("cuda", "tpu"))
     assert "stablehlo" in lowered.as_text()
 
@@ -377,6 +381,9 @@ def test_a_scene_has_what_a_probe_says_of_its_windows(labelled, tmp_path):
     said = head.probe.predict(tuned.encode(s2=image).pooled[None])[0]
     # Of the second row of windows nothing else is shown, as the third begins later.
     np.testing.assert_allclose(found[4:7, :4], np.tile(said, (3, 4, 1)), atol=1e-3)
+    step, platforms = predict.window_step(tuned, head), ("cuda", "tpu")
+    lowered = step.trace(params, windows_of(tuned)).lower(lowering_platforms=platforms)
+    assert "stablehlo" in lowered.as_text()
 
 
 def test_of_several_heads_the_one_that_fits_best_is_taken(tmp_path):
