@@ -25,6 +25,7 @@ from fusmae_jax.evaluation import (
     gallery,
     heads,
 )
+from fusmae_jax.evaluation.store import Store
 from fusmae_jax.training import run_directory, sharding
 from tests import judging, teacher, tiny
 from tests.geotiffs import GRID, S1_BANDS, S2_BANDS, write
@@ -89,6 +90,14 @@ def config(root, out, sensors=("s1", "s2"), **changes):
     return c
 
 
+def windows_of(model):
+    """Shapes of what a step of a map is given."""
+    return {
+        s: jax.ShapeDtypeStruct((8, TILE, TILE, len(sensor.bands)), np.float32)
+        for s, sensor in model.contract.items()
+    }
+
+
 def load_head(folder, model):
     return predict.load_head(str(folder), model.params, ("both",), heads.HEADS)
 
@@ -141,11 +150,7 @@ def test_the_step_of_a_class_map_is_lowered_for_gpus_and_tpus(found):
     root, run, _ = found
     model = pretrained.load(run, batch_size=8)
     head = load_head(root / "judged", model)
-    pixels = {
-        s: jax.ShapeDtypeStruct((8, TILE, TILE, len(sensor.bands)), np.float32)
-        for s, sensor in model.contract.items()
-    }
-    step = predict.logits_step(model, head)
+    step, pixels = predict.logits_step(model, head), windows_of(model)
     lowered = step.trace(model.params, pixels).lower(lowering_platforms=("cuda", "tpu"))
     assert "stablehlo" in lowered.as_text()
 
@@ -376,6 +381,40 @@ def test_a_scene_has_what_a_probe_says_of_its_windows(labelled, tmp_path):
     said = head.probe.predict(tuned.encode(s2=image).pooled[None])[0]
     # Of the second row of windows nothing else is shown, as the third begins later.
     np.testing.assert_allclose(found[4:7, :4], np.tile(said, (3, 4, 1)), atol=1e-3)
+    step, platforms = predict.window_step(tuned, head), ("cuda", "tpu")
+    lowered = step.trace(params, windows_of(tuned)).lower(lowering_platforms=platforms)
+    assert "stablehlo" in lowered.as_text()
+
+
+def test_of_several_heads_the_one_that_fits_best_is_taken(tmp_path):
+    kept, params = Store.__new__(Store), {"kernel": np.ones(3, np.float32)}
+    kept.workdir, parameters = tmp_path, encoder.digest(params)
+    for name, head, sensors, fraction, score in (
+        ("a", "probe", "both", 1.0, 0.9),
+        ("b", "probe", "both", 0.1, 0.99),
+        ("c", "finetune", "both", 1.0, 0.95),
+        ("d", "linear", "both", 1.0, 0.2),
+        ("e", "upsample", "both", 1.0, 0.3),
+        ("f", "finetune", "s1", 1.0, 1.0),
+    ):
+        facts = dict(head=head, sensors=sensors, fraction=fraction, score=score)
+        kept.keep_head(name, {}, facts | {"parameters": parameters}, params)
+
+    def taken(shown, kinds):
+        found = predict.load_head(str(tmp_path), params, shown, kinds)
+        np.testing.assert_array_equal(found.encoder["kernel"], params["kernel"])
+        return found.path.stem
+
+    anything = (*heads.HEADS, *predict.OF_PAIRS)
+    assert taken(("both",), anything) == "e"  # for a map, classes of pixels
+    assert taken(("both", "s2", "s1"), predict.OF_PAIRS) == "c"  # all there is shown
+    assert taken(("s1",), predict.OF_PAIRS) == "f"
+    assert taken(("both",), ("probe",)) == "a"  # of most labels
+    with pytest.raises(InputError, match="None of the 6 heads .* shown S2, and is of"):
+        taken(("s2",), anything)
+    params["kernel"] = 2 * params["kernel"]
+    with pytest.raises(InputError, match="was trained on this encoder"):
+        taken(("both",), anything)
 
 
 def test_pairs_at_another_scale_than_a_scene_are_told(caplog):
