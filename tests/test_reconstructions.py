@@ -305,3 +305,25 @@ def test_an_encoder_of_one_sensor_is_not_judged_by_another(fields, key):
         with pytest.raises(InputError, match=r"reads Sentinel-2 alone; .*\('s2',\)"):
             encoder.check_sensors("sensors", wanted, judged)
     encoder.check_sensors("sensors", ("s1", "both"), objective("mae").encoder())
+
+
+@pytest.mark.parametrize("method", ["mae", "multimae"])
+def test_fine_tuning_knows_the_layers_and_may_leave_branches_out(fields, key, method):
+    goal = objective(method)
+    judged, images = goal.encoder(), goal.inputs.images(fields, goal.draw(key, 4).view)
+    params = goal.encoder_params(shaken(goal))
+    layers = {path: judged.layer_of(path) for path in plain.named(params)}
+    assert set(layers.values()) == set(range(judged.depth + 2))
+    assert layers["embed/s2/kernel"] == 0 and layers["norm/scale"] == judged.depth + 1
+
+    @jax.jit
+    def say(branches):
+        kw = dict(branches=branches, remat="full")
+        return [judged(params, images, **kw).summary, judged(params, images).summary]
+
+    branches = np.ones((judged.depth, 2, BATCH), np.float32)
+    one, plainly = say(branches)
+    np.testing.assert_allclose(one, plainly, atol=1e-5)
+    branches[:, :, 0] = 0.0
+    left, _ = say(branches)
+    assert (np.abs(left - plainly).max(axis=1) > 1e-3).tolist() == [True] + 3 * [False]
