@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import pretrain_base
 from data_pipeline.errors import InputError
 from fusmae_jax import build, pretrained, reconstruct
 from fusmae_jax.evaluation import encoder, evaluate
@@ -33,7 +34,7 @@ OTHERS = [
 
 
 def config(method="teacher", **changes):
-    c = tiny.config("fusmae" if method == "teacher" else method)
+    c = tiny.config(method if method in pretrain_base.METHODS else "fusmae")
     c.method = method
     c.judge.update(every=1, train_pairs=16, eval_pairs=8)
     c.update(changes)
