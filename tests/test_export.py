@@ -365,11 +365,14 @@ def test_the_torch_file_learns_where_pixels_are_missing(torch, in_torch):
 
 
 @pytest.mark.journey
+@pytest.mark.parametrize("method", build.METHODS)
 def test_onnx_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
-    run, model, tmp_path
+    tmp_path_factory, tmp_path, method
 ):
     pytest.importorskip("onnxscript", reason=REASON)
     runtime = pytest.importorskip("onnxruntime", reason=REASON)
+    run = judging.trained(tmp_path_factory, method)
+    model = pretrained.load(run, batch_size=8)
     export.run(config(run, tmp_path, formats=("onnx",)), "unused")
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"model.onnx", "config.json", "README.md", "item.json"}
@@ -396,13 +399,7 @@ def in_jax(folder, given):
 
 @pytest.mark.parametrize(
     "method",
-    [
-        "teacher",
-        *(
-            pytest.param(x, marks=pytest.mark.journey)
-            for x in ("fusmae", *peers.METHODS)
-        ),
-    ],
+    ["teacher", *(pytest.param(x, marks=pytest.mark.journey) for x in build.METHODS)],
 )
 def test_stablehlo_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
     tmp_path_factory, tmp_path, method
