@@ -34,7 +34,8 @@ RESAMPLING = 8
 CLASSES = 19  # of BigEarthNet
 # Where methods ask for more than that: the sizes of crops that they resample to, and
 # products of the loss, which have two more in the gradient.
-CROPS, OF_LOSS = {"dinomm": 2}, {"decur": 3}
+CROPS, OF_LOSS = {"dinomm": 2}, {"decur": 3, "croma": 1}
+DISTANCES = ("croma",)  # methods whose encoder's attention fades with them
 MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
 
@@ -49,6 +50,7 @@ class Program(NamedTuple):
         dtype: of its products, as its config has it.
         float32_products: how many are in float32 whatever `dtype` says; None where
             heads make it many.
+        fuses: whether there is attention that cuDNN can compute.
     """
 
     step: Callable
@@ -56,6 +58,7 @@ class Program(NamedTuple):
     options: dict[str, Any] = {}
     dtype: str = "bfloat16"
     float32_products: int | None = RESAMPLING
+    fuses: bool = True
 
     def lower(self, platform: str) -> jax.stages.Lowered:
         """Lowers the step for "cpu", "gpu" or "tpu"."""
@@ -130,7 +133,8 @@ class Maker:
         return self.objective.encoder(), self.objective.encoder_params(self.params)
 
     def _program(self, step, *args, **options) -> Program:
-        return Program(step, args, options, self.config.model.dtype)
+        fuses = self.config.method not in DISTANCES
+        return Program(step, args, options, self.config.model.dtype, fuses=fuses)
 
     def pretrain(self, batch: int) -> tuple[Program, train.PretrainState]:
         """The training step, and its abstract state, whose leaves know their layout."""
@@ -143,8 +147,8 @@ class Maker:
         step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
         program = self._program(step, state, self.fields(batch))
-        products = self._float32_products(3)
-        return program._replace(float32_products=products), state
+        program = program._replace(float32_products=self._float32_products(3))
+        return program._replace(fuses=True), state  # in a decoder at least
 
     def _float32_products(self, passes: int) -> int:
         """Those of an objective: forward, or with 3 passes backward too."""
@@ -161,7 +165,8 @@ class Maker:
         extra = checkpoint.abstract(extra, whole)
         args = self.params, extra, self.fields(batch), weight, 0, 0
         program = self._program(step, *args)
-        return program._replace(float32_products=self._float32_products(1))
+        program = program._replace(float32_products=self._float32_products(1))
+        return program._replace(fuses=True)
 
     def floor(self, batch: int) -> Program:
         """What no model can be expected to predict of held-out pairs."""
@@ -269,7 +274,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", missing=True)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
-    for method in ("dinomm", "decur"):
+    for method in ("dinomm", "decur", "croma"):
         yield pretrain(f"pretrain_{method}")
         yield pretrain(f"pretrain_{method}", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
