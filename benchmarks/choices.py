@@ -85,10 +85,12 @@ def fused_qkv():
 def jax_attention():
     """Attention as `jax.nn` has it for XLA."""
 
-    def instead(q, k, v, mask, arithmetic):
+    def instead(q, k, v, mask, bias, arithmetic):
         mask = None if mask is None else mask[:, None, None]
         qkv = (x.swapaxes(1, 2) for x in (q, k, v))
-        y = jax.nn.dot_product_attention(*qkv, mask=mask, implementation="xla")
+        y = jax.nn.dot_product_attention(
+            *qkv, bias=bias, mask=mask, implementation="xla"
+        )
         return y.swapaxes(1, 2)
 
     return mock.patch.object(attention, "_attend_xla", instead)

@@ -34,7 +34,8 @@ RESAMPLING = 2  # float32 products that take a grid to an image: of rows and of 
 CLASSES = 19  # of BigEarthNet
 # Where methods ask for more than that: the sizes of crops that they resample to, and
 # products of the loss, which have two more in the gradient.
-CROPS, OF_LOSS = {"dinomm": 2}, {"decur": 3}
+CROPS, OF_LOSS = {"dinomm": 2}, {"decur": 3, "croma": 1}
+DISTANCES = ("croma",)  # methods whose encoder's attention fades with them
 MISSING = ", missing pixels"  # in names of steps on data that have some
 PROBE = dict(pairs=26_970, settings=40)  # a tenth of it, and probe_bigearthnet's grid
 
@@ -48,6 +49,7 @@ class Program(NamedTuple):
         options: static arguments by name.
         dtype: of its products, as its config has it.
         float32_products: how many are in float32 whatever `dtype` says; None for any.
+        fuses: whether there is attention that cuDNN can compute.
     """
 
     step: Callable
@@ -55,6 +57,7 @@ class Program(NamedTuple):
     options: dict[str, Any] = {}
     dtype: str = "bfloat16"
     float32_products: int | None = None
+    fuses: bool = True
 
     def lower(self, platform: str) -> jax.stages.Lowered:
         """Lowers the step for "cpu", "gpu" or "tpu"."""
@@ -132,7 +135,8 @@ class Maker:
         read = self.objective.encoder().sensors
         grids = sum(len(self.objective.inputs.grids[s]) for s in read)
         dtype = self.config.model.dtype
-        return Program(step, args, options, dtype, RESAMPLING * grids)
+        fuses = self.config.method not in DISTANCES
+        return Program(step, args, options, dtype, RESAMPLING * grids, fuses)
 
     def pretrain(self, batch: int) -> tuple[Program, train.PretrainState]:
         """The training step, and its abstract state, whose leaves know their layout."""
@@ -145,7 +149,8 @@ class Maker:
         step = build.train_step(config, self.objective, tx, rate, layout, mesh)
         state = checkpoint.abstract(state, layout)
         program = self._program(step, state, self.fields(batch))
-        return program._replace(float32_products=self._products(program, 3)), state
+        program = program._replace(float32_products=self._products(program, 3))
+        return program._replace(fuses=True), state  # in a decoder at least
 
     def _products(self, program: Program, passes: int) -> int:
         """Those in float32 of an objective: forward, or with 3 passes backward too."""
@@ -163,7 +168,8 @@ class Maker:
         extra = checkpoint.abstract(extra, whole)
         args = self.params, extra, self.fields(batch), weight, 0, 0
         program = self._program(step, *args)
-        return program._replace(float32_products=self._products(program, 1))
+        program = program._replace(float32_products=self._products(program, 1))
+        return program._replace(fuses=True)
 
     def floor(self, batch: int) -> Program:
         """What no model can be expected to predict of held-out pairs."""
@@ -286,7 +292,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
     yield pretrain("pretrain_multimae")
     yield pretrain("pretrain_multimae", missing=True)
-    for method in ("dinomm", "decur"):
+    for method in ("dinomm", "decur", "croma"):
         yield pretrain(f"pretrain_{method}")
         yield pretrain(f"pretrain_{method}", missing=True)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))

@@ -25,6 +25,8 @@ METHODS = {
     "multimae": {"method": "multimae"},
     "dinomm": {"method": "dinomm", "optim.base_lr": 8e-3},
     "decur": {"method": "decur", "optim.base_lr": 8e-3},
+    "croma": {"method": "croma"},
+    "croma_reconstruction": {"method": "croma", "loss.contrast": 0.0},
 }
 # One change each.
 ABLATIONS = {

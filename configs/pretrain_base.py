@@ -64,6 +64,14 @@ METHODS = {
         "loss.common": 7168,
         "loss.redundancy": 0.0051,
     },
+    "croma": {
+        "mask.ratio": 0.75,
+        "model.decoder_dim": 512,
+        "model.decoder_depth": 1,
+        "model.decoder_heads": 8,
+        "loss.contrast": 1.0,
+        "loss.reconstruct": 1.0,
+    },
 }
 
 

@@ -20,6 +20,10 @@ SMALL = {
         **{"crops.jitter": 0.1, "view.crop_scale": (0.5, 1.0)},
         **{"model.projector_dim": 24, "loss.common": 16, "optim.base_lr": 0.016},
     },
+    "croma": {
+        **{"view.crop_scale": (0.5, 1.0), "mask.ratio": 0.5, "optim.base_lr": 0.016},
+        **{"model.decoder_dim": 16, "model.decoder_heads": 2},
+    },
 }
 METHODS = tuple(SMALL)
 

@@ -19,7 +19,7 @@ from data_pipeline import record_format, sensors, sources
 from data_pipeline.errors import InputError
 from fusmae_jax import build, inputs, pretrained
 from fusmae_jax.export import card, export, weights
-from tests import judging, peers, teacher, tiny
+from tests import judging, teacher, tiny
 
 REASON = "the extra `export` is not installed"
 safetensors = pytest.importorskip("safetensors.numpy", reason=REASON)

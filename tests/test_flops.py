@@ -12,6 +12,7 @@ from jax.extend import core
 from configs import pretrain_base
 from data_pipeline import synthetic
 from fusmae_jax import build, flops, patches
+from fusmae_jax.inputs import Inputs
 from fusmae_jax.models.fusmae import GLOBAL_TOKENS, FusMAE
 from fusmae_jax.objectives import comparison
 from fusmae_jax.objectives.fusmae import train_step_flops
@@ -152,7 +153,14 @@ def network_of(method):
         return objective.loss(nnx.merge(graphdef, params), extra, fields, draw)[0]
 
     step = jax.value_and_grad(loss)
-    with mock.patch.object(comparison, "crop_images", crops):
+    whole = lambda seen, fields, view: {
+        s: jnp.zeros((len(view.box), seen.size, seen.size, c))
+        for s, c in tiny.BANDS.items()
+    }
+    with (
+        mock.patch.object(comparison, "crop_images", crops),
+        mock.patch.object(Inputs, "images", whole),
+    ):
         return objective, jax.make_jaxpr(step)(params, extra, fields, draw).jaxpr
 
 

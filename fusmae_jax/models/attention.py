@@ -43,6 +43,7 @@ def attend(
     mask: jax.Array | None = None,
     arithmetic: Arithmetic = Arithmetic(),
     keys: int | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Attends from q [B, h, N, d] to k and v [B, h, M, d]; returns [B, h, N, d].
 
@@ -55,13 +56,16 @@ def attend(
         mask: False where keys and values are to be overlooked, [B, M].
         arithmetic: says for what and by whom; see `choose`.
         keys: how many there are, where those behind are filling; None for M.
+        bias: what is added to the scores, [B, h, N, M], a constant to the gradient;
+            only XLA adds any, whoever is chosen.
     """
     keys = k.shape[2] if keys is None else keys
-    if choose(arithmetic, q.shape[-1], mask is not None) == "cudnn":
+    if bias is None and choose(arithmetic, q.shape[-1], mask is not None) == "cudnn":
         return _attend_cudnn(q, k, v, mask, keys)
     k, v = k[:, :, :keys], v[:, :, :keys]
     mask = None if mask is None else mask[:, :keys]
-    return _attend_xla(q, k, v, mask, arithmetic)
+    bias = None if bias is None else bias[..., :keys]
+    return _attend_xla(q, k, v, mask, bias, arithmetic)
 
 
 def _attend_cudnn(q, k, v, mask, keys):
@@ -107,18 +111,20 @@ def _widen(x, value=None):
     return jnp.concatenate([x, more], axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_xla(q, k, v, mask, arithmetic: Arithmetic):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend_xla(q, k, v, mask, bias, arithmetic: Arithmetic):
     """With a gradient of its own, whose products have the type of q, k and v.
 
     JAX's would multiply float32 with it, and sum the softmax in it.
     """
-    return _forward(q, k, v, mask, arithmetic)[0]
+    return _forward(q, k, v, mask, bias, arithmetic)[0]
 
 
-def _softmax(q, k, mask):
+def _softmax(q, k, mask, bias):
     """Weights of the keys, [B, h, N, M] float32."""
     scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:  # before the scale, which comes last
+        scores += q.shape[-1] ** 0.5 * bias
     if mask is not None:
         # Finite, so that a sample in which everything is overlooked stays so.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
@@ -127,8 +133,8 @@ def _softmax(q, k, mask):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _forward(q, k, v, mask, arithmetic):
-    weights = _softmax(q, k, mask).astype(v.dtype)
+def _forward(q, k, v, mask, bias, arithmetic):
+    weights = _softmax(q, k, mask, bias).astype(v.dtype)
     dot = functools.partial(jnp.einsum, preferred_element_type=arithmetic.result_dtype)
     y = dot("bhnm,bhmd->bhnd", weights, v).astype(v.dtype)
     return y, (q, k, v, mask, weights)
@@ -147,7 +153,7 @@ def _backward(arithmetic, saved, grad):
     grad_q = dot("bhnm,bhmd->bhnd", slope, k)
     grad_k = dot("bhnm,bhnd->bhmd", slope, q)
     grads = (x.astype(y.dtype) for x, y in zip((grad_q, grad_k, grad_v), (q, k, v)))
-    return *grads, None
+    return *grads, None, None
 
 
 _attend_xla.defvjp(_forward, _backward)

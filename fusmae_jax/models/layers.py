@@ -122,11 +122,13 @@ class Attention(nnx.Module):
         context: jax.Array,
         mask: jax.Array | None = None,
         keys: int | None = None,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from x [B, N, D] to context [B, M, D]; returns [B, N, D].
 
         `mask` [B, M] is False where the context is to be overlooked; only the first
-        `keys` of the M are any, the others filling.
+        `keys` of the M are any, the others filling. `bias` [B, h, N, M] is added to the
+        scores.
         """
         y = attention.attend(
             self.query.by_heads(x, self.num_heads),
@@ -135,6 +137,7 @@ class Attention(nnx.Module):
             mask,
             self.arithmetic,
             keys,
+            bias,
         )
         return self.out.of_heads(y)
 

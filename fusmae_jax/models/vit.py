@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipeline.errors import InputError
 from fusmae_jax import patches
 from fusmae_jax.inputs import Present
 from fusmae_jax.models import attention, layers
@@ -69,12 +68,7 @@ class ViT(nnx.Module):
         rngs: nnx.Rngs,
         remat: str = "none",
     ):
-        for value, allowed, name in (
-            (arithmetic.attention, attention.IMPLEMENTATIONS, "attention"),
-            (remat, tuple(layers.REMAT), "remat"),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} is {value!r}; choose one of {list(allowed)}.")
+        layers.check_encoder(bands, bands, depth, arithmetic, remat)
         self.span = patches.grid_side(image_size, patch_size)
         self.patch_size, self.dim, self.remat = patch_size, dim, remat
         self.head_width = layers.head_width(dim, num_heads)
@@ -112,20 +106,21 @@ class ViT(nnx.Module):
         x = x + jnp.asarray(code)[None]
         summary = jnp.broadcast_to(self.global_token[...], (rows, 1, self.dim))
         x = jnp.concatenate([x, summary], axis=1).astype(self.arithmetic.dtype)
-        # Once for all blocks; nobody attends to what is behind the global token.
-        fill = attention.filling(self.arithmetic, n + 1, self.head_width)
-        x, mask = jnp.pad(x, ((0, 0), (0, fill), (0, 0))), None
+        mask = None
         if any(y is not None and y.ndim == 2 for y in here.values()):
             shown = functools.reduce(jnp.logical_or, here.values())
-            mask = jnp.pad(shown, ((0, 0), (0, 1 + fill)), constant_values=True)
-        said = {}
-        for i, block in enumerate(self.blocks):
-            block = functools.partial(block, keys=n + 1)
-            if self.remat != "none":
-                block = jax.checkpoint(block, policy=layers.REMAT[self.remat])
-            x = block(x, mask, None if branches is None else branches[i])
-            said[f"block{i}"] = self._read(x, n)
-        return self._read(x, n)._replace(blocks=said)
+            mask = jnp.pad(shown, ((0, 0), (0, 1)), constant_values=True)
+        outputs = layers.run_blocks(
+            self.blocks,
+            x,
+            mask,
+            branches=branches,
+            fill=attention.filling(self.arithmetic, n + 1, self.head_width),
+            remat=self.remat,
+        )
+        said = {name: self._read(x, n) for name, x in outputs.items()}
+        *_, last = said.values()
+        return last._replace(blocks=said)
 
     def _embed(self, s: str, images: jax.Array, here: jax.Array | None) -> jax.Array:
         """What the patches of a sensor add to the tokens, float32."""

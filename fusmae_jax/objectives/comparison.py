@@ -28,11 +28,13 @@ FIELDS = {
         )
     },
     "model.depth": whole(1, meaning="Blocks of an encoder."),
+}
+JITTER = {
     "crops.jitter": number(
         least=0.0,
         below=1.0,
         meaning="Most that brightness and contrast of a crop change, as a share.",
-    ),
+    )
 }
 
 # What must hold between fields, and what is said where it does not.
@@ -170,7 +172,6 @@ def arguments(config, seen: Inputs, target: Mapping[str, Any]) -> dict[str, Any]
         crop_scale=tuple(config.view.crop_scale),
         crop_ratio=tuple(config.view.crop_ratio),
         turn=config.view.turn,
-        jitter=config.crops.jitter,
     )
 
 
@@ -182,7 +183,6 @@ class Comparison(protocol.Objective):
         inputs: how the data are seen.
         model: arguments of the network, of which those left out are filled in.
         crop_scale, crop_ratio, turn: see `inputs.draw_views`.
-        jitter: see `draw_crops`.
         network: the class of the network.
     """
 
@@ -191,7 +191,6 @@ class Comparison(protocol.Objective):
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     turn: bool = True
-    jitter: float = 0.0
 
     network = None
 

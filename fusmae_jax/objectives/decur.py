@@ -33,6 +33,7 @@ from fusmae_jax.objectives.comparison import Crops
 # What a config may say of DeCUR.
 FIELDS = {
     **comparison.FIELDS,
+    **comparison.JITTER,
     "model.projector_dim": whole(2, meaning="Dimensions of the projections."),
     "loss.common": whole(
         0, meaning="How many of them are common to both sensors; others are unique."
@@ -63,7 +64,8 @@ def check(config) -> None:
 
 def build(config, seen: Inputs, target: Mapping[str, Any]) -> "Objective":
     """The objective that a config describes, see `build.objective`."""
-    return Objective(**comparison.arguments(config, seen, target), **config.loss)
+    known = comparison.arguments(config, seen, target)
+    return Objective(**known, jitter=config.crops.jitter, **config.loss)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,10 +73,12 @@ class Objective(comparison.Comparison):
     """Correlations of two crops of each sensor.
 
     Attributes:
+        jitter: of optics, see `comparison.draw_crops`.
         common: dimensions that are common to both sensors, the first ones.
         redundancy: weight of what different dimensions share.
     """
 
+    jitter: float = 0.4
     common: int = 7168
     redundancy: float = 0.0051
 

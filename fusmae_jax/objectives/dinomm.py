@@ -32,6 +32,7 @@ from fusmae_jax.objectives.comparison import Crops
 # What a config may say of DINO-MM.
 FIELDS = {
     **comparison.FIELDS,
+    **comparison.JITTER,
     "mask.drop_sensor": number(
         least=0.0, most=1.0, meaning="Chance that a crop lacks one of the sensors."
     ),
@@ -107,6 +108,7 @@ def build(config, seen: Inputs, target: Mapping[str, Any]) -> "Objective":
     """The objective that a config describes, see `build.objective`."""
     return Objective(
         **comparison.arguments(config, seen, target),
+        jitter=config.crops.jitter,
         drop_sensor=config.mask.drop_sensor,
         local=config.crops.local,
         local_size=config.crops.local_size,
@@ -132,6 +134,7 @@ class Objective(comparison.Comparison):
     """Self-distillation between crops.
 
     Attributes:
+        jitter: see `comparison.draw_crops`.
         drop_sensor: chance that a crop lacks one of its sensors.
         local: number of small crops.
         local_size: their side in pixels.
@@ -144,6 +147,7 @@ class Objective(comparison.Comparison):
         steps: of the run.
     """
 
+    jitter: float = 0.4
     drop_sensor: float = 0.5
     local: int = 8
     local_size: int = 48
