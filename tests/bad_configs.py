@@ -69,7 +69,7 @@ PRETRAINING = [
     ({"dim": 64}, r"no use for dim; did you mean model.dim\?"),
     ({"colour": "red"}, "no use for colour; take it out"),
     # What methods share is no method; each has fields of its own.
-    ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['decur'"),
+    ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['croma'"),
     ({"method": "mae"}, "a field of the method fusmae, .*--config=quickstart:mae"),
     ({"model.dim": GONE}, "no field model.dim; give it a whole .*pretrain_base.py"),
     ({"judge": GONE}, "no field judge.every; give it"),
