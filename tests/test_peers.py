@@ -24,8 +24,8 @@ def trained(request, tmp_path_factory):
     configure = functools.partial(peers.config, request.param)
     with pytest.MonkeyPatch.context() as patch:
         if request.param in ON_ONE_DEVICE:
-            one = lambda fsdp=1: make_mesh(devices=jax.devices()[:1])
-            make_mesh = sharding.make_mesh
+            make_mesh, first = sharding.make_mesh, jax.devices()[:1]
+            one = lambda fsdp=1, *, devices=None: make_mesh(devices=devices or first)
             patch.setattr(sharding, "make_mesh", one)
         yield workdir, pretrain.run(configure(), workdir), configure
 
