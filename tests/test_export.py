@@ -27,6 +27,7 @@ pytest.importorskip("flatbuffers", reason=REASON)
 
 SIZE, BATCH = 24, 5
 FORMATS = ("safetensors", "stablehlo")
+IN_TORCH = ("fusmae", "mae", "multimae")  # `torch_module.ENCODERS`, without PyTorch
 
 
 def config(checkpoint, out, **changes):
@@ -365,7 +366,7 @@ def test_the_torch_file_learns_where_pixels_are_missing(torch, in_torch):
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize("method", build.METHODS)
+@pytest.mark.parametrize("method", IN_TORCH)
 def test_onnx_agrees_on_real_pairs_with_holes_in_batches_of_any_size(
     tmp_path_factory, tmp_path, method
 ):
@@ -446,6 +447,9 @@ def test_other_methods_are_exported_too(small, tmp_path):
 
 
 def test_torch_is_refused_of_methods_that_it_does_not_know(torch, small, tmp_path):
+    from fusmae_jax.export import torch_module
+
+    assert tuple(torch_module.ENCODERS) == IN_TORCH
     asked = config(small, tmp_path, formats=("safetensors", "torch"))
     with pytest.raises(InputError, match="method is teacher; pass --config.form"):
         export.run(asked, "unused")
