@@ -5,7 +5,7 @@ r"""Compares pretrainings on pairs of your own, by the classes of their pixels.
 and Fus-MAE with one change each by --config=configs/compare_floods.py:ablations.
 
 Made for some hundred pairs with masks, such as floods, in three splits, and for two CPU
-cores: the quickstart's network, some 20 minutes for an arm and a seed, evaluation
+cores: the quickstart's network, an estimated 20 minutes for an arm and a seed, evaluation
 included. Each arm is trained on the training pairs without their masks; then a linear
 head learns the masks from 1 %, 10 % and all of them, with radar, optics and both.
 
