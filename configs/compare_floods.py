@@ -5,9 +5,9 @@ r"""Compares pretrainings on pairs of your own, by the classes of their pixels.
 and Fus-MAE with one change each by --config=configs/compare_floods.py:ablations.
 
 Made for some hundred pairs with masks, such as floods, in three splits, and for two CPU
-cores: the quickstart's network, an estimated 20 minutes for an arm and a seed, evaluation
-included. Each arm is trained on the training pairs without their masks; then a linear
-head learns the masks from 1 %, 10 % and all of them, with radar, optics and both.
+cores: the quickstart's network, an estimated 20 minutes for an arm and a seed. Each arm
+is trained on the training pairs without their masks; then a linear head learns the
+masks from 1 %, 10 % and all of them, with radar, optics and both.
 
 The bands are those of OMBRIA's pictures; name others in a copy of this file. Boosted
 trees on the pixels are put beside by `python -m benchmarks.pixel_trees`.
