@@ -141,11 +141,12 @@ def draw(
         weight = weight.repeat(p, 0).repeat(p, 1).repeat(counts, -1)
         return scenes.to_pixels(pixels, p) / weight
 
+    step = reconstruction_step(model, objective, drawn)
     rows = scenes.map_scene(
         config,
         model,
         scene,
-        reconstruction_step(model, params, objective, drawn),
+        lambda _, pixels: step(params, pixels),
         p * p * depth + len(drawn),
         title="Reconstructing",
         key={name: config[name] for name in ("hide", "mask_ratio")},
@@ -172,10 +173,10 @@ def draw(
         print("Every patch was given its true mean and contrast, see loss.normalize.")
 
 
-def reconstruction_step(
-    model: Model, params: nnx.State, objective: Objective, drawn: tuple[str, ...]
-):
-    """The step for `map_rows` of pixels in native units, [side, side, P * P * C + S].
+def reconstruction_step(model: Model, objective: Objective, drawn: tuple[str, ...]):
+    """The compiled step, of the whole network's parameters and of pixels.
+
+    For `map_rows` of pixels in native units, [side, side, P * P * C + S].
 
     All windows have one mask. As they overlap, a patch of the scene lies elsewhere in
     each, so that hardly any is shown by all; one that is stays as it is. Pixels are
@@ -206,8 +207,7 @@ def reconstruction_step(
         grid = batch, side, side
         return values.reshape(*grid, -1), (there[0] | there[1]).reshape(grid)
 
-    compiled = jax.jit(redraw, out_shardings=sharding.rows(model.mesh))
-    return lambda _, pixels: compiled(params, pixels)
+    return jax.jit(redraw, out_shardings=sharding.rows(model.mesh))
 
 
 def report(

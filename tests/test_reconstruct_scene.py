@@ -13,6 +13,7 @@ from configs import reconstruct_scene as shipped
 from data_pipeline.errors import InputError
 from fusmae_jax import reconstruct_scene, scenes, streams
 from fusmae_jax.evaluation import encoder as encoders
+from fusmae_jax.pretrained import Model
 from fusmae_jax.training import sharding
 from tests import judging, teacher, tiny
 from tests.geotiffs import GRID
@@ -151,6 +152,20 @@ def test_mean_and_contrast_that_nothing_tells_are_not_made_up(root, tmp_path):
     with pytest.raises(InputError, match="loss.normalize is patch, which nothing but"):
         reconstruct_scene.run(asked, None)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_step_is_lowered_for_gpus_and_tpus(root):
+    mesh = sharding.make_mesh()
+    found = encoders.restore(root / "none", mesh)
+    objective = reconstruct_scene._objective(found, config(root, "", hide="s2"))
+    model = Model(objective.encoder(), found.encoder_params, mesh, 8)
+    step = reconstruct_scene.reconstruction_step(model, objective, ("s2",))
+    pixels = {
+        s: jax.ShapeDtypeStruct((8, SIZE, SIZE, len(x.bands)), jnp.float32)
+        for s, x in found.contract.items()
+    }
+    lowered = step.trace(found.params, pixels).lower(lowering_platforms=("cuda", "tpu"))
+    assert "stablehlo" in lowered.as_text()
 
 
 def test_a_method_that_reconstructs_nothing_is_refused(root, tmp_path):
