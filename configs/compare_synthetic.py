@@ -35,7 +35,7 @@ def get_config():
     c.budget, c.reference = "images", "fusmae"
     c.tune = dict(rates=(1.0,), share=0.25)
     c.metric, c.of_class = "oa", ""
-    c.results = ""
+    c.results, c.only = "", ()
     return c.lock()
 
 

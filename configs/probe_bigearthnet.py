@@ -89,6 +89,7 @@ def add_trainings(c: ml_collections.ConfigDict) -> None:
         heads=("linear", "upsample"),
         encoders=("frozen",),
         epochs=20,
+        least_steps=0,
         batch_size=64,
         learning_rates=(3e-4, 1e-3, 3e-3, 1e-2),
         weight_decay=0.01,

@@ -285,12 +285,19 @@ def _open(data, split: str, fields, known: Description) -> list:
 def _having(data, split: str) -> list[str]:
     """The folders of the datasets that have a split; all must have that for training.
 
-    Where none has it all are, of which the first says what it has.
+    Where none has it all are, of which the first says what it has. Settings are then
+    chosen on the pairs for that purpose beside those for training, as one who tests on
+    a second dataset has no others.
     """
     found = folders(data, split)
     if split == data.get("split"):
         return found
-    return [f for f in found if split in dataset_card.read_card(f)["splits"]] or found
+    having = lambda found: [
+        f for f in found if split in dataset_card.read_card(f)["splits"]
+    ]
+    if split == data.get("val_split") != data.get("test_split"):
+        return having(found) or having(folders(data)) or found
+    return having(found) or found
 
 
 def folders(data, split: str | None = None) -> list[str]:

@@ -59,8 +59,8 @@ OWN = {
     ),
     "reference": text(
         filled=True,
-        meaning="The arm whose FLOPs are the budget, and beside which image statistics "
-        "are judged, as they are the same beside any.",
+        meaning="The arm whose FLOPs are the budget, and beside which the evaluations' "
+        "baselines are judged.",
     ),
     "tune.rates": several(
         number(above=0.0),
@@ -79,7 +79,16 @@ OWN = {
         {
             "data_dir": location(
                 meaning="Folder of the dataset, to which arms and evaluations refer."
-            )
+            ),
+            "eval_dir": location(
+                filled=True,
+                meaning="Folder of a second dataset, on which evaluations may test.",
+            ),
+            "only": several(
+                text(filled=True),
+                meaning="Arms to train now, so that machines can share the work; none "
+                "for all.",
+            ),
         }
     ),
     "results": location(
@@ -139,6 +148,10 @@ def check(config) -> None:
         with judge.copy_and_resolve_references().unlocked() as copy:
             copy.checkpoint = "a run of each arm"
             _within(f"evaluations.{name}", evaluating.check_config, copy)
+    if unknown := sorted(set(config.get("only", ())) - set(config.arms)):
+        raise InputError(
+            f"only names {unknown}, which are no arms; choose of {list(config.arms)}."
+        )
     if 1.0 not in config.tune.rates:
         raise InputError(
             f"tune.rates={config.tune.rates} lacks 1.0, the arms' own rates; add it."
@@ -213,14 +226,15 @@ class Comparison:
         config = self.config
         rates = config.tune.rates if len(config.tune.rates) > 1 else ()
         first = config.seeds[0]
-        trials = [Unit(arm, first, r, True) for arm in config.arms for r in rates]
-        chosen = dict.fromkeys(config.arms, 1.0)
-        units = [(seed, arm) for seed in config.seeds for arm in config.arms]
+        arms = config.get("only") or tuple(config.arms)
+        trials = [Unit(arm, first, r, True) for arm in arms for r in rates]
+        chosen = dict.fromkeys(arms, 1.0)
+        units = [(seed, arm) for seed in config.seeds for arm in arms]
         total, started = len(trials) + len(units), time.monotonic()
         trained = 0
         for i, at in enumerate([*trials, *units]):
             if i == len(trials):  # seed by seed, so that all arms have as many
-                chosen |= {arm: self._best(arm) for arm in config.arms if rates}
+                chosen |= {arm: self._best(arm) for arm in arms if rates}
             unit = at if isinstance(at, Unit) else Unit(at[1], at[0], chosen[at[1]])
             if self._load(unit) is not None:
                 continue
@@ -278,9 +292,8 @@ class Comparison:
     def evaluation(self, unit: Unit, name: str, directory: pathlib.Path):
         """The config of an evaluation of a training.
 
-        Trials are judged on validation pairs and beside nothing; what does not depend
-        on an arm is judged once, beside the reference, and random encoders with the
-        first seed alone. An arm is shown no sensor that it does not read.
+        Trials are judged on validation pairs. Baselines are judged once, beside the
+        reference with the first seed. An arm is shown no sensor that it does not read.
         """
         config = self.config.evaluations[name].copy_and_resolve_references()
         with config.unlocked():
@@ -288,11 +301,9 @@ class Comparison:
                 shown for shown in config.sensors if self._shows(unit.arm, shown)
             )
             config.checkpoint, config.seed = str(directory), unit.seed
-            first = unit.seed == self.config.seeds[0]
-            if unit.trial or not first:
+            first = (self.config.reference, self.config.seeds[0])
+            if unit.trial or (unit.arm, unit.seed) != first:
                 config.baselines = ()
-            elif unit.arm != self.config.reference:
-                config.baselines = tuple(x for x in config.baselines if x == "random")
             if unit.trial:
                 config.data.test_split = config.data.val_split
                 config.data.allow_overlap = True  # of validation and test pairs
@@ -306,9 +317,7 @@ class Comparison:
     def _train(self, unit: Unit) -> dict:
         """Trains and judges; returns what is known then."""
         directory = self.workdir / unit.name
-        started = time.monotonic()
         pretrain.run(self.pretraining(unit), directory)
-        trained = time.monotonic()
         rows = []
         for name in self.config.evaluations:
             judge = self.evaluation(unit, name, directory)
@@ -318,7 +327,6 @@ class Comparison:
                 found = results.long_form(row, classes)
                 rows += [{"evaluation": name} | one for one in found]
         jax.clear_caches()  # the next one's programs are others
-        judged = time.monotonic()
         logged = metrics.read_metrics(directory)
         speed = [x["images_per_sec"] for x in logged if x.get("images_per_sec")]
         memory = [x["step_memory_bytes"] for x in logged if x.get("step_memory_bytes")]
@@ -326,8 +334,6 @@ class Comparison:
             "flops_per_image": self._flops[unit.arm],
             "images_per_second": float(np.median(speed)) if speed else None,
             "step_memory_bytes": memory[0] if memory else None,
-            "pretraining_seconds": trained - started,
-            "evaluation_seconds": judged - trained,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "machine": platform.machine(),
             "jax": jax.__version__,

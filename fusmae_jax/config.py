@@ -198,14 +198,15 @@ def check_method(config, known: dict[str, Field]) -> None:
     Raises:
         InputError: names it, and how a method is chosen with its fields.
     """
-    for other in build.METHODS:
-        for name in build.method(other).FIELDS.keys() - known.keys():
-            if config_fields.find(config, name)[0]:
-                raise InputError(
-                    f"{name} is a field of the method {other}, and method is "
-                    f"{config.method}; choose a method behind the config's name, as in "
-                    f"--config=quickstart:{config.method}, which brings its fields."
-                )
+    fields = {other: build.method(other).FIELDS for other in build.METHODS}
+    for name in sorted(set().union(*fields.values()) - known.keys()):
+        if config_fields.find(config, name)[0]:
+            having = [other for other in fields if name in fields[other]]
+            raise InputError(
+                f"{name} is a field of {', '.join(having)}, and method is "
+                f"{config.method}; choose a method behind the config's name, as in "
+                f"--config=quickstart:{config.method}, which brings its fields."
+            )
 
 
 def check_data(config) -> None:

@@ -11,6 +11,7 @@ STREAMS = (
     "probe",  # the order of pairs in a linear probe
     "head",  # initial parameters of heads behind an encoder
     "tuning",  # views, mixing and depth in fine-tuning and dense probing
+    "targets",  # the fixed projection that makes latent targets of patches
 )
 
 

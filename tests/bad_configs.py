@@ -70,7 +70,7 @@ PRETRAINING = [
     ({"colour": "red"}, "no use for colour; take it out"),
     # What methods share is no method; each has fields of its own.
     ({"method": "reconstruction"}, r"method is 'recon.*; choose one of \['croma'"),
-    ({"method": "mae"}, "a field of the method fusmae, .*--config=quickstart:mae"),
+    ({"method": "mae"}, "is a field of .*fusmae, and method is mae; .*quickstart:mae"),
     ({"model.dim": GONE}, "no field model.dim; give it a whole .*pretrain_base.py"),
     ({"judge": GONE}, "no field judge.every; give it"),
     ({"model": 7}, "model is 7; it must be a group of the fields model.image_size"),
@@ -246,7 +246,11 @@ PREPARATION = [
 OTHERS = [
     ("quickstart", {"data.dir": "DIR"}, "data.source=sample reads no folder"),
     ("quickstart", {"model.decoder_heads": 5}, "model.decoder_heads=5: Width 64"),
-    ("pretrain_dinomm", {"mask.ratio": 0.5}, "mask.ratio is a field of the method"),
+    (
+        "pretrain_dinomm",
+        {"mask.ratio": 0.5},
+        "mask.ratio is a field of croma, fusmae, ",
+    ),
     ("pretrain_dinomm", {"crops.local_size": 50}, "local_size=50.*patches of 8 px"),
     ("pretrain_dinomm", {"crops.local_size": 120}, "local_size=120 is larger than"),
     (
@@ -260,7 +264,11 @@ OTHERS = [
         {"loss.student_temperature": 0.0},
         "ture is 0.0; .* abov",
     ),
-    ("pretrain_decur", {"mask": {"ratio": 0.5}}, "mask.ratio is a field of the method"),
+    (
+        "pretrain_decur",
+        {"mask": {"ratio": 0.5}},
+        "mask.ratio is a field of croma, fusmae, ",
+    ),
     ("pretrain_decur", {"loss.common": 9000}, "common=9000 are more dim.*_dim=8192"),
     ("pretrain_decur", {"crops.jitter": 1.0}, "crops.jitter is 1.0"),
     (
@@ -334,7 +342,7 @@ OTHERS = [
 ]
 
 MAE = [
-    ({"method": "fusmae"}, "model.sensors is a field of the method mae, and method is"),
+    ({"method": "fusmae"}, "model.sensors is a field of mae, and method is"),
     ({"model.sensors": "S2"}, r"model.sensors is 'S2'; .*did you mean 's2'\?"),
     (
         {"model.sensors": "s1", "mask.drop_sensor": 0.5},

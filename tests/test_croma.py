@@ -11,7 +11,7 @@ from flax import nnx
 from data_pipeline.errors import InputError
 from fusmae_jax import build, patches
 from fusmae_jax.models import attention, croma
-from fusmae_jax.objectives.croma import info_nce
+from fusmae_jax.objectives.comparison import info_nce
 from fusmae_jax.training.sharding import leaf_path
 from tests import peers, tiny
 

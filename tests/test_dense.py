@@ -17,7 +17,7 @@ from data_pipeline.errors import InputError
 from fusmae_jax.evaluation import dense, dense_task, heads, loop, scores
 from fusmae_jax.evaluation.encoder import Statistics, present
 from fusmae_jax.inputs import Windows
-from fusmae_jax.training import optim, sharding
+from fusmae_jax.training import checkpoint, optim, sharding
 from tests import tiny
 
 FIELD = "land_cover"
@@ -382,6 +382,12 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path):
     assert found.learning_rate == 1e-3
     assert found.scores[1] == -np.inf
     assert found.at_edge == ("lowest learning rate",)
+
+
+@pytest.mark.journey
+def test_heads_are_trained_for_so_many_steps_at_least(tmp_path):
+    fit(tmp_path, epochs=1, batch_size=16, least_steps=3)  # of 8 pairs
+    assert checkpoint.saved_steps(tmp_path) == [3]
 
 
 def test_bad_input_is_refused_in_a_sentence(tmp_path):

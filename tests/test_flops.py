@@ -96,6 +96,8 @@ def test_the_formula_counts_every_matrix_product(
     "method, changes",
     [
         ("fusmae", {}),
+        ("fusmae", {"loss.targets": "latent", "mask.drop_sensor": 0.5}),
+        ("fusmae", {"loss.contrast": 0.1, "loss.targets": "latent"}),
         ("mae", {}),
         ("mae", {"model.sensors": "s2"}),
         ("mae", {"mask.drop_sensor": 0.5, "model.decoder_depth": 2}),

@@ -334,7 +334,8 @@ def probe(factory, dataset):
     c.checkpoint, c.data.dir = str(judging.trained(factory, "teacher")), str(dataset)
     c.data.val_split, c.sensors, c.baselines = "train", ("s1", "both"), ()
     c.batch_size, c.bootstrap = 4, 20
-    c.dense.update(heads=("linear",), epochs=4, batch_size=4, learning_rates=(1e-2,))
+    c.dense.update(heads=("linear",), epochs=4, least_steps=0, batch_size=4)
+    c.dense.learning_rates = (1e-2,)
     return c
 
 

@@ -126,6 +126,21 @@ def test_held_out_pairs_may_be_elsewhere(tmp_path):
     assert len(sources.open_split(config, "validation")) == 4
 
 
+def test_settings_are_chosen_beside_the_training_pairs_where_the_second_has_none(
+    tmp_path,
+):
+    a = datasets.write(tmp_path / "a")
+    chosen_on = datasets.write(tmp_path / "c", (3,), split="validation", prefix="c")
+    b = datasets.write(tmp_path / "b", (4,), split="test", prefix="b")
+    config = data(dir=f"{a},{chosen_on}", eval_dir=str(b), val_split="validation")
+    config.test_split = "test"
+    assert len(sources.open_split(config, "validation")) == 3
+    assert len(sources.open_split(config, "test")) == 4
+    config.test_split = "validation"  # what is tested is never looked for elsewhere
+    with pytest.raises(InputError, match="'validation' of .*/b holds no records"):
+        sources.open_split(config, "validation")
+
+
 def test_a_dataset_without_a_held_out_split_has_no_part_in_it(tmp_path):
     a = datasets.write(tmp_path / "a")
     b = datasets.write(tmp_path / "b", (4,), split="validation", prefix="b")

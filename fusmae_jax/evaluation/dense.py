@@ -45,6 +45,13 @@ class Recipe:
     epochs: int = attribute(
         whole(1, meaning="Passes over the training pairs, one window of each."), 20
     )
+    least_steps: int = attribute(
+        whole(
+            0,
+            meaning="Steps at least, as passes over a fraction of few pairs are few.",
+        ),
+        0,
+    )
     batch_size: int = attribute(
         whole(1, meaning="Pairs of a step, over all devices and hosts."), 64
     )
@@ -256,7 +263,7 @@ def _count_steps(recipe: Recipe, task: Task, source) -> int:
             f"batch_size={batch} does not divide over {devices} devices; choose a "
             "multiple of their number."
         )
-    steps = recipe.epochs * len(source) // batch
+    steps = max(recipe.epochs * len(source) // batch, recipe.least_steps)
     if steps < 1:
         raise InputError(
             f"{recipe.epochs} epochs of {len(source)} pairs are less than one batch of "

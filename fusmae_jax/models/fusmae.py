@@ -292,10 +292,10 @@ class XAttnDecoder(nnx.Module):
 class Decoder(layers.Decoder):
     """Redraws patches of one sensor from its visible tokens, as MAE's decoder."""
 
-    def __init__(self, *, bands: int, patch_size: int, rngs: nnx.Rngs, **sizes):
+    def __init__(self, *, values: int, rngs: nnx.Rngs, **sizes):
         super().__init__(rngs=rngs, **sizes)
         self.predict = layers.Linear(
-            self.dim, patch_size**2 * bands, arithmetic=self.arithmetic, rngs=rngs
+            self.dim, values, arithmetic=self.arithmetic, rngs=rngs
         )
 
     def __call__(
@@ -332,6 +332,7 @@ class FusMAE(nnx.Module):
         global_token: who sees the global token, one of `GLOBAL_TOKENS`: the "encoder"
             alone, and then pretraining never asks its output for anything; or the
             "decoders" too, as in MAE and MultiMAE.
+        target_dim: how many values of a patch the decoders predict; 0 for its pixels.
         dtype: of matrix products; parameters stay float32.
         attention: who computes it, see `attention.choose`.
         remat: what of an encoder block is computed again for the gradient: "none",
@@ -359,6 +360,7 @@ class FusMAE(nnx.Module):
         decoder_depth: int = 2,
         decoder_heads: int = 8,
         global_token: str = "encoder",
+        target_dim: int = 0,
         dtype: str = "float32",
         attention: str = "auto",
         remat: str = "none",
@@ -390,8 +392,7 @@ class FusMAE(nnx.Module):
         self.decoders = nnx.Dict(
             {
                 s: Decoder(
-                    bands=bands[s],
-                    patch_size=patch_size,
+                    values=target_dim or patch_size**2 * bands[s],
                     side=self.encoder.side,
                     encoder_dim=dim,
                     dim=decoder_dim,

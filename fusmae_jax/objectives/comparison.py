@@ -16,12 +16,12 @@ from fusmae_jax import flops, inputs, patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import attention, layers
 from fusmae_jax.models.products import Arithmetic
-from fusmae_jax.objectives import fusmae, protocol
+from fusmae_jax.objectives import protocol, reconstruction
 
 # What a config may say of any of them.
 FIELDS = {
     **{
-        name: fusmae.FIELDS[name]
+        name: reconstruction.FIELDS[name]
         for name in (
             *("model.image_size", "model.patch_size", "model.dim", "model.num_heads"),
             *("model.dtype", "model.attention", "model.remat"),
@@ -254,6 +254,27 @@ class Comparison(protocol.Objective):
             f"... channels, not {arithmetic.dtype} and {width}; other widths would be "
             "faster."
         )
+
+
+def info_nce(
+    vectors: dict[str, jax.Array], scale: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """How badly each sensor's vector tells its own sample's other from all others.
+
+    Args:
+        vectors: of length 1, {sensor: [B, D]}.
+        scale: what products are multiplied by, [1].
+        weight: how much each sample counts, [B]; one of 0.0 is no other's other.
+    """
+    logits = scale[:, None] * jnp.einsum("id,jd->ij", *vectors.values())
+    own = jnp.diagonal(logits)
+    never = jnp.where(weight > 0.0, 0.0, jnp.finfo(jnp.float32).min)
+    across = jax.nn.logsumexp(logits + never[None], axis=1)
+    down = jax.nn.logsumexp(logits + never[:, None], axis=0)
+    lacks = (across + down) / 2 - own
+    return jnp.where(weight > 0.0, lacks * weight, 0.0).sum() / jnp.maximum(
+        weight.sum(), 1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

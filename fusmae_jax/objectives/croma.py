@@ -178,7 +178,9 @@ class Objective(comparison.Comparison):
             if present is not None:
                 both = (present[s].any(axis=1) for s in SENSORS)
                 compared = weight * jnp.prod(jnp.stack(list(both)), axis=0)
-            metrics["loss_contrast"] = info_nce(found.vectors, found.scale, compared)
+            metrics["loss_contrast"] = comparison.info_nce(
+                found.vectors, found.scale, compared
+            )
             loss += self.contrast * metrics["loss_contrast"]
         if "reconstruct" in self.parts:
             target = self.target(pixels)
@@ -263,27 +265,6 @@ def hidden(mask: patches.Mask) -> jax.Array:
     behind = jnp.arange(mask.order.shape[1]) >= kept
     flags = jnp.broadcast_to(behind.astype(jnp.float32), mask.order.shape)
     return patches.put_back(flags, mask)
-
-
-def info_nce(
-    vectors: dict[str, jax.Array], scale: jax.Array, weight: jax.Array
-) -> jax.Array:
-    """How badly each sensor's vector tells its own sample's other from all others.
-
-    Args:
-        vectors: of length 1, {sensor: [B, D]}.
-        scale: what products are multiplied by, [1].
-        weight: how much each sample counts, [B]; one of 0.0 is no other's other.
-    """
-    logits = scale[:, None] * jnp.einsum("id,jd->ij", *vectors.values())
-    own = jnp.diagonal(logits)
-    never = jnp.where(weight > 0.0, 0.0, jnp.finfo(jnp.float32).min)
-    across = jax.nn.logsumexp(logits + never[None], axis=1)
-    down = jax.nn.logsumexp(logits + never[:, None], axis=0)
-    lacks = (across + down) / 2 - own
-    return jnp.where(weight > 0.0, lacks * weight, 0.0).sum() / jnp.maximum(
-        weight.sum(), 1.0
-    )
 
 
 class Encoder(comparison.Encoder):

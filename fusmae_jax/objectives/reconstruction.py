@@ -336,7 +336,8 @@ class Reconstruction(protocol.Objective):
             metrics[f"loss_{s}"] = error
         loss = sum(self.weights[s] * metrics[f"loss_{s}"] for s in self.sensors)
         if not whole:
-            return loss, metrics, None
+            more, others = self._beside(model, images, redrawn.masks, present, weight)
+            return loss + more, metrics | others, None
         outcome = redrawn.predicted, redrawn.patches, redrawn.hidden
         if masks := redrawn.masks:
             outcome = (
@@ -371,6 +372,18 @@ class Reconstruction(protocol.Objective):
         for s in self.sensors:
             hidden[s], count[s] = self._hidden(seen[s], keep, draw, s)
         return Redrawn(predicted, seen, hidden, count, masks)
+
+    def _beside(
+        self,
+        model: nnx.Module,
+        images: dict[str, jax.Array],
+        masks: dict[str, patches.Mask] | None,
+        present: inputs.Present | None,
+        weight: jax.Array | None,
+    ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
+        """What else is asked for: a term of the loss, and what is logged of it."""
+        del model, images, masks, present, weight
+        return 0.0, {}
 
     def _last(self, noise, present: inputs.Present) -> dict[str, jax.Array]:
         """Noise that puts patches that show nothing behind all others.

@@ -257,6 +257,9 @@ def _read(path: pathlib.Path) -> dict:
     if saved["config"].get("task") == "pretrain":
         saved["config"].setdefault("method", "fusmae")  # the first there was
         saved["config"].setdefault("init_from", "")
+        if saved["config"]["method"] == "fusmae":  # what came later
+            later = {"targets": "pixels", "contrast": 0.0, "temperature": 0.1}
+            saved["config"]["loss"] = later | saved["config"].get("loss", {})
     there = saved.get("format", 1)  # the first runs did not say
     if there not in READS:
         raise InputError(
