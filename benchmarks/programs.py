@@ -6,7 +6,7 @@ allocated, and what it is lowered for need not be there.
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from configs import compare_archives
 from data_pipeline import layout as layouts
 from data_pipeline import synthetic
 from fusmae_jax import build, dtypes
@@ -26,6 +27,7 @@ from fusmae_jax.evaluation import (
     linear_probe,
     neighbours,
 )
+from fusmae_jax.inputs import SENSORS
 from fusmae_jax.training import checkpoint, optim, sharding, train
 
 # As JAX names what it lowers for.
@@ -71,6 +73,10 @@ def load(name: str, **changes):
     Its products are those of GPUs and TPUs, if it leaves them to the devices.
     """
     config = importlib.import_module(f"configs.{name}").get_config()
+    return _settled(config, changes)
+
+
+def _settled(config, changes: Mapping[str, Any]):
     config = config.copy_and_resolve_references()
     changes = {field.replace("__", "."): value for field, value in changes.items()}
     config.update_from_flattened_dict(changes)
@@ -133,10 +139,12 @@ class Maker:
 
     def _program(self, step, *args, **options) -> Program:
         read = self.objective.encoder().sensors
-        grids = sum(len(self.objective.inputs.grids[s]) for s in read)
+        seen = self.objective.inputs
+        bands = {s: {band.name for band in seen.contract[s].bands} for s in read}
+        used = [x for s in read for x in seen.grids[s] if bands[s] & set(x.bands)]
         dtype = self.config.model.dtype
         fuses = self.config.method not in DISTANCES
-        return Program(step, args, options, dtype, RESAMPLING * grids, fuses)
+        return Program(step, args, options, dtype, RESAMPLING * len(used), fuses)
 
     def pretrain(self, batch: int) -> tuple[Program, train.PretrainState]:
         """The training step, and its abstract state, whose leaves know their layout."""
@@ -154,9 +162,16 @@ class Maker:
 
     def _products(self, program: Program, passes: int) -> int:
         """Those in float32 of an objective: forward, or with 3 passes backward too."""
-        method = self.config.method
+        method, loss = self.config.method, self.config.loss
         resampling = program.float32_products * CROPS.get(method, 1)
-        return resampling + passes * OF_LOSS.get(method, 0)
+        found = resampling + passes * OF_LOSS.get(method, 0)
+        if method == "fusmae":
+            found += passes * (loss.contrast > 0.0)
+            # Targets are projected, and told apart: they need no gradient.
+            found += (
+                len(SENSORS) * (loss.targets == "latent") * (3 if passes > 1 else 2)
+            )
+        return found
 
     def held_out(self, batch: int, redraw: bool) -> Program:
         """The scores of held-out pairs, or with `redraw` all their patches."""
@@ -274,6 +289,14 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
         words = [name, *(f"{field}={value}" for field, value in changed.items())]
         return Named(" ".join(words) + missing * MISSING, make)
 
+    def arm(archive: str, name: str, size: int) -> Named:
+        def make():
+            config = compare_archives.get_config(archive).arms[name]
+            config = _settled(config, {"data.size": size})
+            return Maker(config, mesh_of(1), platform).pretrain(config.batch_size)[0]
+
+        return Named(f"compare_archives:{archive}, {name}", make)
+
     @functools.cache
     def base(missing: bool = False) -> Maker:
         return Maker(load("pretrain_base"), mesh_of(1), platform, missing)
@@ -288,6 +311,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", missing=True)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
+    yield pretrain("pretrain_base", loss__targets="latent", loss__contrast=0.1)
     yield pretrain("pretrain_mae")
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)
     yield pretrain("pretrain_multimae")
@@ -295,6 +319,10 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     for method in ("dinomm", "decur", "croma"):
         yield pretrain(f"pretrain_{method}")
         yield pretrain(f"pretrain_{method}", missing=True)
+    # Those on BigEarthNet are the ones above.
+    yield arm("sen12ms", "fusmae", 252)  # whole on all grids, as 256 is not
+    for name in ("fusmae", "mae_stacked", "multimae", "dinomm", "decur", "croma"):
+        yield arm("so2sat", name, 30)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, redraw=True))
     yield Named("held-out pairs, floor", lambda: base().floor(64))

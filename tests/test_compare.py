@@ -3,13 +3,14 @@
 import csv
 import json
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 
-from configs import compare_synthetic
+from configs import compare_archives, compare_synthetic
 from data_pipeline.errors import InputError
-from fusmae_jax import compare, compare_tables
+from fusmae_jax import build, compare, compare_tables
 from fusmae_jax.evaluation import results
 from tests import judging, teacher, tiny
 
@@ -171,6 +172,18 @@ def test_an_arm_of_one_sensor_is_judged_with_that_alone(tmp_path):
         made.evaluation(compare.Unit(arm, 0, 1.0), "scenes", tmp_path).sensors
     )
     assert shown("alone") == ("s2",) and shown("fast") == ("s1", "s2", "both")
+
+
+@pytest.mark.parametrize("archive", compare_archives.ARCHIVES)
+def test_the_arms_on_an_archive_are_networks_that_can_be_built(archive):
+    c = compare_archives.get_config(archive)
+    compare.check(c)
+    for name, arm in c.arms.items():
+        arm.model.dtype = "bfloat16"  # as on the machines that they are for
+        objective = build.objective(arm)
+        assert jax.tree.leaves(objective.abstract[1]) and objective.flops() > 1e9, name
+    judge = c.evaluations[archive].copy_and_resolve_references()
+    assert judge.data.dir == c.data_dir == f"data/{archive}"
 
 
 @pytest.mark.parametrize(
