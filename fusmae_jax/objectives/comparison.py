@@ -1,34 +1,19 @@
-"""What methods share that compare crops of a scene: fields, crops, encoders."""
+"""What methods share that compare crops of a scene: crops, and contrast."""
 
 import dataclasses
-import functools
-import inspect
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from data_pipeline.config_fields import ask, check_rules, number, whole
-from fusmae_jax import flops, inputs, patches, streams
+from data_pipeline.config_fields import check_rules, number
+from fusmae_jax import flops, inputs, patches
 from fusmae_jax.inputs import SENSORS, Inputs
-from fusmae_jax.models import attention, layers
-from fusmae_jax.models.products import Arithmetic
-from fusmae_jax.objectives import protocol, reconstruction
+from fusmae_jax.models import attention
+from fusmae_jax.objectives import networks, protocol
 
-# What a config may say of any of them.
-FIELDS = {
-    **{
-        name: reconstruction.FIELDS[name]
-        for name in (
-            *("model.image_size", "model.patch_size", "model.dim", "model.num_heads"),
-            *("model.dtype", "model.attention", "model.remat"),
-        )
-    },
-    "model.depth": whole(1, meaning="Blocks of an encoder."),
-}
 JITTER = {
     "crops.jitter": number(
         least=0.0,
@@ -39,12 +24,7 @@ JITTER = {
 
 # What must hold between fields, and what is said where it does not.
 RULES = (
-    (
-        # On a GPU "auto" is bfloat16, but for runs that say otherwise.
-        lambda c: c.model.attention != "cudnn" or c.model.dtype != "float32",
-        "model.attention=cudnn needs model.dtype=bfloat16, and that is "
-        "{c.model.dtype}; set one of them.",
-    ),
+    *networks.RULES,
     (
         lambda c: (
             c.model.attention != "cudnn"
@@ -67,12 +47,7 @@ def check(config) -> None:
     Raises:
         InputError: names the fields and their values.
     """
-    ask(
-        config,
-        (patches.grid_side, "model.image_size", "model.patch_size"),
-        (patches.check_width, "model.dim"),
-        (layers.head_width, "model.dim", "model.num_heads"),
-    )
+    networks.check(config)
     check_rules(config, RULES)
 
 
@@ -157,62 +132,9 @@ def shine(images: jax.Array, light: jax.Array, missing: bool = False) -> jax.Arr
     return (images - middle) * contrast + middle
 
 
-def arguments(config, seen: Inputs, target: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `Comparison` that a config describes.
-
-    Args:
-        config: see `configs/pretrain_dinomm.py`.
-        seen: how the data are seen.
-        target: what programs are compiled for, `platform` and `devices` of a network.
-    """
-    bands = {s: len(names) for s, names in config.bands.items()}
-    return dict(
-        inputs=seen,
-        model=dict(bands=bands, **{**config.model, **target}),
-        crop_scale=tuple(config.view.crop_scale),
-        crop_ratio=tuple(config.view.crop_ratio),
-        turn=config.view.turn,
-    )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison(protocol.Objective):
-    """Crops of the same scene are to be told from those of others, or made alike.
-
-    Attributes:
-        inputs: how the data are seen.
-        model: arguments of the network, of which those left out are filled in.
-        crop_scale, crop_ratio, turn: see `inputs.draw_views`.
-        network: the class of the network.
-    """
-
-    inputs: Inputs
-    model: Mapping[str, Any]
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    turn: bool = True
-
-    network = None
-
-    def __post_init__(self):
-        known = inspect.signature(self.network.__init__).parameters.values()
-        defaults = {x.name: x.default for x in known if x.default is not x.empty}
-        model = {**defaults, **self.model, "image_size": self.inputs.size}
-        object.__setattr__(self, "model", model)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.model["patch_size"]
-
-    @property
-    def num_patches(self) -> int:
-        """Patches N of one sensor's image."""
-        return patches.grid_side(self.inputs.size, self.patch_size) ** 2
-
-    def init(self, rngs: nnx.Rngs | streams.Keys) -> nnx.Module:
-        """The network."""
-        return self.network(**self.model, rngs=rngs)
+class Comparison(networks.Objective):
+    """Crops of the same scene are to be told from those of others, or made alike."""
 
     def draw_fixed(self, key: jax.Array, pairs: jax.Array):
         """What `draw` draws of each pair alone: crops, which are to be compared."""
@@ -238,23 +160,6 @@ class Comparison(protocol.Objective):
         embeds = re.search(r"(?:^|/)embed/(s[12])/kernel$", path)
         return (embeds[1], 0) if embeds else None
 
-    def advice(self) -> str:
-        """Says so where a GPU would be faster, were heads or numbers others."""
-        names = ("dtype", "platform", "devices", "attention")
-        arithmetic = Arithmetic(*(self.model[name] for name in names))
-        width = self.model["dim"] // self.model["num_heads"]
-        if (
-            arithmetic.platform != "gpu"
-            or arithmetic.attention != "auto"
-            or attention.choose(arithmetic, width, self.inputs.missing) == "cudnn"
-        ):
-            return ""
-        return (
-            "XLA computes attention here, as cuDNN takes bfloat16 and heads of 8, 16, "
-            f"... channels, not {arithmetic.dtype} and {width}; other widths would be "
-            "faster."
-        )
-
 
 def info_nce(
     vectors: dict[str, jax.Array], scale: jax.Array, weight: jax.Array
@@ -275,75 +180,6 @@ def info_nce(
     return jnp.where(weight > 0.0, lacks * weight, 0.0).sum() / jnp.maximum(
         weight.sum(), 1.0
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder(protocol.Encoder):
-    """The encoder of a network.
-
-    Attributes:
-        inputs: how the data are seen.
-        model: the arguments of the network.
-        knows_one_sensor: see `protocol`.
-        network: the class of the network.
-    """
-
-    inputs: Inputs
-    model: Mapping[str, Any]
-    knows_one_sensor: bool = True
-
-    network = None
-
-    @property
-    def width(self) -> int:
-        """Channels D of a token."""
-        return self.model["dim"]
-
-    @property
-    def depth(self) -> int:
-        """Blocks."""
-        return self.model["depth"]
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.model["patch_size"]
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See `protocol`."""
-        how = ("platform", "devices", "attention", "remat")  # not what
-        return {name: x for name, x in self.model.items() if name not in how}
-
-    def _split(self, rngs: nnx.Rngs | streams.Keys) -> tuple[nnx.GraphDef, nnx.State]:
-        # What is not of the encoder costs nothing, as nobody reads it.
-        return nnx.split(self.network(**self.model, rngs=rngs).encoder)
-
-    def init(self, rngs: nnx.Rngs) -> nnx.State:
-        """Parameters that nothing has trained."""
-        return self._split(rngs)[1]
-
-    @functools.cached_property
-    def _graphdef(self) -> nnx.GraphDef:
-        make = lambda key: self._split(streams.Keys(key))
-        return jax.eval_shape(make, jax.random.key(0))[0]
-
-    def layer_of(self, path: str) -> int:
-        """The layer of a parameter; see `protocol`.
-
-        Layer 0 is the patch embeddings and the global token; the last is the final
-        norm.
-
-        Raises:
-            ValueError: the path is none of this encoder's.
-        """
-        if re.search(r"(^|/)(embed/|global_token$)", path):
-            return 0
-        if block := re.search(r"(?:^|/)blocks/(\d+)/", path):
-            return int(block[1]) + 1
-        if re.search(r"(^|/)norm/", path):
-            return self.depth + 1
-        raise ValueError(f"No layer is known for {path}; add it to `layer_of`.")
 
 
 def vit_flops(

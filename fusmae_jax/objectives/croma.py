@@ -27,11 +27,11 @@ from data_pipeline.config_fields import ask, check_rules, choice, number, whole
 from fusmae_jax import flops, inputs, patches
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import croma, layers
-from fusmae_jax.objectives import comparison, protocol, reconstruction
+from fusmae_jax.objectives import comparison, networks, protocol, reconstruction
 
 # What a config may say of CROMA.
 FIELDS = {
-    **comparison.FIELDS,
+    **networks.FIELDS,
     "model.depth": whole(
         2, meaning="Blocks of the encoder of optics; radar's and the joint have half."
     ),
@@ -84,7 +84,7 @@ def check(config) -> None:
 def build(config, seen: Inputs, target: Mapping[str, Any]) -> "Objective":
     """The objective that a config describes, see `build.objective`."""
     return Objective(
-        **comparison.arguments(config, seen, target),
+        **networks.arguments(config, seen, target),
         mask_ratio=config.mask.ratio,
         **config.loss,
     )
@@ -267,7 +267,7 @@ def hidden(mask: patches.Mask) -> jax.Array:
     return patches.put_back(flags, mask)
 
 
-class Encoder(comparison.Encoder):
+class Encoder(networks.Encoder):
     """Where both sensors are there the joint encoder speaks, for both; else the own.
 
     The joint encoder stands on the tokens of radar, each of which has read the optics

@@ -27,12 +27,12 @@ from data_pipeline.config_fields import check_rules, number, whole
 from fusmae_jax import flops
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import decur
-from fusmae_jax.objectives import comparison, protocol
+from fusmae_jax.objectives import comparison, networks, protocol
 from fusmae_jax.objectives.comparison import Crops
 
 # What a config may say of DeCUR.
 FIELDS = {
-    **comparison.FIELDS,
+    **networks.FIELDS,
     **comparison.JITTER,
     "model.projector_dim": whole(2, meaning="Dimensions of the projections."),
     "loss.common": whole(
@@ -64,7 +64,7 @@ def check(config) -> None:
 
 def build(config, seen: Inputs, target: Mapping[str, Any]) -> "Objective":
     """The objective that a config describes, see `build.objective`."""
-    known = comparison.arguments(config, seen, target)
+    known = networks.arguments(config, seen, target)
     return Objective(**known, jitter=config.crops.jitter, **config.loss)
 
 
@@ -200,7 +200,7 @@ def correlation_errors(
     return jnp.where(alike, error, 0.0).sum(), jnp.where(apart, error, 0.0).sum()
 
 
-class Encoder(comparison.Encoder):
+class Encoder(networks.Encoder):
     """A transformer for each sensor, which know nothing of each other.
 
     The summary is the mean of the global tokens of what is there. The original's

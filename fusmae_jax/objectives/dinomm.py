@@ -26,12 +26,12 @@ from data_pipeline.config_fields import ask, check_rules, number, several, whole
 from fusmae_jax import flops, inputs, patches
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import dinomm
-from fusmae_jax.objectives import comparison
+from fusmae_jax.objectives import comparison, networks
 from fusmae_jax.objectives.comparison import Crops
 
 # What a config may say of DINO-MM.
 FIELDS = {
-    **comparison.FIELDS,
+    **networks.FIELDS,
     **comparison.JITTER,
     "mask.drop_sensor": number(
         least=0.0, most=1.0, meaning="Chance that a crop lacks one of the sensors."
@@ -107,7 +107,7 @@ def check(config) -> None:
 def build(config, seen: Inputs, target: Mapping[str, Any]) -> "Objective":
     """The objective that a config describes, see `build.objective`."""
     return Objective(
-        **comparison.arguments(config, seen, target),
+        **networks.arguments(config, seen, target),
         jitter=config.crops.jitter,
         drop_sensor=config.mask.drop_sensor,
         local=config.crops.local,
@@ -298,7 +298,7 @@ def cross_entropy(wanted: jax.Array, logits: jax.Array) -> jax.Array:
     return (rest - agreed).sum(axis=1) / (t * (c - 1))
 
 
-class Encoder(comparison.Encoder):
+class Encoder(networks.Encoder):
     """The transformer on stacked sensors, whose tokens are of both."""
 
     name, network = "DINO-MM", dinomm.DINOMM

@@ -22,7 +22,7 @@ from fusmae_jax import inputs, patches, streams
 from fusmae_jax.flops import block, linear
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import fusmae
-from fusmae_jax.objectives import comparison, reconstruction
+from fusmae_jax.objectives import comparison, networks, reconstruction
 from fusmae_jax.objectives.protocol import Encoded
 
 TARGETS = ("pixels", "latent")
@@ -235,7 +235,7 @@ def patch_discrimination(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoder(reconstruction.Encoder):
+class Encoder(networks.Encoder):
     """Fus-MAE's encoder, see `models.fusmae.Encoder`."""
 
     name = "Fus-MAE"

@@ -13,7 +13,7 @@ from fusmae_jax import patches
 from fusmae_jax.flops import block, linear
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import mae
-from fusmae_jax.objectives import reconstruction
+from fusmae_jax.objectives import networks, reconstruction
 from fusmae_jax.objectives.protocol import Encoded
 
 # What a config may say of it.
@@ -87,7 +87,7 @@ class Objective(reconstruction.Reconstruction):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoder(reconstruction.Encoder):
+class Encoder(networks.Encoder):
     """The encoder of a masked autoencoder, see `models.mae.Encoder`.
 
     Its tokens are the same of both sensors; those of one that it does not read are

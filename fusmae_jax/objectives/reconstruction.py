@@ -1,13 +1,11 @@
 """What reconstructions of hidden patches share: fields, targets, errors, pictures.
 
-A method of the kind is a subclass of `Reconstruction`, and one of `Encoder`, beside its
-network. Those whose network is shown equally many patches of each sensor only name it;
-others say in `_redrawn` what they show and ask for.
+A method of the kind is a subclass of `Reconstruction`, and one of `networks.Encoder`,
+beside its network. Those whose network is shown equally many patches of each sensor
+only name it; others say in `_redrawn` what they show and ask for.
 """
 
 import dataclasses
-import functools
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,42 +17,22 @@ from flax import nnx
 
 from data_pipeline.config_fields import ask, check_rules, choice, number, whole
 from data_pipeline.errors import InputError
-from fusmae_jax import dtypes, flops, inputs, patches, streams
+from fusmae_jax import flops, inputs, patches
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import attention, layers
-from fusmae_jax.models.products import Arithmetic
-from fusmae_jax.objectives import protocol
+from fusmae_jax.objectives import networks
 
 # What a config may say of any of them.
-FIELDS = {
+FIELDS = networks.FIELDS | {
     "mask.ratio": number(above=0.0, below=1.0, meaning="Share of patches hidden."),
     "mask.drop_sensor": number(
         least=0.0,
         most=1.0,
         meaning="Chance that a pair lacks a sensor, redrawn from the other.",
     ),
-    "model.image_size": whole(1, meaning="Side of the images in pixels."),
-    "model.patch_size": whole(1, meaning="Side of a patch in pixels."),
-    "model.dim": whole(1, meaning="Width of the encoder in channels."),
-    "model.depth": whole(1, meaning="Blocks of the encoder."),
-    "model.num_heads": whole(1, meaning="Attention heads of the encoder."),
     "model.decoder_dim": whole(1, meaning="Width of a decoder in channels."),
     "model.decoder_depth": whole(0, meaning="Blocks of a decoder."),
     "model.decoder_heads": whole(1, meaning="Attention heads of a decoder."),
-    "model.dtype": choice(
-        dtypes.AUTO,
-        *dtypes.DTYPES,
-        meaning="Type of matrix products: auto is bfloat16 where devices are made for "
-        "it, else float32, as parameters always are.",
-    ),
-    "model.attention": choice(
-        *attention.IMPLEMENTATIONS, meaning="Who computes attention."
-    ),
-    "model.remat": choice(
-        *layers.REMAT,
-        meaning="What of a block is computed again for the gradient, for less memory "
-        "and more time: nothing, all but the linear layers, or everything.",
-    ),
     "loss.normalize": choice(
         *patches.NORMALIZATIONS,
         meaning="How targets are normalised: each patch, or each patch and family of "
@@ -71,12 +49,7 @@ RULES = (
         "loss.weight_s1 and loss.weight_s2 are both {c.loss.weight_s1}, so that "
         "nothing would be learnt; set one of them above 0.",
     ),
-    (
-        # On a GPU "auto" is bfloat16, but for runs that say otherwise.
-        lambda c: c.model.attention != "cudnn" or c.model.dtype != "float32",
-        "model.attention=cudnn needs model.dtype=bfloat16, and that is "
-        "{c.model.dtype}; set one of them.",
-    ),
+    *networks.RULES,
     (
         lambda c: (
             c.model.attention != "cudnn" or all(map(attention.takes, heads(c.model)))
@@ -95,13 +68,11 @@ def check(config) -> None:
     Raises:
         InputError: names the fields and their values.
     """
+    networks.check(config)
     ask(
         config,
-        (patches.grid_side, "model.image_size", "model.patch_size"),
         (visible, "model.image_size", "model.patch_size", "mask.ratio"),
-        (patches.check_width, "model.dim"),
         (patches.check_width, "model.decoder_dim"),
-        (layers.head_width, "model.dim", "model.num_heads"),
     )
     if config.model.decoder_depth:
         ask(config, (layers.head_width, "model.decoder_dim", "model.decoder_heads"))
@@ -179,27 +150,20 @@ def arguments(config, seen: Inputs, target: Mapping[str, Any]) -> dict[str, Any]
         seen: how the data are seen.
         target: what programs are compiled for, `platform` and `devices` of a network.
     """
-    bands = {s: len(names) for s, names in config.bands.items()}
     return dict(
-        inputs=seen,
-        model=dict(bands=bands, **{**config.model, **target}),
+        networks.arguments(config, seen, target),
         mask_ratio=config.mask.ratio,
         drop_sensor=config.mask.drop_sensor,
         normalize=config.loss.normalize,
         weights={"s1": config.loss.weight_s1, "s2": config.loss.weight_s2},
-        crop_scale=tuple(config.view.crop_scale),
-        crop_ratio=tuple(config.view.crop_ratio),
-        turn=config.view.turn,
     )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reconstruction(protocol.Objective):
+class Reconstruction(networks.Objective):
     """Mean squared error of hidden patches.
 
     Attributes:
-        inputs: how the data are seen.
-        model: arguments of the network, of which those left out are filled in.
         mask_ratio: share of patches hidden.
         drop_sensor: chance that a sample lacks one of its sensors in training, which
             is then redrawn from the other alone.
@@ -207,14 +171,10 @@ class Reconstruction(protocol.Objective):
             other alone; "" for none.
         normalize: target normalisation, see `patches.normalize_patches`.
         weights: of the sensors' losses in their sum.
-        crop_scale, crop_ratio, turn: see `inputs.draw_views`.
         mask_mode: how the masks of the sensors belong together, for figures; "" where
             there is nothing to say.
-        network: the class of the network, whose `encoder` is what is kept.
     """
 
-    inputs: Inputs
-    model: Mapping[str, Any]
     mask_ratio: float = 0.75
     drop_sensor: float = 0.0
     hide: str = ""
@@ -222,19 +182,12 @@ class Reconstruction(protocol.Objective):
     weights: dict[str, float] = dataclasses.field(
         default_factory=lambda: dict.fromkeys(SENSORS, 1.0)
     )
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    turn: bool = True
 
     redraws = True
     mask_mode = ""
-    network = None
 
     def __post_init__(self):
-        known = inspect.signature(self.network.__init__).parameters.values()
-        defaults = {x.name: x.default for x in known if x.default is not x.empty}
-        model = {**defaults, **self.model, "image_size": self.inputs.size}
-        object.__setattr__(self, "model", model)
+        super().__post_init__()
         if self.normalize not in patches.NORMALIZATIONS:
             raise InputError(
                 f"loss.normalize is {self.normalize!r}; choose one of "
@@ -254,18 +207,14 @@ class Reconstruction(protocol.Objective):
         return SENSORS
 
     @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.model["patch_size"]
+    def heads(self) -> list[int]:
+        """See `networks.Objective`; the decoders' too."""
+        return heads(self.model)
 
     @property
-    def num_patches(self) -> int:
-        """Patches N of one sensor's image."""
-        return patches.grid_side(self.inputs.size, self.patch_size) ** 2
-
-    def init(self, rngs: nnx.Rngs | streams.Keys) -> nnx.Module:
-        """The autoencoder."""
-        return self.network(**self.model, rngs=rngs)
+    def masked(self) -> bool:
+        """See `networks.Objective`."""
+        return self.drop_sensor > 0.0 or self.inputs.missing
 
     def draw(self, key: jax.Array, batch: int) -> Draw:
         """Draws the views and masks of a training batch."""
@@ -494,99 +443,12 @@ class Reconstruction(protocol.Objective):
             return predicts[1], {"kernel": 1, "bias": 0}[predicts[2]]
         return None
 
-    def advice(self) -> str:
-        """Says so where a GPU would be faster, were heads or numbers others."""
-        names = ("dtype", "platform", "devices", "attention")
-        arithmetic = Arithmetic(*(self.model[name] for name in names))
-        masked = self.drop_sensor > 0.0 or self.inputs.missing
-        slow = [
-            str(width)
-            for width in heads(self.model)
-            if attention.choose(arithmetic, width, masked) == "xla"
-        ]
-        if arithmetic.platform != "gpu" or arithmetic.attention != "auto" or not slow:
-            return ""
-        return (
-            "XLA computes attention here, as cuDNN takes bfloat16 and heads of 8, 16, "
-            f"... {120 if masked else 128} channels, not {arithmetic.dtype} and "
-            f"{' and '.join(slow)}; other widths would be faster."
-        )
-
 
 def sum_around(images: jax.Array) -> jax.Array:
     """Each pixel of [B, H, W, C] and the up to 24 around it, added up."""
     return jax.lax.reduce_window(
         images, 0.0, jax.lax.add, (1, 5, 5, 1), (1, 1, 1, 1), "SAME"
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder(protocol.Encoder):
-    """The encoder of a network.
-
-    Attributes:
-        inputs: how the data are seen.
-        model: the arguments of the network.
-        knows_one_sensor: see `protocol`.
-        network: the class of the network, which has it as `encoder`.
-    """
-
-    inputs: Inputs
-    model: Mapping[str, Any]
-    knows_one_sensor: bool = False
-
-    network = None
-
-    @property
-    def width(self) -> int:
-        """Channels D of a token."""
-        return self.model["dim"]
-
-    @property
-    def depth(self) -> int:
-        """Blocks."""
-        return self.model["depth"]
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.model["patch_size"]
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See `protocol`."""
-        how = ("platform", "devices", "attention", "remat")  # not what
-        return {name: x for name, x in self.model.items() if name not in how}
-
-    def _split(self, rngs: nnx.Rngs) -> tuple[nnx.GraphDef, nnx.State]:
-        # The decoders with it cost nothing, as nobody reads them.
-        return nnx.split(self.network(**self.model, rngs=rngs).encoder)
-
-    def init(self, rngs: nnx.Rngs) -> nnx.State:
-        """Parameters that nothing has trained."""
-        return self._split(rngs)[1]
-
-    @functools.cached_property
-    def _graphdef(self) -> nnx.GraphDef:
-        make = lambda key: self._split(streams.Keys(key))
-        return jax.eval_shape(make, jax.random.key(0))[0]
-
-    def layer_of(self, path: str) -> int:
-        """The layer of a parameter; see `protocol`.
-
-        Layer 0 is all that stands before the blocks: the patch embeddings, the tokens,
-        and what fuses the sensors early. The last is the final norm.
-
-        Raises:
-            ValueError: the path is none of this encoder's.
-        """
-        if re.match(r"((embed|absent|fuse)/|global_token$)", path):
-            return 0
-        if block := re.match(r"blocks/(\d+)/", path):
-            return int(block[1]) + 1
-        if path.startswith("norm/"):
-            return self.depth + 1
-        raise ValueError(f"No layer is known for {path}; add it to `layer_of`.")
 
 
 def decoder_flops(model: Mapping[str, Any], n: int, k: int, predicted: int) -> int:
