@@ -311,6 +311,7 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield pretrain("pretrain_base", missing=True)
     yield pretrain("pretrain_base", model__global_token="decoders")
     yield pretrain("pretrain_base", model__dtype="float32")
+    yield pretrain("pretrain_base", model__feature_queries="all")
     yield pretrain("pretrain_base", loss__targets="latent", loss__contrast=0.1)
     yield pretrain("pretrain_mae")
     yield pretrain("pretrain_mae", model__sensors="s2", missing=True)

@@ -36,6 +36,7 @@ ABLATIONS = {
     "normalized_targets": {"loss.normalize": "patch"},
     "half_masked": {"mask.ratio": 0.5},
     "global_token_taught": {"model.global_token": "decoders"},
+    "all_places_ask": {"model.feature_queries": "all"},
     "targets_by_family": {"loss.normalize": "group"},
     "radar_counts_double": {"loss.weight_s1": 2.0},
     "latent_targets": {"loss.targets": "latent"},

@@ -39,6 +39,7 @@ METHODS = {
         "model.fuse_early": True,
         "model.fuse_features": True,
         "model.global_token": "encoder",
+        "model.feature_queries": "visible",
         "loss.targets": "pixels",
         "loss.contrast": 0.0,
         "loss.temperature": 0.1,

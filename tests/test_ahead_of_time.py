@@ -52,6 +52,7 @@ CHANGES = [
     {"missing": True},
     {"model.fuse_early": False},
     {"model.global_token": "decoders"},
+    {"model.feature_queries": "all"},
     {"model.dtype": "float32"},
 ]
 

@@ -97,6 +97,7 @@ def test_the_formula_counts_every_matrix_product(
     [
         ("fusmae", {}),
         ("fusmae", {"loss.targets": "latent", "mask.drop_sensor": 0.5}),
+        ("fusmae", {"model.feature_queries": "all"}),
         ("fusmae", {"loss.contrast": 0.1, "loss.targets": "latent"}),
         ("mae", {}),
         ("mae", {"model.sensors": "s2"}),

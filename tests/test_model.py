@@ -10,6 +10,7 @@ from flax import nnx
 
 from data_pipeline.errors import InputError
 from fusmae_jax import patches
+from fusmae_jax.models import multimae
 from fusmae_jax.models.fusmae import Encoder
 from fusmae_jax.models.products import Arithmetic
 from fusmae_jax.training.sharding import leaf_path
@@ -267,3 +268,39 @@ def test_rematerialisation_computes_again_what_it_says_and_changes_nothing(key):
     for how in ("dots", "full"):
         for a, b in zip(*(jax.tree.leaves(gradients[h]) for h in (how, "none"))):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_decoders_in_which_all_places_ask_are_those_of_multimae(key):
+    """Of the same parameters and masks, Fus-MAE without early fusion is MultiMAE."""
+    model = tiny.model(fuse_early=False, feature_queries="all", global_token="decoders")
+    peer = multimae.MultiMAE(**tiny.MODEL, rngs=nnx.Rngs(3))
+    nnx.update(peer, nnx.state(model))
+    x, m = images(), masks(key)
+    n = model.num_patches
+    joined = patches.Mask(
+        *(
+            jnp.concatenate([getattr(m["s1"], a), getattr(m["s2"], a) + n], axis=1)
+            for a in ("visible", "hidden")
+        )
+    )
+    got = tiny.call(model, x, m).predicted
+    want = tiny.call(peer, x, joined).predicted
+    for s in tiny.BANDS:
+        there = patches.take(want[s], m[s].hidden)
+        np.testing.assert_allclose(got[s], there, rtol=1e-4, atol=1e-5)
+
+
+def test_where_all_places_ask_an_absent_sensor_is_not_read(key):
+    model, m = tiny.model(feature_queries="all"), masks(key)
+    rows = len(images()["s1"])
+    here = {"s1": jnp.ones(rows, bool), "s2": jnp.arange(rows) % 2 == 0}
+    x = images()
+    other = x | {"s2": jnp.where(here["s2"][:, None, None, None], x["s2"], 7.0)}
+    got, same = (tiny.call(model, y, m, here, whole=True) for y in (x, other))
+    for s in tiny.BANDS:
+        np.testing.assert_allclose(got.predicted[s], same.predicted[s], atol=1e-6)
+
+
+def test_what_may_ask_is_known():
+    with pytest.raises(InputError, match="feature_queries is 'some'; choose one of"):
+        tiny.model(feature_queries="some")

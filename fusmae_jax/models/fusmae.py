@@ -9,9 +9,10 @@ from flax import nnx
 from data_pipeline.errors import InputError
 from fusmae_jax import dtypes, patches
 from fusmae_jax.inputs import SENSORS, Present
-from fusmae_jax.models import attention, layers
+from fusmae_jax.models import attention, decoders, layers
 from fusmae_jax.models.products import Arithmetic
 
+FEATURE_QUERIES = ("visible", "all")
 GLOBAL_TOKENS = ("encoder", "decoders")
 OTHER = {"s1": "s2", "s2": "s1"}
 
@@ -332,6 +333,9 @@ class FusMAE(nnx.Module):
         global_token: who sees the global token, one of `GLOBAL_TOKENS`: the "encoder"
             alone, and then pretraining never asks its output for anything; or the
             "decoders" too, as in MAE and MultiMAE.
+        feature_queries: which places ask in the fusion at feature level, one of
+            `FEATURE_QUERIES`: the "visible" ones, before the decoders; or "all",
+            within them, as in MultiMAE, which is another way to read the paper.
         target_dim: how many values of a patch the decoders predict; 0 for its pixels.
         dtype: of matrix products; parameters stay float32.
         attention: who computes it, see `attention.choose`.
@@ -360,6 +364,7 @@ class FusMAE(nnx.Module):
         decoder_depth: int = 2,
         decoder_heads: int = 8,
         global_token: str = "encoder",
+        feature_queries: str = "visible",
         target_dim: int = 0,
         dtype: str = "float32",
         attention: str = "auto",
@@ -388,21 +393,30 @@ class FusMAE(nnx.Module):
             remat=remat,
             **kw,
         )
-        self.fuse = XAttnDecoder(dim, num_heads, **kw) if fuse_features else None
-        self.decoders = nnx.Dict(
-            {
-                s: Decoder(
-                    values=target_dim or patch_size**2 * bands[s],
-                    side=self.encoder.side,
-                    encoder_dim=dim,
-                    dim=decoder_dim,
-                    depth=decoder_depth,
-                    num_heads=decoder_heads,
-                    **kw,
-                )
-                for s in SENSORS
-            }
-        )
+        if feature_queries not in FEATURE_QUERIES:
+            raise InputError(
+                f"feature_queries is {feature_queries!r}; choose one of "
+                f"{list(FEATURE_QUERIES)}."
+            )
+        within = fuse_features and feature_queries == "all"
+        before = fuse_features and not within
+        self.fuse = XAttnDecoder(dim, num_heads, **kw) if before else None
+        self.all_ask = within
+
+        def decoder(s: str) -> nnx.Module:
+            sizes = dict(
+                values=target_dim or patch_size**2 * bands[s],
+                side=self.encoder.side,
+                encoder_dim=dim,
+                dim=decoder_dim,
+                depth=decoder_depth,
+                num_heads=decoder_heads,
+            )
+            if within:
+                return decoders.QueryDecoder(sensor=s, **sizes, **kw)
+            return Decoder(**sizes, **kw)
+
+        self.decoders = nnx.Dict({s: decoder(s) for s in SENSORS})
 
     @property
     def num_patches(self) -> int:
@@ -448,10 +462,33 @@ class FusMAE(nnx.Module):
         summary = summary if self.global_token == "decoders" else None
         if self.fuse is not None:
             tokens = self.fuse(tokens, present)
-        predicted = {
-            s: self.decoders[s](tokens[s], masks[s], summary, whole=whole)
-            for s in SENSORS
-        }
+        if self.all_ask:
+            predicted = self._ask_all(tokens, summary, masks, present, whole)
+        else:
+            predicted = {
+                s: self.decoders[s](tokens[s], masks[s], summary, whole=whole)
+                for s in SENSORS
+            }
         if not whole:
             pixels = {s: pixels[s][:, k[s] :] for s in SENSORS}
         return layers.Redrawn(predicted, pixels)
+
+    def _ask_all(self, tokens, summary, masks, present, whole: bool):
+        """Predictions of decoders that read both sensors; see `__call__`."""
+        first = {s: i * self.num_patches for i, s in enumerate(SENSORS)}
+        join = lambda parts: jnp.concatenate(parts, axis=1)
+        mask = patches.Mask(
+            join([masks[s].visible + first[s] for s in SENSORS]),
+            join([masks[s].hidden + first[s] for s in SENSORS]),
+        )
+        known = present and join(
+            [
+                jnp.broadcast_to(
+                    present[s].reshape(len(tokens[s]), -1), tokens[s].shape[:2]
+                )
+                for s in SENSORS
+            ]
+        )
+        seen = decoders.Seen(join([tokens[s] for s in SENSORS]), summary, mask, known)
+        wanted = {s: m.order if whole else m.hidden for s, m in masks.items()}
+        return {s: patches.take(self.decoders[s](seen), wanted[s]) for s in SENSORS}

@@ -1,95 +1,13 @@
 """MultiMAE: a joint encoder, and decoders that read all visible tokens."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fusmae_jax import dtypes, patches
 from fusmae_jax.inputs import SENSORS, Present
-from fusmae_jax.models import fusmae, layers
+from fusmae_jax.models import decoders, fusmae, layers
 from fusmae_jax.models.products import Arithmetic
-
-
-class Seen(NamedTuple):
-    """What a decoder reads of the encoder.
-
-    Attributes:
-        tokens: of the visible patches of all sensors, [B, K, D].
-        summary: the global token, [B, D].
-        mask: which of the 2 N patches of both sensors, one behind the other, these are.
-    """
-
-    tokens: jax.Array
-    summary: jax.Array
-    mask: patches.Mask
-
-
-class Decoder(nnx.Module):
-    """Redraws all patches of one sensor from the visible tokens of all.
-
-    Queries are the places of the sensor, each its visible token or a learned one; they
-    attend to all visible tokens and the global token, once, and what they find takes
-    their place. Blocks of self-attention follow.
-    """
-
-    def __init__(
-        self,
-        *,
-        sensor: str,
-        bands: int,
-        patch_size: int,
-        side: int,
-        encoder_dim: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        arithmetic: Arithmetic,
-        rngs: nnx.Rngs,
-    ):
-        self.sensor, self.side, self.dim = sensor, side, dim
-        self.arithmetic = arithmetic
-        patches.check_width(dim)
-        kw = dict(arithmetic=arithmetic, rngs=rngs)
-        normal = nnx.initializers.normal(0.02)
-        self.bridge = layers.Linear(encoder_dim, dim, **kw)
-        self.mask_token = layers.token(nnx.initializers.zeros, dim, rngs)
-        self.sensors = layers.per_sensor(lambda: layers.token(normal, dim, rngs))
-        self.query_norm = layers.layer_norm(dim, rngs)
-        self.context_norm = layers.layer_norm(dim, rngs)
-        self.attn = layers.Attention(dim, num_heads, **kw)
-        self.norm = layers.layer_norm(dim, rngs)
-        self.mlp = layers.Mlp(dim, **kw)
-        self.blocks = nnx.List(
-            [layers.Block(dim, num_heads, **kw) for _ in range(depth)]
-        )
-        self.predict = layers.Linear(dim, patch_size**2 * bands, **kw)
-
-    def __call__(self, seen: Seen) -> jax.Array:
-        """Predicts all patches of the sensor, [B, N, E], in the order of the image."""
-        n, k = self.side**2, seen.tokens.shape[1]
-        code = jnp.asarray(patches.sincos_2d(self.side, self.dim))
-        marks = [code + self.sensors[s][...][None] for s in SENSORS]
-        tokens = jnp.concatenate([seen.tokens, seen.summary[:, None]], axis=1)
-        tokens = self.bridge(tokens).astype(jnp.float32)
-        tokens, summary = tokens[:, :k], tokens[:, k:]
-        blanks = jnp.broadcast_to(
-            self.mask_token[...], (*seen.mask.hidden.shape, self.dim)
-        )
-        slots = patches.put_back(jnp.concatenate([tokens, blanks], axis=1), seen.mask)
-        slots = slots + jnp.concatenate(marks)[None]
-        context = patches.take(slots, seen.mask.visible)
-        context = jnp.concatenate([context, summary], axis=1)
-        first = n * SENSORS.index(self.sensor)
-        queries = slots[:, first : first + n]
-        low = self.arithmetic.dtype
-        queries, context = queries.astype(low), context.astype(low)
-        x = self.attn(self.query_norm(queries), self.context_norm(context))
-        x = x + self.mlp(self.norm(x))
-        for block in self.blocks:
-            x = block(x)
-        return self.predict(x).astype(jnp.float32)
 
 
 class MultiMAE(nnx.Module):
@@ -151,10 +69,9 @@ class MultiMAE(nnx.Module):
         )
         self.decoders = nnx.Dict(
             {
-                s: Decoder(
+                s: decoders.QueryDecoder(
                     sensor=s,
-                    bands=bands[s],
-                    patch_size=patch_size,
+                    values=patch_size**2 * bands[s],
                     side=self.encoder.side,
                     encoder_dim=dim,
                     dim=decoder_dim,
@@ -207,6 +124,6 @@ class MultiMAE(nnx.Module):
         *_, last = self.encoder.through_blocks(tokens, known).values()
         k = mask.visible.shape[1]
         last = self.encoder.norm(last)
-        seen = Seen(last[:, :k], last[:, k], mask)
+        seen = decoders.Seen(last[:, :k], last[:, k], mask)
         predicted = {s: self.decoders[s](seen) for s in SENSORS}
         return layers.Redrawn(predicted, pixels)

@@ -16,12 +16,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data_pipeline.config_fields import choice, flag, number, whole
+from data_pipeline.config_fields import (
+    ask,
+    check_rules,
+    choice,
+    flag,
+    number,
+    whole,
+)
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs, patches, streams
 from fusmae_jax.flops import block, linear
 from fusmae_jax.inputs import SENSORS, Inputs
-from fusmae_jax.models import fusmae
+from fusmae_jax.models import fusmae, layers
 from fusmae_jax.objectives import comparison, networks, reconstruction
 from fusmae_jax.objectives.protocol import Encoded
 
@@ -47,6 +54,11 @@ FIELDS = reconstruction.FIELDS | {
         meaning="Who sees the global token: the encoder alone, or the decoders too, "
         "which teaches its output.",
     ),
+    "model.feature_queries": choice(
+        *fusmae.FEATURE_QUERIES,
+        meaning="Which places ask in the fusion at feature level: the visible ones, "
+        "before the decoders, or all, within them, as in MultiMAE.",
+    ),
     "loss.targets": choice(
         *TARGETS,
         meaning="What is asked for of hidden patches: their pixels, or to tell their "
@@ -63,7 +75,26 @@ FIELDS = reconstruction.FIELDS | {
     ),
 }
 
-check = reconstruction.check
+# What must hold between fields, and what is said where it does not.
+RULES = (
+    (
+        lambda c: c.model.fuse_features or c.model.feature_queries == "visible",
+        "model.feature_queries={c.model.feature_queries} without a fusion at feature "
+        "level; set model.fuse_features=True, or leave it visible.",
+    ),
+)
+
+
+def check(config) -> None:
+    """Refuses what cannot work, where each field alone fits.
+
+    Raises:
+        InputError: names the fields and their values.
+    """
+    reconstruction.check(config)
+    check_rules(config, RULES)
+    if config.model.feature_queries == "all":  # they attend without any block, too
+        ask(config, (layers.head_width, "model.decoder_dim", "model.decoder_heads"))
 
 
 def build(config, seen: Inputs, target: Mapping[str, Any]) -> "Objective":
@@ -292,6 +323,11 @@ def train_step_flops(
     backward pass costs twice as much, except that pixels need no gradient. Nothing is
     counted for recomputation, norms, softmax, resampling, or the optimiser.
 
+    Where all places ask in the feature fusion, that and the decoders are instead
+
+        two decoders        2 (4 K D W + block(N, 2 K, W) + R block(N, N, W))
+        prediction          2 N W P
+
     For latent targets it predicts 2 D values of a patch, not P; their projection takes
     2 T P D and choosing among them 4 T T D, of which the first needs no gradient and
     the second one alone. A contrast takes patch embedding, early fusion and encoder
@@ -314,8 +350,13 @@ def train_step_flops(
     encoder += 2 * model["fuse_early"] * block(k, k, d)
     predicted = n if drop_sensor else n - k
     latent = 2 * model.get("target_dim", 0)
-    forward = encoder + 2 * model["fuse_features"] * block(k, k, d)
-    forward += _decoders(model, latent or values, n, k, predicted)
+    within = model["fuse_features"] and model.get("feature_queries") == "all"
+    forward = encoder + 2 * (model["fuse_features"] and not within) * block(k, k, d)
+    count = latent or values
+    if within:
+        forward += _asking_decoders(model, count, n, k)
+    else:
+        forward += _decoders(model, count, n, k, predicted)
     if contrast:
         forward += 2 * encoder + linear(1, d, 1)
         embedding *= 3
@@ -328,3 +369,11 @@ def _decoders(model, values: int, n: int, k: int, predicted: int) -> int:
     more = model.get("global_token") == "decoders"
     each = reconstruction.decoder_flops(model, n + more, k + more, predicted)
     return 2 * each + linear(predicted, model["decoder_dim"], values)
+
+
+def _asking_decoders(model, values: int, n: int, k: int) -> int:
+    """The same where all places ask, see `decoders.QueryDecoder`."""
+    read, w = 2 * k + (model.get("global_token") == "decoders"), model["decoder_dim"]
+    each = linear(read, model["dim"], w) + block(n, read, w)
+    each += model["decoder_depth"] * block(n, n, w)
+    return 2 * each + linear(n, w, values)

@@ -260,6 +260,8 @@ def _read(path: pathlib.Path) -> dict:
         if saved["config"]["method"] == "fusmae":  # what came later
             later = {"targets": "pixels", "contrast": 0.0, "temperature": 0.1}
             saved["config"]["loss"] = later | saved["config"].get("loss", {})
+            later = {"feature_queries": "visible"}
+            saved["config"]["model"] = later | saved["config"].get("model", {})
     there = saved.get("format", 1)  # the first runs did not say
     if there not in READS:
         raise InputError(
