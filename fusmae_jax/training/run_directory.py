@@ -19,6 +19,12 @@ from fusmae_jax.training import cluster
 
 log = logging.getLogger("fusmae_jax")
 
+# Fields that came later, of the first method, and what stood for them before.
+LATER = {
+    "loss": {"targets": "pixels", "contrast": 0.0, "temperature": 0.1},
+    "model": {"feature_queries": "visible"},
+}
+
 # These say how a run is carried out; all others say what its steps mean.
 FREE = (
     "model.attention",
@@ -257,11 +263,12 @@ def _read(path: pathlib.Path) -> dict:
     if saved["config"].get("task") == "pretrain":
         saved["config"].setdefault("method", "fusmae")  # the first there was
         saved["config"].setdefault("init_from", "")
-        if saved["config"]["method"] == "fusmae":  # what came later
-            later = {"targets": "pixels", "contrast": 0.0, "temperature": 0.1}
-            saved["config"]["loss"] = later | saved["config"].get("loss", {})
-            later = {"feature_queries": "visible"}
-            saved["config"]["model"] = later | saved["config"].get("model", {})
+        if saved["config"]["method"] == "fusmae":
+            for name, later in LATER.items():
+                group = saved["config"].get(name)
+                saved["config"][name] = (
+                    later | group if isinstance(group, dict) else group
+                )
     there = saved.get("format", 1)  # the first runs did not say
     if there not in READS:
         raise InputError(
