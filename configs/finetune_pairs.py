@@ -16,5 +16,6 @@ from configs import dense_pairs
 def get_config():
     c = dense_pairs.get_config()
     c.baselines = ("supervised",)
+    c.finetune.least_steps = 300
     c.dense.heads, c.dense.encoders = ("linear",), ("frozen", "tuned")
     return c

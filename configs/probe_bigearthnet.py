@@ -70,6 +70,7 @@ def add_trainings(c: ml_collections.ConfigDict) -> None:
     c.finetune = dict(
         base_lr=(5e-4,),
         epochs=100,
+        least_steps=0,
         warmup_epochs=5,
         batch_size=128,
         layer_decay=0.65,

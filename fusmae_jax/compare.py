@@ -343,10 +343,10 @@ class Comparison:
     def _key(self, unit: Unit) -> dict:
         """All that decides what a unit's result is."""
         trained = _settings(self.pretraining(unit), run_directory.FREE)
-        judged = {
-            name: _settings(self.evaluation(unit, name, pathlib.Path()), _NO_MATTER)
-            for name in self.config.evaluations
-        }
+        judged = {}
+        for name in self.config.evaluations:
+            judge = self.evaluation(unit, name, pathlib.Path())
+            judged[name] = _settings(judge, {*_NO_MATTER, *evaluating.unused(judge)})
         said = json.dumps([trained, judged, self._fingerprint], sort_keys=True)
         return {
             "arm": unit.arm,

@@ -174,6 +174,18 @@ def test_an_arm_of_one_sensor_is_judged_with_that_alone(tmp_path):
     assert shown("alone") == ("s2",) and shown("fast") == ("s1", "s2", "both")
 
 
+def test_what_no_evaluation_reads_decides_no_result(tmp_path):
+    unit = compare.Unit("slow", 0, 1.0)
+    key = lambda c: compare.Comparison(c, tmp_path, tmp_path)._key(unit)["settings"]
+    c, plain = config(), key(config())
+    with c.unlocked():
+        c.evaluations.scenes.finetune.epochs = 7  # kNN alone is asked for
+    assert key(c) == plain
+    with c.unlocked():
+        c.evaluations.scenes.knn.k = 3
+    assert key(c) != plain
+
+
 @pytest.mark.parametrize("archive", compare_archives.ARCHIVES)
 def test_the_arms_on_an_archive_are_networks_that_can_be_built(archive):
     c = compare_archives.get_config(archive)

@@ -1,6 +1,7 @@
 """Fine-tuning: what learns, how fast, from what, and that nothing else decides."""
 
 import contextlib
+import dataclasses
 import functools
 import re
 
@@ -263,6 +264,8 @@ def test_rates_warm_up_fall_to_nothing_and_grow_with_the_batch():
 def test_few_pairs_have_their_steps_and_their_warm_up(pairs, steps):
     recipe = finetune.Recipe(7, 8, 1e-3, warmup_epochs=6)
     assert len(finetune.learning_rates(recipe, pairs)) == steps
+    longer = dataclasses.replace(recipe, least_steps=steps + 9)
+    assert len(finetune.learning_rates(longer, pairs)) == steps + 9
 
 
 def test_few_pairs_fill_a_batch(tmp_path):

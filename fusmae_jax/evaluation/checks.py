@@ -223,6 +223,17 @@ def check_data(config) -> None:
         )
 
 
+def unused(config) -> list[str]:
+    """Names of fields that say how something is done which is not asked for."""
+    done = set(config.methods)
+    if "supervised" in config.baselines:
+        done |= {"finetune", "scratch"}
+    if labelled_data.tunes_on_masks(config):
+        done.add("finetune")
+    idle = {"knn", "probe", "retrieval", "finetune", "scratch", "dense"} - done
+    return [name for name in fields(config) if name.partition(".")[0] in idle]
+
+
 def check_devices(config) -> None:
     """Refuses batches that do not divide over the devices, of what is wanted.
 

@@ -55,6 +55,13 @@ class Recipe:
         whole(0, meaning="Epochs in which the rate rises; then it falls as a cosine."),
         5,
     )
+    least_steps: int = attribute(
+        whole(
+            0,
+            meaning="Steps at least, as passes over a fraction of few pairs are few.",
+        ),
+        0,
+    )
     layer_decay: float = attribute(
         number(
             above=0.0,
@@ -395,7 +402,8 @@ def learning_rates(recipe: Recipe, pairs: int) -> np.ndarray:
 
     Few pairs may not fill a batch, which then has those of several epochs.
     """
-    steps = max(1, recipe.epochs * pairs // recipe.batch_size)
+    steps = recipe.epochs * pairs // recipe.batch_size
+    steps = max(1, steps, recipe.least_steps)
     # A share of the steps, so that it fits however few there are.
     warmup = steps * recipe.warmup_epochs // recipe.epochs
     peak = recipe.base_lr * recipe.batch_size / 256
