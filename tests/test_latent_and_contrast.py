@@ -109,6 +109,36 @@ def test_a_sample_that_lacks_a_sensor_is_compared_with_none():
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_what_was_not_measured_is_neither_asked_for_nor_read(fields, key):
+    config = tiny.config()
+    config.update_from_flattened_dict(
+        {"loss.targets": "latent", "loss.contrast": 1.0, "loss.temperature": TAU}
+    )
+    goal = build.objective(config, build.inputs(config, missing=True))
+    draw, model = goal.draw_fixed(key, np.arange(BATCH)), tiny.model(target_dim=32)
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def run(fields):
+        def loss(params):
+            return goal.loss(nnx.merge(graphdef, params), (), fields, draw)[:2]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    holes = {name: np.array(x) for name, x in fields.items()}
+    holes["s1_10m"][0, :, :12] = np.nan  # half of a pair's radar
+    holes["s1_10m"][1] = np.nan  # all of another's
+    (loss, metrics), grads = jax.device_get(run(holes))
+    assert np.isfinite(loss) and all(np.isfinite(x) for x in metrics.values())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    # A patch less to be told from is a loss less, and no patch is told from nothing.
+    predicted = np.zeros((1, 3, 8), np.float32)
+    target = np.eye(3, 8, dtype=np.float32)[None]
+    target[0, 2] = np.nan
+    got = goal._error(jnp.asarray(predicted), jnp.asarray(target), jnp.ones((1, 3)))
+    np.testing.assert_allclose(got, np.log(2), rtol=1e-5)
+
+
 def test_one_batch_is_learnt_without_collapse(fields, key):
     goal = objective(loss__targets="latent", loss__contrast=1.0)
     params, draw = nnx.split(goal.init(nnx.Rngs(0)))[1], goal.draw(key, BATCH)

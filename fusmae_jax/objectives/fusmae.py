@@ -156,12 +156,20 @@ class Objective(reconstruction.Reconstruction):
         return patches.draw_noise(key, batch, self.num_patches, self.mask_mode)
 
     def target(self, s: str, seen: jax.Array):
-        """What is asked for of patches [B, N, E], see `Reconstruction.target`."""
+        """What is asked for of patches [B, N, E], see `Reconstruction.target`.
+
+        Of latent targets missing pixels count as the mean of those of their patch; NaN
+        are those of a patch of which nothing was measured.
+        """
         x, mean, std = super().target(s, seen)
-        if self.targets == "latent":
-            x = jnp.where(jnp.isnan(x), 0.0, x) if self.inputs.missing else x
-            x = x @ self._projection(s, x.shape[-1])
-        return x, mean, std
+        if self.targets == "pixels":
+            return x, mean, std
+        known = jnp.where(jnp.isnan(x), 0.0, x) if self.inputs.missing else x
+        projected = known @ self._projection(s, x.shape[-1])
+        if self.inputs.missing:
+            nothing = jnp.isnan(x).all(axis=-1, keepdims=True)
+            projected = jnp.where(nothing, jnp.nan, projected)
+        return projected, mean, std
 
     def _projection(self, s: str, values: int) -> jax.Array:
         """What makes latent targets of patches, [E, D]: the same in every run."""
@@ -173,6 +181,9 @@ class Objective(reconstruction.Reconstruction):
     def _error(self, predicted, target, count) -> jax.Array:
         if self.targets == "pixels":
             return super()._error(predicted, target, count)
+        if self.inputs.missing:
+            known = ~jnp.isnan(target[..., 0])
+            count, target = count * known, jnp.where(known[..., None], target, 0.0)
         return patch_discrimination(predicted, target, count, self.temperature)
 
     def floor(self, fields, weight):
