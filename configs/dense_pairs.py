@@ -22,6 +22,6 @@ from configs import probe_bigearthnet
 def get_config():
     c = probe_bigearthnet.get_config()
     c.methods = ("dense",)
-    c.dense.field, c.dense.least_steps = "mask", 300
+    c.dense.field, c.dense.least_steps, c.dense.batch_size = "mask", 300, 16
     c.fractions, c.repeats = (1.0,), (1,)
     return c

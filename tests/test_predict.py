@@ -73,7 +73,7 @@ def found(tmp_path_factory):
         c.checkpoint, c.data.dir = str(run), str(root / "data")
         c.data.update(val_split="train", test_split="validation")
         c.baselines, c.sensors, c.bootstrap, c.batch_size = (), ("s2", "both"), 10, 16
-        c.dense.update(heads=("linear",), epochs=4, batch_size=16)
+        c.dense.update(heads=("linear",), epochs=4, least_steps=0)
         c.dense.learning_rates = (0.1,)
         evaluate.run(c, root / "judged")
         dark = write_scene(root, "new", 9)
@@ -236,8 +236,9 @@ def test_an_encoder_that_was_fine_tuned_on_masks_maps_a_scene(found, tmp_path, c
     c.checkpoint, c.data.dir = str(run), str(root / "data")
     c.data.update(val_split="train", test_split="validation")
     c.sensors, c.bootstrap, c.batch_size = ("both",), 10, 16
-    c.dense.update(epochs=4, batch_size=16, learning_rates=(0.1,))
-    c.finetune.update(epochs=8, warmup_epochs=0, batch_size=16, base_lr=(0.2,))
+    c.dense.update(epochs=4, least_steps=0, learning_rates=(0.1,))
+    c.finetune.update(epochs=8, least_steps=0, warmup_epochs=0, batch_size=16)
+    c.finetune.base_lr = (0.2,)
     c.scratch.base_lr = (0.2,)
     rows = evaluate.run(c, tmp_path / "judged")
     frozen, tuned = "linear head on tokens", "linear head, fine-tuned"

@@ -266,9 +266,8 @@ def _read(path: pathlib.Path) -> dict:
         if saved["config"]["method"] == "fusmae":
             for name, later in LATER.items():
                 group = saved["config"].get(name)
-                saved["config"][name] = (
-                    later | group if isinstance(group, dict) else group
-                )
+                if isinstance(group, dict):
+                    saved["config"][name] = later | group
     there = saved.get("format", 1)  # the first runs did not say
     if there not in READS:
         raise InputError(
