@@ -76,7 +76,11 @@ class ConfigLoader(flags.ArgumentParser):
 
     def parse(self, argument: str):
         self.loaded, self.name = None, argument
-        self.loaded = self._parser.parse(find_config(argument))
+        try:
+            self.loaded = self._parser.parse(find_config(argument))
+        except InputError as error:
+            # What the file itself refuses comes with its traceback in the message.
+            raise (error.__context__ or error) from None
         return self.loaded
 
 

@@ -168,9 +168,8 @@ class Maker:
         if method == "fusmae":
             found += passes * (loss.contrast > 0.0)
             # Targets are projected, and told apart: they need no gradient.
-            found += (
-                len(SENSORS) * (loss.targets == "latent") * (3 if passes > 1 else 2)
-            )
+            each = 3 if passes > 1 else 2
+            found += each * len(SENSORS) * (loss.targets == "latent")
         return found
 
     def held_out(self, batch: int, redraw: bool) -> Program:
@@ -270,13 +269,8 @@ class Named(NamedTuple):
     make: Callable[[], Program]
 
 
-def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
-    """Yields every step that a user's command compiles, of the sizes of `configs/`.
-
-    Args:
-        mesh_of: makes the mesh for `fsdp`.
-        platform: what for.
-    """
+def pretrainings(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
+    """Yields the training step of every pretraining; see `every`."""
 
     def pretrain(name: str, fsdp: int = 1, missing: bool = False, **changes) -> Named:
         def make():
@@ -296,10 +290,6 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
             return Maker(config, mesh_of(1), platform).pretrain(config.batch_size)[0]
 
         return Named(f"compare_archives:{archive}, {name}", make)
-
-    @functools.cache
-    def base(missing: bool = False) -> Maker:
-        return Maker(load("pretrain_base"), mesh_of(1), platform, missing)
 
     for size in ("small", "base", "large", "huge"):
         yield pretrain(f"pretrain_{size}")
@@ -324,6 +314,21 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield arm("sen12ms", "fusmae", 252)  # whole on all grids, as 256 is not
     for name in ("fusmae", "mae_stacked", "multimae", "dinomm", "decur", "croma"):
         yield arm("so2sat", name, 30)
+
+
+def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
+    """Yields every step that a user's command compiles, of the sizes of `configs/`.
+
+    Args:
+        mesh_of: makes the mesh for `fsdp`.
+        platform: what for.
+    """
+
+    @functools.cache
+    def base(missing: bool = False) -> Maker:
+        return Maker(load("pretrain_base"), mesh_of(1), platform, missing)
+
+    yield from pretrainings(mesh_of, platform)
     yield Named("held-out pairs, scored", lambda: base().held_out(64, redraw=False))
     yield Named("held-out pairs, redrawn", lambda: base().held_out(64, redraw=True))
     yield Named("held-out pairs, floor", lambda: base().floor(64))

@@ -15,15 +15,16 @@ import importlib
 import ml_collections
 
 from configs import compare_floods, compare_synthetic, pretrain_base
+from data_pipeline.errors import InputError
 
-# Of each archive: how its scenes are seen, whose statistics normalise them, epochs.
+# Of each archive: how its scenes are seen, and whose statistics normalise them.
 ARCHIVES = {
     "bigearthnet_v2": {},
     "sen12ms": {  # crops of 256 px at about their own scale; L1C
         "view.crop_scale": (0.1, 0.4),
         "data.statistics": "computed",
     },
-    "so2sat": {  # scenes of 32 px, without B01 and B09; no other split is held out
+    "so2sat": {  # scenes of 32 px, without B01 and B09
         "model.image_size": 32,
         "model.patch_size": 4,
         "bands.s2": tuple(b for b in pretrain_base.S2_BANDS if b not in ("B01", "B09")),
@@ -45,6 +46,8 @@ RECIPES = {
 
 
 def get_config(archive="bigearthnet_v2"):
+    if archive not in ARCHIVES:
+        raise InputError(f"{archive!r} is no archive; choose one of {list(ARCHIVES)}.")
     c = compare_synthetic.get_config()
     c.unlock()
     c.data_dir = f"data/{archive}"

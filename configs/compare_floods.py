@@ -17,6 +17,7 @@ trees on the pixels are put beside by `python -m benchmarks.pixel_trees`.
 import ml_collections
 
 from configs import compare_synthetic, dense_pairs, quickstart
+from data_pipeline.errors import InputError
 
 METHODS = {
     "fusmae": {},
@@ -44,13 +45,16 @@ ABLATIONS = {
 }
 
 
+ARMS = {"methods": METHODS, "ablations": ABLATIONS}
+
+
 def get_config(what="methods"):
+    if what not in ARMS:
+        raise InputError(f"There are no arms {what!r}; choose one of {list(ARMS)}.")
     c = compare_synthetic.get_config()
     c.unlock()
     c.data_dir, c.eval_dir = "data/floods", "data/floods_2021"
-    c.arms = compare_synthetic.make_arms(
-        quickstart, ABLATIONS if what == "ablations" else METHODS
-    )
+    c.arms = compare_synthetic.make_arms(quickstart, ARMS[what])
     for arm in c.arms.values():
         arm.epochs, arm.data.source = 90, "records"
         arm.data.dir = c.get_ref("data_dir")

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import compare_archives, compare_synthetic
+from configs import compare_archives, compare_floods, compare_synthetic
 from data_pipeline.errors import InputError
 from fusmae_jax import build, compare, compare_tables
 from fusmae_jax.evaluation import results
@@ -184,6 +184,13 @@ def test_what_no_evaluation_reads_decides_no_result(tmp_path):
     with c.unlocked():
         c.evaluations.scenes.knn.k = 3
     assert key(c) != plain
+
+
+def test_arms_and_archives_that_there_are_not_are_refused():
+    with pytest.raises(InputError, match=r"no arms 'ablation'; .*'ablations'"):
+        compare_floods.get_config("ablation")
+    with pytest.raises(InputError, match="'bigearth' is no archive; .*so2sat"):
+        compare_archives.get_config("bigearth")
 
 
 @pytest.mark.parametrize("archive", compare_archives.ARCHIVES)

@@ -11,7 +11,6 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build, patches
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.models import layers
-from fusmae_jax.objectives.comparison import info_nce
 from tests import peers, plain, tiny
 
 BATCH, TAU = 4, 0.2
@@ -100,13 +99,26 @@ def test_the_contrast_is_of_each_sensor_encoded_alone(fields, key):
     np.testing.assert_allclose(loss, without + 0.5 * want, rtol=1e-4)
 
 
-def test_a_sample_that_lacks_a_sensor_is_compared_with_none():
-    rng = np.random.default_rng(0)
-    vectors = {s: jnp.float32(rng.normal(size=(3, 4))) for s in SENSORS}
-    scale = jnp.ones(1)
-    want = info_nce({s: x[:2] for s, x in vectors.items()}, scale, jnp.ones(2))
-    got = info_nce(vectors, scale, jnp.float32([1, 1, 0]))
+def test_a_sample_that_lacks_a_sensor_is_compared_with_none(fields, key):
+    goal = objective(loss__contrast=0.5)
+    graphdef, params = nnx.split(tiny.model())
+
+    @jax.jit
+    def contrast(fields, draw, weight):
+        model = nnx.merge(graphdef, params)
+        return goal.loss(model, (), fields, draw, weight)[1]["loss_contrast"]
+
+    everything, lacks = np.ones(BATCH, bool), np.arange(BATCH) != 1
+    draw = goal.draw(key, BATCH)._replace(present={"s1": everything, "s2": lacks})
+    got = contrast(fields, draw, np.ones(BATCH, np.float32))
+    want = contrast(fields, draw, lacks.astype(np.float32))
     np.testing.assert_allclose(got, want, rtol=1e-6)
+    full = contrast(
+        fields,
+        draw._replace(present=dict.fromkeys(SENSORS, everything)),
+        np.ones(BATCH, np.float32),
+    )
+    assert abs(got - full) > 1e-3
 
 
 def test_what_was_not_measured_is_neither_asked_for_nor_read(fields, key):

@@ -79,6 +79,7 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
         ([config("quickstart"), "--config.stepz=1"], "stepz"),
         ([config("quickstart"), "--config.epochs=many"], "epochs"),
         ([config("quickstart"), "extra"], "extra"),
+        ([config("compare_floods") + ":ablation"], "no arms 'ablation'; choose one"),
         ([config("pretrain_small"), "--config.data.dir=/nowhere"], "/nowhere"),
         ([config("reconstruct"), "--config.checkpoint=/nowhere"], "/nowhere"),
     ],
