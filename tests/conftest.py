@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import pathlib
 import sys
 
@@ -13,7 +14,10 @@ from jax._src.lib import guard_lib
 from orbax.checkpoint import v1 as ocp
 
 import launch
+from tests import processes
 
+# Set before the first use of a device.
+os.environ["PJRT_NPROC"] = processes.ENVIRONMENT["PJRT_NPROC"]
 jax.config.update("jax_platforms", "cpu")  # on hosts with an accelerator too
 jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
 jax.config.update("jax_numpy_rank_promotion", "raise")
