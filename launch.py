@@ -33,6 +33,7 @@ TASKS = {
     "embed": "fusmae_jax.embed",
     "predict": "fusmae_jax.predict",
     "evaluate": "fusmae_jax.evaluation.evaluate",
+    "change": "fusmae_jax.evaluation.change",
     "compare": "fusmae_jax.compare",
     "export": "fusmae_jax.export.export",
     "report": "fusmae_jax.report",

@@ -7,6 +7,7 @@ acquisition. What is ground in each dataset stands in docs/evaluation.md.
 import re
 
 import numpy as np
+import scipy
 
 # A patch of either sensor of BigEarthNet whose name has its MGRS tile, column and row;
 # in v2 they have leading zeros.
@@ -17,7 +18,7 @@ _PATCH = re.compile(r"(S2[AB]_MSIL2A_\d{8}T\d+)_(\d+)_(\d+)")
 _SEN12MS = re.compile(r"(ROIs\d+_[a-z]+_\d+)_p\d+")
 # A coordinate system and six numbers, and the time behind them.
 _GRID = re.compile(r"(.+?(?: -?\d+){6}) .+")
-_NUMBERS = re.compile(r"(\w+:\d+)((?: -?\d+){6})(?: .+)?")
+_NUMBERS = re.compile(r"(\w+:\d+)((?: -?\d+){6})(?: (.+))?")
 
 
 def cell(name: str) -> str:
@@ -63,6 +64,12 @@ def grid(place: str) -> tuple[str, tuple[float, ...]] | None:
     return found and (found[1], tuple(map(float, found[2].split())))
 
 
+def time(place: str) -> str:
+    """The time of acquisition that stands behind a pair's grid in its place; or ""."""
+    found = _NUMBERS.fullmatch(place)
+    return (found and found[3]) or ""
+
+
 def acquisition(place: str) -> str:
     """What stood for a place in runs and datasets of before, which told no ground."""
     found = _CELL.fullmatch(place)
@@ -89,3 +96,29 @@ def groups(source) -> np.ndarray:
     known = known or [""] * len(source)
     alone = [name or f"\0{i}" for i, name in enumerate(known)]
     return np.unique(alone, return_inverse=True)[1]
+
+
+def regions(source, apart: float) -> np.ndarray:
+    """Which pairs of a source are neighbours, or neighbours of neighbours.
+
+    Args:
+        source: random-access pairs.
+        apart: metres, or units of another projection; where the corners of two pairs
+            of one projection are no farther from each other, they are neighbours.
+
+    Returns:
+        Numbers from 0, the same for pairs of one region, [N] int64. Pairs whose grid is
+        not known go by their ground, see `groups`.
+    """
+    n = len(source)
+    numbers = groups(source)
+    near = [np.stack([np.arange(n), np.unique(numbers, return_index=True)[1][numbers]])]
+    known = [grid(place) for place in getattr(source, "places", ())]
+    for system in sorted({found[0] for found in known if found}):
+        pairs = [i for i, found in enumerate(known) if found and found[0] == system]
+        corners = np.array([[known[i][1][2], known[i][1][5]] for i in pairs])
+        found = scipy.spatial.cKDTree(corners).query_pairs(apart, output_type="ndarray")
+        near.append(np.array(pairs)[found.T])
+    i, j = np.concatenate(near, axis=1)
+    graph = scipy.sparse.coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n))
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]

@@ -33,8 +33,8 @@ from data_pipeline.config_fields import (
 from data_pipeline.errors import InputError
 from fusmae_jax import build, compare_tables
 from fusmae_jax import config as pretraining
+from fusmae_jax.evaluation import change, evaluate, results
 from fusmae_jax.evaluation import checks as evaluating
-from fusmae_jax.evaluation import evaluate, results
 from fusmae_jax.evaluation.encoder import SENSOR_SETS
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.training import metrics, pretrain, run_directory
@@ -42,6 +42,8 @@ from fusmae_jax.training import metrics, pretrain, run_directory
 log = logging.getLogger("fusmae_jax")
 
 BUDGETS = ("images", "flops")
+# What may judge an arm, by the task of its config.
+JUDGES = {"evaluate": evaluate, "change": change}
 TABLE_FILE, SCORES, FIGURE = "comparison.md", "comparison.csv", "comparison.png"
 
 # What the config may say of the comparison itself.
@@ -71,7 +73,10 @@ OWN = {
     "tune.share": number(
         above=0.0, most=1.0, meaning="Share of the epochs that a trial takes."
     ),
-    "metric": choice(*results.METRICS, meaning="Score in the table and the figure."),
+    "metric": choice(
+        *results.METRICS,
+        meaning="Score in the table and the figure, but for evaluations in shown.",
+    ),
     "of_class": text(
         meaning="Class whose score that is; empty for that of all together."
     ),
@@ -83,6 +88,9 @@ OWN = {
             "eval_dir": location(
                 filled=True,
                 meaning="Folder of a second dataset, on which evaluations may test.",
+            ),
+            "shown": group(
+                meaning="Other scores of all classes, by evaluation, as recall@1."
             ),
             "only": several(
                 text(filled=True),
@@ -125,12 +133,19 @@ class Unit(NamedTuple):
 def fields(config) -> dict[str, Field]:
     """What each field may hold, and means; those of every arm and evaluation too."""
     table = dict(OWN)
-    for kind, module in (("arms", pretraining), ("evaluations", evaluating)):
+    for kind, module_of in (("arms", lambda arm: pretraining), ("evaluations", _judge)):
         parts = config.get(kind)
         for name in parts if hasattr(parts, "keys") else ():
-            rows = module.fields(config[kind][name])
+            rows = module_of(parts[name]).fields(parts[name])
             table |= within(f"{kind}.{name}", rows)
+    shown = config.get("shown", {})
+    table |= {f"shown.{name}": text(filled=True, meaning="Of it.") for name in shown}
     return table
+
+
+def _judge(evaluation):
+    """The module of an evaluation's task; any wrong task is found by its fields."""
+    return JUDGES.get(evaluation.get("task"), evaluate)
 
 
 def check(config) -> None:
@@ -147,7 +162,18 @@ def check(config) -> None:
     for name, judge in config.evaluations.items():
         with judge.copy_and_resolve_references().unlocked() as copy:
             copy.checkpoint = "a run of each arm"
-            _within(f"evaluations.{name}", evaluating.check_config, copy)
+            _within(f"evaluations.{name}", _judge(judge).check, copy)
+    tuned = len(config.tune.rates) > 1
+    if tuned and all(_judge(x) is change for x in config.evaluations.values()):
+        raise InputError(
+            f"tune.rates={config.tune.rates} are chosen on validation pairs, and no "
+            "evaluation has any; set tune.rates=(1.0,), or add one with splits."
+        )
+    if unknown := sorted(set(config.get("shown", ())) - set(config.evaluations)):
+        raise InputError(
+            f"shown names {unknown}, which are no evaluations; choose of "
+            f"{list(config.evaluations)}."
+        )
     if unknown := sorted(set(config.get("only", ())) - set(config.arms)):
         raise InputError(
             f"only names {unknown}, which are no arms; choose of {list(config.arms)}."
@@ -261,16 +287,25 @@ class Comparison:
             log.warning("That is the end of tune.rates for %s; widen it.", arm)
         return best
 
+    def _score(self, evaluation: str) -> tuple[str, str]:
+        """The score of an evaluation that is shown, by metric and class."""
+        own = self.config.get("shown", {}).get(evaluation)
+        return (own, "") if own else (self.config.metric, self.config.of_class)
+
     def _chosen(self, rows: Sequence[Mapping]) -> list[Mapping]:
-        """Those of rows that hold the score of the config, by metric and class."""
-        wanted = self.config.metric, self.config.of_class
-        found = [row for row in rows if (row["metric"], row["class"]) == wanted]
-        if rows and not found:
-            known = sorted({(row["metric"], row["class"]) for row in rows})
-            raise InputError(
-                f"No score is called metric={wanted[0]} of_class={wanted[1]!r}; there "
-                f"are {', '.join(f'{m} of {c!r}' for m, c in known)[:300]}."
-            )
+        """Those of rows that hold the scores that are shown."""
+        found = []
+        for evaluation in dict.fromkeys(row["evaluation"] for row in rows):
+            wanted = self._score(evaluation)
+            known = [row for row in rows if row["evaluation"] == evaluation]
+            names = [(row["metric"], row["class"]) for row in known]
+            if wanted not in names:
+                there = ", ".join(f"{m} of {c!r}" for m, c in sorted({*names}))
+                raise InputError(
+                    f"No score of {evaluation} is called metric={wanted[0]} "
+                    f"of_class={wanted[1]!r}; there are {there[:300]}."
+                )
+            found += [row for row, name in zip(known, names) if name == wanted]
         return found
 
     def pretraining(self, unit: Unit):
@@ -304,10 +339,15 @@ class Comparison:
             first = (self.config.reference, self.config.seeds[0])
             if unit.trial or (unit.arm, unit.seed) != first:
                 config.baselines = ()
-            if unit.trial:
+            if unit.trial:  # which is not judged by change, see `_judges`
                 config.data.test_split = config.data.val_split
                 config.data.allow_overlap = True  # of validation and test pairs
         return config
+
+    def _judges(self, unit: Unit) -> list[str]:
+        """Names of what judges a training: with splits, what chooses too."""
+        evaluations = self.config.evaluations.items()
+        return [k for k, x in evaluations if not (unit.trial and _judge(x) is change)]
 
     def _shows(self, arm: str, shown: str) -> bool:
         """Whether an arm reads all that a sensor set shows."""
@@ -319,10 +359,12 @@ class Comparison:
         directory = self.workdir / unit.name
         pretrain.run(self.pretraining(unit), directory)
         rows = []
-        for name in self.config.evaluations:
+        for name in self._judges(unit):
             judge = self.evaluation(unit, name, directory)
+            if not judge.sensors:
+                continue  # it reads none that are shown
             folder = directory / "evaluations" / name
-            for row in evaluate.run(judge, folder):
+            for row in _judge(judge).run(judge, folder):
                 classes, _ = results.read_shared(folder)
                 found = results.long_form(row, classes)
                 rows += [{"evaluation": name} | one for one in found]
@@ -344,9 +386,10 @@ class Comparison:
         """All that decides what a unit's result is."""
         trained = _settings(self.pretraining(unit), run_directory.FREE)
         judged = {}
-        for name in self.config.evaluations:
+        for name in self._judges(unit):
             judge = self.evaluation(unit, name, pathlib.Path())
-            judged[name] = _settings(judge, {*_NO_MATTER, *evaluating.unused(judge)})
+            unused = evaluating.unused(judge) if _judge(judge) is evaluate else ()
+            judged[name] = _settings(judge, {*_NO_MATTER, *unused})
         said = json.dumps([trained, judged, self._fingerprint], sort_keys=True)
         return {
             "arm": unit.arm,
@@ -396,12 +439,13 @@ class Comparison:
         self.workdir.mkdir(parents=True, exist_ok=True)
         atomic.write_whole(self.workdir / SCORES, compare_tables.as_csv(kept))
         shown = [x | {"rows": self._chosen(x["rows"])} for x in kept]
-        page = compare_tables.as_table(shown, self.config.metric, self.config.of_class)
+        names = {row["evaluation"] for x in shown for row in x["rows"]}
+        titles = {name: compare_tables.title(*self._score(name)) for name in names}
+        page = compare_tables.as_table(shown, titles)
         atomic.write_whole(self.workdir / TABLE_FILE, page)
         from fusmae_jax import figures  # Matplotlib, only now
 
-        title = compare_tables.title(self.config.metric, self.config.of_class)
-        figures.save(compare_tables.draw(shown, title), self.workdir / FIGURE)
+        figures.save(compare_tables.draw(shown, titles), self.workdir / FIGURE)
         print(page, flush=True)
 
 

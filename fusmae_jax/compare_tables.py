@@ -107,20 +107,26 @@ def _sensors(of_place: Mapping[tuple, Cell]) -> list[str]:
     return [s for s in results.SENSORS if any(s == x for _, x in of_place)]
 
 
-def as_table(found: Sequence[Mapping], metric: str, of_class: str) -> str:
-    """The comparison as Markdown: scores over seeds, and what each arm costs."""
+def as_table(found: Sequence[Mapping], titles: Mapping[str, str]) -> str:
+    """The comparison as Markdown: scores over seeds, and what each arm costs.
+
+    Args:
+        found: results, with the rows of one score of each evaluation.
+        titles: of that score, by evaluation.
+    """
     parts = []
     for (evaluation, task, fraction), of_place in cells(found).items():
         sensors = _sensors(of_place)
-        share = results.percent(float(fraction))
-        titles = [results.SENSORS[s] for s in sensors]
+        share = f", {results.percent(float(fraction))} of the labels"
+        of_labels = "" if task == "retrieval" else share  # which needs none
+        columns = [results.SENSORS[s] for s in sensors]
         parts += [
-            f"**{evaluation}: {results.TASKS[task]}, {share} of the labels, "
-            f"{title(metric, of_class)}** (mean ± standard deviation over seeds, or "
+            f"**{evaluation}: {results.TASKS[task]}{of_labels}, "
+            f"{titles[evaluation]}** (mean ± standard deviation over seeds, or "
             "the 95 % interval of a single one)",
             "",
-            f"| | {' | '.join(titles)} | seeds |",
-            "|---" * (len(titles) + 2) + "|",
+            f"| | {' | '.join(columns)} | seeds |",
+            "|---" * (len(columns) + 2) + "|",
             *_lines(of_place, sensors),
             "",
         ]
@@ -148,8 +154,12 @@ def as_table(found: Sequence[Mapping], metric: str, of_class: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def draw(found: Sequence[Mapping], label: str):
-    """Draws the scores as points with intervals: a panel for each table."""
+def draw(found: Sequence[Mapping], titles: Mapping[str, str]):
+    """Draws the scores as points with intervals: a panel for each table.
+
+    Args:
+        found, titles: see `as_table`.
+    """
     from matplotlib import figure
 
     from fusmae_jax.evaluation.plots import SENSOR_COLORS
@@ -158,7 +168,8 @@ def draw(found: Sequence[Mapping], label: str):
     count = max(len({line for line, _ in x}) for x in panels.values())
     wide, high = 3.2 * len(panels) + 2.2, 0.34 * count + 1.5
     fig = figure.Figure(figsize=(wide, high), layout="constrained")
-    axes = fig.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+    alike = len({titles[evaluation] for evaluation, *_ in panels}) == 1
+    axes = fig.subplots(1, len(panels), squeeze=False, sharex=alike)[0]
     for ax, ((evaluation, task, fraction), of_place) in zip(axes, panels.items()):
         sensors = _sensors(of_place)
         names = [x.split(" | ")[0][2:] for x in _lines(of_place, sensors)]
@@ -182,9 +193,11 @@ def draw(found: Sequence[Mapping], label: str):
         ax.set_ylim(len(names) - 0.5, -0.5)
         share = results.percent(float(fraction))
         ax.set_title(f"{evaluation}: {results.TASKS[task]}, {share}", fontsize=9)
-        ax.set_xlabel(label, fontsize=9)
+        ax.set_xlabel(titles[evaluation], fontsize=9)
         ax.grid(axis="x", alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    handles = axes[0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    shown = [ax.get_legend_handles_labels() for ax in axes]
+    handles = {name: x for one in shown for x, name in zip(*one)}
+    options = dict(loc="outside lower center", ncols=5, frameon=False)
+    fig.legend(handles.values(), handles.keys(), **options)
     return fig

@@ -223,6 +223,9 @@ def test_what_is_no_fair_comparison_is_refused(changes, message):
         compare.check(config(**changes))
 
 
+TITLES = {"floods": compare_tables.title("iou", "flood")}
+
+
 def result(arm, seed, value, encoder="Fus-MAE", sensors="both"):
     row = dict.fromkeys(results.SCHEMA) | {
         **{"evaluation": "floods", "task": "dense", "fraction": 1.0},
@@ -236,14 +239,14 @@ def result(arm, seed, value, encoder="Fus-MAE", sensors="both"):
 def test_a_table_has_means_and_deviations_over_seeds_best_first():
     found = [result("b", 0, 0.5), result("b", 1, 0.7), result("a", 0, 0.3)]
     found += [result("b", 0, 0.2, results.RANDOM), result("a", 0, 0.4, sensors="s1")]
-    lines = compare_tables.as_table(found, "iou", "flood").splitlines()
+    lines = compare_tables.as_table(found, TITLES).splitlines()
     assert lines[0].startswith("**floods: dense, 100 % of the labels, IoU of flo")
     assert lines[4:7] == [
         "| b | - | 60.0 ± 14.1 | 2 |",
         "| a | 40.0 [10.0, 90.0] | 30.0 [10.0, 90.0] | 1 |",
         f"| b, {results.RANDOM} | - | 20.0 [10.0, 90.0] | 1 |",
     ]
-    figure = compare_tables.draw(found, "IoU, %")
+    figure = compare_tables.draw(found, TITLES)
     (axes,) = figure.axes
     assert [x.get_text() for x in axes.get_yticklabels()] == [
         *("b", "a", f"b, {results.RANDOM}")

@@ -155,7 +155,7 @@ def _pictures(description: Description, record: Mapping, maps: Mapping) -> np.nd
     parts = []
     for sensor in _shown(description):
         sensor = sensor.select(drawn_bands(sensor))
-        pixels = _on_finest_grid(description, record, sensor)
+        pixels = on_finest_grid(description, record, sensor)
         parts.append(np.rint(255 * picture(pixels, pixels, sensor)))
     for field, names in maps.items():
         parts.append(class_colors(names)[record[field]])
@@ -164,7 +164,7 @@ def _pictures(description: Description, record: Mapping, maps: Mapping) -> np.nd
     return whole.astype(np.uint8)
 
 
-def _on_finest_grid(
+def on_finest_grid(
     description: Description, record: Mapping, sensor: sensors.Sensor
 ) -> np.ndarray:
     """The bands of a sensor [H, W, C] at 10 m; coarser pixels are repeated."""

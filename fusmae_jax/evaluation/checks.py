@@ -32,6 +32,9 @@ from fusmae_jax.evaluation.encoder import SENSOR_SETS, sensor_sets
 
 BASELINES = ("random", "statistics", "supervised")
 
+# Change is between pairs: `change` evaluates that.
+ON_PAIRS = tuple(task for task in results.TASKS if task != "change")
+
 # Where a config may say several values, of which each makes a recipe.
 FINETUNE = rows_of(finetune.Recipe)
 FINETUNE["base_lr"] = several(
@@ -47,7 +50,7 @@ HEAD = DENSE.pop("head")
 TABLE = {
     "task": choice("evaluate", meaning="What launch.py does."),
     "methods": several(
-        choice(*results.TASKS), least=1, meaning="How the encoder is evaluated."
+        choice(*ON_PAIRS), least=1, meaning="How the encoder is evaluated."
     ),
     **CHECKPOINT,
     "seed": seed("Seed of subsets, probes, heads and resamples."),

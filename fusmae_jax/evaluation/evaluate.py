@@ -219,7 +219,8 @@ def plan(
                 continue
             wanted = every
             if task == "retrieval":
-                found = tasks.directions(config.sensors, rival.encoder)
+                labelled = bool(data.classes)
+                found = tasks.directions(config.sensors, rival.encoder, labelled)
                 wanted = [(tasks.EVERYTHING, direction) for direction in found]
             for subset, s in wanted:
                 setting = Setting(task, rival.name, s, subset, recipe)
@@ -278,7 +279,7 @@ def report(setup: Setup, pretrained: Pretrained, judged: Encoder) -> list[result
     """Writes, draws and prints what was found; all hosts must call."""
     config, store = setup.config, setup.store
     shown = {}
-    if set(config.methods) & tasks.ON_FEATURES.keys():
+    if setup.data.classes and set(config.methods) & tasks.ON_FEATURES.keys():
         model = Candidate(judged.name, judged, pretrained.encoder_params)
         shown = take_features(setup, pretrained, model, ("test",))["test"]
     if jax.process_index() == 0:

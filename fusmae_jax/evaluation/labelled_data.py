@@ -118,14 +118,18 @@ def check_description(description: Description, config) -> None:
     Raises:
         InputError: and what it has.
     """
-    # Of pixels alone, the labels of pairs need not be known.
-    from_scratch = "supervised" in config.baselines and not tunes_on_masks(config)
-    if set(config.methods) - {"dense"} or from_scratch:
+    if reads_labels(config):
         check_classes(description, config.labels)
     if config.data.classes:
         subsets.find_classes(description, config.data.classes, config.labels)
     if "dense" in config.methods:
         check_maps(description, config.dense.field)
+
+
+def reads_labels(config) -> bool:
+    """Whether labels of pairs must be known, not of pixels, nor which make a pair."""
+    from_scratch = "supervised" in config.baselines and not tunes_on_masks(config)
+    return bool(set(config.methods) - {"dense", "retrieval"}) or from_scratch
 
 
 def tunes_on_masks(config) -> bool:
@@ -201,9 +205,10 @@ def check_pixels(source, field: str, title: str) -> None:
 
 
 def _open(data, name: str, fields, config) -> Split:
-    """A split, without pairs that nobody labelled, unless pixels alone are judged."""
+    """A split, without pairs that nobody labelled where these labels are needed."""
     source = sources.open_split(data, name, fields)
-    if set(config.methods) != {"dense"}:
+    there = config.labels in source.description.classes
+    if there and set(config.methods) != {"dense"}:
         source = subsets.labelled(source, config.labels)
     index = source.index
     none = np.zeros((len(source), 0), np.uint8)
@@ -228,7 +233,12 @@ def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
                 log.warning(
                     "%d pairs of %s are in split %s too.", shared, title, other.name
                 )
-    codes = sources.place_codes(data.test.source)
+    check_unseen(data.test.source, pretrained, allow=allow)
+
+
+def check_unseen(source, pretrained: Pretrained, *, allow: bool) -> None:
+    """Refuses to test on ground that was pretrained on, as far as that is known."""
+    codes = sources.place_codes(source)
     told = bool(codes[:, 0].all())
     if not told or not run_directory.keeps_places(pretrained.directory):
         log.warning(
@@ -240,14 +250,14 @@ def check_apart(data: Labelled, pretrained: Pretrained, *, allow: bool) -> None:
     seen = run_directory.trained_on(pretrained.directory, codes)
     if seen and not allow:
         raise InputError(
-            f"{seen} of the {len(data.test)} pairs to be tested on show ground that "
+            f"{seen} of the {len(source)} pairs to be tested on show ground that "
             f"{pretrained.directory} was pretrained on; test on others, or pass "
             "--config.data.allow_overlap=True."
         )
     if seen:
         log.warning(
             "%d of %d tested pairs show ground that was pretrained on.",
-            *(seen, len(data.test)),
+            *(seen, len(source)),
         )
 
 

@@ -184,7 +184,8 @@ def score_retrieval(
         seed: of the resamples.
 
     Returns:
-        `f1@k` for each k, and `recall@k` unless `same`; see `per_query`.
+        `f1@k` for each k if there are classes, and `recall@k` unless `same`; see
+        `per_query`.
 
     Raises:
         InputError: as `per_query`.
@@ -241,7 +242,7 @@ def per_query(
     index = np.take_along_axis(index, order, axis=1)[:, :most]
     itself = index == np.arange(n)[:, None]
     f1 = np.stack([_set_f1(labels, labels[i]) for i in index.T], axis=1)  # [N, most]
-    values = {f"f1@{k}": f1[:, :k].mean(axis=1) for k in ks}
+    values = {f"f1@{k}": f1[:, :k].mean(axis=1) for k in ks if labels.shape[1]}
     if same:
         return values
     found = {f"recall@{k}": itself[:, :k].any(axis=1).astype(float) for k in ks}

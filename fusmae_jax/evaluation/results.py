@@ -30,6 +30,7 @@ TASKS = {
     "finetune": "fine-tuning",
     "dense": "dense",
     "retrieval": "retrieval",
+    "change": "change",
 }
 SENSORS = {
     "s1": "S1",
@@ -51,6 +52,8 @@ METRICS = {
     "aa": "Average accuracy",
     "miou": "Mean IoU",
     "ap": "Average precision",
+    "f1": "F1",
+    "precision": "Precision",
     "recall": "Recall",
     "iou": "IoU",
 }
@@ -159,7 +162,7 @@ def percent(fraction: float) -> str:
 SCHEMA = {
     "dataset": "name of the labelled pairs",
     "split": "the pairs that were judged on",
-    "task": "knn, probe, finetune, dense or retrieval",
+    "task": "knn, probe, finetune, dense, retrieval or change",
     "encoder": "what made the features: the model, or what it is compared with",
     "sensors": "s1, s2 or both; of retrieval the query's -> the gallery's",
     "fraction": "of the training pairs whose labels were used, in (0, 1]",

@@ -201,6 +201,39 @@ def segmentation(
     return _from_confusions(counts, names, **options)
 
 
+def detection(
+    confusions,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Scores:
+    """Scores of pixels of one class, the second of two.
+
+    Args:
+        confusions: pixel counts per scene, see `segmentation`, [N, 2, 2].
+        resamples, seed, groups: see there.
+
+    Returns:
+        Overall `f1`, `precision`, `recall` and `iou` of that class, of all pixels
+        together; the summed confusion.
+    """
+    counts = np.asarray(confusions).reshape(-1, 4).T
+
+    def statistic(weights):
+        _, wrong, missed, right = counts @ weights
+        return {
+            "f1": ratio(2 * right, 2 * right + wrong + missed),
+            "precision": ratio(right, right + wrong),
+            "recall": ratio(right, right + missed),
+            "iou": ratio(right, right + wrong + missed),
+        }
+
+    options = dict(resamples=resamples, seed=seed, groups=groups)
+    found = bootstrap(statistic, counts.shape[1], **options)
+    return _sorted_out(found, counts.sum(axis=1).reshape(2, 2))
+
+
 def average_precision(scores, labels) -> tuple[float, np.ndarray]:
     """Average precision without intervals, to choose between many settings.
 

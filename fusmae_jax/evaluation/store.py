@@ -101,14 +101,14 @@ class Store:
     def done(self, setting: Setting) -> bool:
         """Whether a setting was judged before.
 
-        Of dense probes several differ in their features alone; all other settings have
-        one way to take them, which the run directory holds to.
+        Of what is said of pixels several differ in their features alone; all other
+        settings have one way to take them, which the run directory holds to.
         """
         task, encoder, sensors, subset, features = setting
         wanted = (task, encoder, sensors, subset.fraction, subset.seed)
         return any(
             (r.task, r.encoder, r.sensors, r.fraction, r.subset_seed) == wanted
-            and (task != "dense" or r.features == features)
+            and (task not in ("dense", "change") or r.features == features)
             for r in self.rows
         )
 

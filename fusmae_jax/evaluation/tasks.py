@@ -206,8 +206,13 @@ ON_FEATURES = {
 }
 
 
-def directions(sensor_sets: Sequence[str], encoder: Encoder) -> list[str]:
-    """From what to what retrieval leads, of the sensor sets that are shown."""
+def directions(
+    sensor_sets: Sequence[str], encoder: Encoder, labelled: bool
+) -> list[str]:
+    """From what to what retrieval leads, of the sensor sets that are shown.
+
+    Within one set of sensors what is right is said by labels alone.
+    """
     found = (direction.split("->") for direction in DIRECTIONS)
     return [
         f"{query}->{gallery}"
@@ -215,6 +220,7 @@ def directions(sensor_sets: Sequence[str], encoder: Encoder) -> list[str]:
         if {query, gallery} <= set(sensor_sets)
         # Statistics of radar and of optical images have no number in common.
         and (encoder.trained or query == gallery)
+        and (labelled or query != gallery)
     ]
 
 
