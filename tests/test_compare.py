@@ -8,7 +8,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import compare_archives, compare_floods, compare_synthetic
+from configs import (
+    change_pairs,
+    compare_archives,
+    compare_floods,
+    compare_synthetic,
+)
 from data_pipeline.errors import InputError
 from fusmae_jax import build, compare, compare_tables
 from fusmae_jax.evaluation import results
@@ -160,6 +165,26 @@ def test_machines_share_the_arms(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "_save", lambda unit, found: None)
     made.finish()
     assert trained == ["slow-seed-0", "slow-seed-1"]
+
+
+def test_change_chooses_no_rates_as_it_has_no_validation_pairs(tmp_path):
+    c = config()
+    with c.unlocked():
+        c.evaluations.change = change_pairs.get_config()
+        c.evaluations.change.data.dir = "DIR"
+        c.shown = {"change": "f1"}
+    compare.check(c)
+    made = compare.Comparison(c, tmp_path, tmp_path)
+    trial, real = compare.Unit("slow", 0, 1.0, True), compare.Unit("slow", 0, 1.0)
+    assert made._judges(trial) == ["scenes"]
+    assert set(made._judges(real)) == {"scenes", "change"}
+    assert made._score("change") == ("f1", "")
+    assert made._score("scenes") == ("map_micro", "")
+    with c.unlocked():
+        del c.evaluations.scenes
+        c.tune.rates = (1.0, 2.0)
+    with pytest.raises(InputError, match="no evaluation has any; set tune.rates"):
+        compare.check(c)
 
 
 def test_an_arm_of_one_sensor_is_judged_with_that_alone(tmp_path):

@@ -274,3 +274,12 @@ def test_sides_of_different_pairs_are_refused(rng):
     s1, s2, labels = pairs(rng)
     with pytest.raises(InputError, match="41 queries, 40 .* 41 rows"):
         neighbours.score_retrieval(s1, s2[1:], labels, same=False)
+
+
+def test_without_classes_partners_alone_are_looked_for(rng):
+    s1, s2 = rng.normal(size=(2, 20, 4)).astype(np.float32)
+    asked = dict(ks=(1, 3), same=False, resamples=0)
+    labelled = neighbours.score_retrieval(s1, s2, np.ones((20, 2)), **asked)
+    found = neighbours.score_retrieval(s1, s2, np.zeros((20, 0)), **asked)
+    assert set(found) == {"recall@1", "recall@3"}
+    assert all(found[name].value == labelled[name].value for name in found)

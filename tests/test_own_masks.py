@@ -355,6 +355,17 @@ def test_dense_probing_needs_neither_labels_of_pairs_nor_a_validation_split(
     assert (tmp_path / "w" / "figures" / "dense_confusion.png").exists()
 
 
+def test_partners_are_found_among_pairs_without_labels(
+    floods, tmp_path, tmp_path_factory
+):
+    c = probe(tmp_path_factory, floods)
+    c.methods, c.sensors, c.retrieval.ks = ("retrieval",), ("s1", "s2", "both"), (1, 2)
+    rows = evaluate.run(c, tmp_path / "w")
+    assert [row.sensors for row in rows] == ["s1->s2", "s2->s1"]
+    assert set(rows[0].scores.overall) == {"recall@1", "recall@2"}
+    assert rows[0].test_pairs == 4  # with a mask or without
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
