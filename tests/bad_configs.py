@@ -334,7 +334,11 @@ OTHERS = [
         r"shown names \['map'\], which are no",
     ),
     ("change_pairs", {"checkpoint": ""}, "--config.checkpoint=runs"),
-    ("change_pairs", {"ways": ("sum",)}, "ways is .*, each one of difference, concat"),
+    (
+        "change_pairs",
+        {"ways": ("sum",)},
+        "ways is .*, each one of .*difference.*concat",
+    ),
     ("change_pairs", {"folds": 2}, "folds is 2"),
     ("change_pairs", {"fit.class_weights": (0.0,)}, "fit.class_weights is"),
     ("compare_floods", {"arms": {}}, "nothing to compare: name arms and evaluations"),
