@@ -380,7 +380,10 @@ class Comparison:
             "machine": platform.machine(),
             "jax": jax.__version__,
         }
-        return {"rows": rows, "cost": cost}
+        # What a method that draws hidden patches made of those of held-out pairs.
+        drawn = directory / "scores.json"
+        drawn = safe_io.read_json(drawn) if drawn.exists() else None
+        return {"rows": rows, "cost": cost, "reconstruction": drawn}
 
     def _key(self, unit: Unit) -> dict:
         """All that decides what a unit's result is."""

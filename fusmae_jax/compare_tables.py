@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fusmae_jax.evaluation import results
+from fusmae_jax.inputs import SENSORS
+from fusmae_jax.reconstruct import PREDICTORS
 
 
 def as_csv(found: Sequence[Mapping]) -> str:
@@ -130,6 +132,7 @@ def as_table(found: Sequence[Mapping], titles: Mapping[str, str]) -> str:
             *_lines(of_place, sensors),
             "",
         ]
+    parts += _reconstructions(found)
     parts += [
         "| cost | GFLOP an image | images/s | MB a step | epochs | rate | devices |",
         "|---|---|---|---|---|---|---|",
@@ -152,6 +155,36 @@ def as_table(found: Sequence[Mapping], titles: Mapping[str, str]) -> str:
             f"{cost.get('devices', '-')} |"
         )
     return "\n".join(parts) + "\n"
+
+
+def _reconstructions(found: Sequence[Mapping]) -> Iterator[str]:
+    """Lines of a table of errors on hidden patches, of arms that draw these.
+
+    Simple predictors stand below, by the masks of the first of them.
+    """
+    drawn: dict = {}
+    for result in found:
+        if report := result.get("reconstruction"):
+            first = not drawn
+            for name, errors in report["mean_squared_error"].items():
+                own = name not in PREDICTORS
+                if own or first:
+                    line = result["arm"] if own else name
+                    ratio = f"{100 * report['mask_ratio']:g} %" if own else ""
+                    lines = drawn.setdefault((not own, line, ratio), [])
+                    lines.append([errors.get(s) for s in SENSORS])
+    if not drawn:
+        return
+    yield "**Error on hidden patches of held-out pairs** (mean squared, less is better)"
+    yield ""
+    titles = " | ".join(results.SENSORS[s] for s in SENSORS)
+    yield f"| | hidden | {titles} |"
+    yield "|---" * (len(SENSORS) + 2) + "|"
+    for (_, line, ratio), errors in sorted(drawn.items()):
+        columns = ([x for x in column if x is not None] for column in zip(*errors))
+        means = [f"{np.mean(x):.4f}" if x else "-" for x in columns]
+        yield f"| {line} | {ratio} | {' | '.join(means)} |"
+    yield ""
 
 
 def draw(found: Sequence[Mapping], titles: Mapping[str, str]):

@@ -9,7 +9,7 @@ from configs import change_pairs, prepare_pairs
 from data_pipeline import ground, sources
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import change, heads, results, scores
+from fusmae_jax.evaluation import change, change_heads, heads, results, scores
 from fusmae_jax.training import sharding
 from tests import judging, teacher
 from tests.geotiffs import GRID, S1_BANDS, S2_BANDS, SIDE, s1_image, s2_image, write_csv
@@ -82,7 +82,7 @@ def test_scores_of_change_are_those_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics", reason="compares with it")
     labels = rng.integers(0, 3, (5, 8, 8)).astype(np.uint8)  # 2 is no label
     said = rng.random((5, 8, 8)) < 0.3
-    counts = change.confusions(labels, said)
+    counts = change_heads.confusions(labels, said)
     known = labels < 2
     np.testing.assert_array_equal(
         counts.sum(axis=0), metrics.confusion_matrix(labels[known], said[known])
@@ -97,7 +97,7 @@ def test_scores_of_change_are_those_of_scikit_learn():
     assert found.keys() == expected.keys()
     for name, score in expected.items():
         assert found[name].value == pytest.approx(score(labels[known], said[known]))
-    none = scores.detection(change.confusions(labels, np.zeros_like(said)))
+    none = scores.detection(change_heads.confusions(labels, np.zeros_like(said)))
     assert none.overall["recall"].value == 0
     assert np.isnan(none.overall["precision"].value)
 
@@ -105,7 +105,7 @@ def test_scores_of_change_are_those_of_scikit_learn():
 class Noted:
     """Heads of two settings that note what they are shown, and the second is right."""
 
-    recipe = change.Recipe(learning_rates=(1e-3, 1e-2), class_weights=(1.0,))
+    recipe = change_heads.Recipe(learning_rates=(1e-3, 1e-2), class_weights=(1.0,))
 
     def __init__(self):
         self.learnt, self.judged, self.tested = [], [], []
@@ -129,8 +129,8 @@ def test_every_fold_is_tested_once_by_what_neither_learnt_nor_chose_on_it():
     labels = np.random.default_rng(0).integers(0, 2, (8, 4, 4)).astype(np.uint8)
     tokens = np.zeros((8, 1, 2, 2, 3), np.float32)
     made, mesh = Noted(), sharding.make_mesh()
-    dates = change.Dates(tokens, tokens, labels)
-    said, chosen = change.cross_validate(made, dates, folds, mesh, "noted")
+    dates = change_heads.Dates(tokens, tokens, labels)
+    said, chosen = change_heads.cross_validate(made, dates, folds, mesh, "noted")
     np.testing.assert_array_equal(said, labels == 1)  # each at its place
     assert chosen == [(1e-2, 1.0, 10 / 12)] * 4
     whole = {fold: set(np.flatnonzero(folds == fold).tolist()) for fold in range(4)}
@@ -210,10 +210,10 @@ def test_change_is_found_in_regions_never_seen_and_where_it_can_be_seen(
     source = sources.open_split(c.data, "train", ("mask",))
     labels = np.stack([source[i]["mask"] for i in range(1, 16, 2)])
     np.testing.assert_array_equal(
-        change.confusions(labels, said).sum(axis=0), pixels.scores.confusion
+        change_heads.confusions(labels, said).sum(axis=0), pixels.scores.confusion
     )
     # Going on does nothing again.
-    monkeypatch.setattr(change, "take_tokens", lambda *args: pytest.fail("again"))
+    monkeypatch.setattr(change_heads, "take_tokens", lambda *args: pytest.fail("again"))
     again = change.run(c, tmp_path / "w")
     assert [row.scores.overall for row in again] == [row.scores.overall for row in rows]
 
@@ -232,7 +232,7 @@ def test_both_ways_and_heads_are_judged_and_a_date_alone_tells_nothing(
     # Tokens of 6 x 6 px of both sensors, of two dates.
     assert pixels.feature_dim == 2 * 36 * (len(S1_BANDS) + len(S2_BANDS))
     same = lambda before, after: after - after
-    monkeypatch.setitem(change.WAYS, "difference", same)
+    monkeypatch.setitem(change_heads.WAYS, "difference", same)
     c.ways, c.heads, c.fit.steps = ("difference",), ("linear",), 20
     blind = change.run(c, tmp_path / "blind")[-1]
     assert blind.scores.overall["f1"].value < 0.5
