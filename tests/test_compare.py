@@ -278,6 +278,25 @@ def test_a_table_has_means_and_deviations_over_seeds_best_first():
     ]
 
 
+def test_errors_on_hidden_patches_stand_beside_simple_predictors():
+    drawn = lambda error, mean: {
+        "mask_ratio": 0.75,
+        "mean_squared_error": {
+            "Fus-MAE": {"s1": error, "s2": 0.25},
+            "mean of visible pixels": {"s1": mean, "s2": None},
+        },
+    }
+    found = [result("b", 0, 0.5), result("b", 1, 0.5), result("a", 0, 0.5)]
+    found[0]["reconstruction"], found[1]["reconstruction"] = drawn(1, 2), drawn(2, 3)
+    lines = compare_tables.as_table(found, TITLES).splitlines()
+    start = next(i for i, x in enumerate(lines) if "hidden patches of held-out" in x)
+    assert lines[start + 4 : start + 7] == [
+        "| b | 75 % | 1.5000 | 0.2500 |",
+        "| mean of visible pixels |  | 2.0000 | - |",
+        "",
+    ]
+
+
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "a-seed-0.json").write_text("{}")
     with pytest.raises(InputError, match="a-seed-0.json is no result of a comparison"):
