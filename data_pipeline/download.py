@@ -160,7 +160,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
     except locks.Locked as error:
         raise InputError(
             f"{folder} is being downloaded into by {error}; let it end, or pass "
-            "another --config.download=DIR."
+            "another download=DIR."
         ) from None
     try:
         yield
@@ -214,8 +214,8 @@ def _check_room(folder: pathlib.Path, needed: int) -> None:
     if needed > free:
         raise InputError(
             f"{folder} needs {needed / 1e9:.1f} GB more and has {free / 1e9:.1f} GB "
-            "free; make room, pass another --config.download=DIR, or name fewer "
-            "--config.download_parts."
+            "free; make room, pass another download=DIR, or name fewer "
+            "download_parts."
         )
 
 

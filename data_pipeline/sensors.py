@@ -367,9 +367,11 @@ def _fitting(image: np.ndarray, sensor: Sensor) -> str:
             said.append(f"in {unit.name} of {median:.3g}")
     if not said:
         return "leave the pair out"
-    own, option = sensor.units[0].name, f"--config.read.{sensor.name}_unit"
-    medians = " and ".join(said)
-    return f"its median would be {medians} {own}: change {option}, or leave it out"
+    own, medians = sensor.units[0].name, " and ".join(said)
+    return (
+        f"its median would be {medians} {own}: change read.{sensor.name}_unit, or "
+        "leave it out"
+    )
 
 
 def to_contract(

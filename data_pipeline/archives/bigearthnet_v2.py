@@ -351,7 +351,7 @@ def find_metadata(root: str) -> str:
             return os.path.join(folder, METADATA)
     raise InputError(
         f"There is no {METADATA} in {' or '.join(folders)}; put it there, or pass its "
-        "path with --config.read.metadata."
+        "path as read.metadata=FILE."
     )
 
 
@@ -418,7 +418,7 @@ def open_store(source: str) -> "Folders | Database":
     if len(found) != 1:
         raise InputError(
             f"{source} has no folder {S2_FOLDER} and {len(found)} folders with "
-            f"{lmdb_reader.FILE}; pass with --config.source=DIR the folder of the "
+            f"{lmdb_reader.FILE}; pass as source=DIR the folder of the "
             "unpacked archives or of one LMDB."
         )
     # Not where a link leads to: the table lies beside the link.
@@ -462,7 +462,7 @@ class Folders:
         path = os.path.join(self.root, folder)
         if not os.path.isdir(path):
             raise InputError(
-                f"{self.root} has no folder {folder}; pass with --config.source=DIR "
+                f"{self.root} has no folder {folder}; pass as source=DIR "
                 f"the folder that holds both {S2_FOLDER} and {S1_FOLDER}."
             )
         tiles = tqdm.tqdm(base.folders(path), desc=folder, unit="tile", leave=False)

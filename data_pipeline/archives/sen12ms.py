@@ -235,8 +235,8 @@ def _scene_folders(root: str) -> list[str]:
         level = [entry.path for entry in inside if not _SCENE.fullmatch(entry.name)]
     if not folders:
         raise InputError(
-            f"{root} has no folders like ROIs1158_spring/s2_1; pass with "
-            "--config.source=DIR the folder into which SEN12MS was unpacked."
+            f"{root} has no folders like ROIs1158_spring/s2_1; pass as "
+            "source=DIR the folder into which SEN12MS was unpacked."
         )
     return folders
 

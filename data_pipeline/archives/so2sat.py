@@ -179,7 +179,7 @@ def _builder(data_dir: str) -> tfds.core.DatasetBuilder:
             "prepare it (TensorFlow must be installed for that) with `import "
             f"tensorflow_datasets as tfds; tfds.builder('{DATASET}', data_dir=DIR, "
             "file_format='array_record').download_and_prepare()` and pass "
-            "--config.source=DIR."
+            "source=DIR."
         )
     return builder
 

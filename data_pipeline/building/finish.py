@@ -76,7 +76,7 @@ def finish(
                 shard.path.unlink()  # the same command reads its pairs again
         raise InputError(
             f"{reason} See {out / 'skipped.csv'}; mend them, or set "
-            "--config.most_skipped=1.0 to go without, and give the same command again."
+            "most_skipped=1.0 to go without, and give the same command again."
         )
     for split in [split for split, report in reports.items() if not report.count]:
         for shard in work[split]:  # TFDS knows no split without records

@@ -83,8 +83,8 @@ TABLE = {
 RULES = (
     (
         lambda c: not c.get("download") or reader(c.archive).DOWNLOADS,
-        "archive={c.archive} is not fetched by --config.download; its config in "
-        "configs/ says how TFDS prepares it, and that is passed as --config.source.",
+        "archive={c.archive} cannot be fetched as download={c.download}; its config in "
+        "configs/ says how TFDS prepares it, and that is passed as source=DIR.",
     ),
     (
         lambda c: not c.get("download") or not c.source,
@@ -94,12 +94,11 @@ RULES = (
     (
         lambda c: c.get("download") or not c.get("download_parts"),
         "download_parts is {c.download_parts}, and there is no folder to fetch them "
-        "into; set --config.download too.",
+        "into; set download=DIR too.",
     ),
     (
         lambda c: c.get("download") or (c.source and c.out),
-        "Pass --config.source=DIR, where the archive is, and --config.out=DIR, the "
-        "folder to build in.",
+        "Pass source=DIR, where the archive is, and out=DIR, the folder to build in.",
     ),
     (
         lambda c: _differ(c.source, c.out, c.scratch, c.get("download", "")),
@@ -115,7 +114,7 @@ RULES = (
     (
         lambda c: c.runner or not c.runner_options,
         "runner_options is {c.runner_options}, and there is no runner to take them; "
-        "set --config.runner too.",
+        "set runner=RUNNER too.",
     ),
     (
         lambda c: all(option.startswith("--") for option in c.runner_options),
