@@ -94,7 +94,7 @@ DOWNLOADS = tuple(
         part={"s1": "S1", "s2": "S2", "lc": "maps"}[name[-2:]],
         url=f"ftp://m1474000:m1474000@dataserv.ub.tum.de/{name}.tar.gz",
         checksum=f"md5:{md5}",
-        unpack=f"tar -xzf {{folder}}/{name}.tar.gz -C {{folder}}",
+        unpack="tar -xzf {folder}/{file} -C {folder}",
     )
     for name, md5 in {
         "ROIs1158_spring_lc": "6e2e8fa8b8cba77ddab49fd20ff5c37b",
