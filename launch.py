@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import shutil
 import sys
 
@@ -200,6 +201,16 @@ def main(argv: list[str]) -> None:
     task.run(config, _WORKDIR.value or f"runs/{run_name()}")
 
 
+def with_flags(message: str) -> str:
+    """An error in which fields are flags: of `out=DIR` it makes `--config.out=DIR`."""
+    try:
+        names = task_of(_LOADER.loaded).fields(_LOADER.loaded)
+    except InputError:  # which names no field of a task
+        return message
+    fields = "|".join(map(re.escape, names))
+    return re.sub(rf"(?<![\w./-])({fields})=", r"--config.\1=", message)
+
+
 def start_logging() -> None:
     """Prints what the project logs, and nothing that libraries log."""
     log = logging.getLogger("fusmae_jax")
@@ -222,7 +233,7 @@ def run() -> None:
     except preemption.Stopped as stopped:
         print(stopped, file=sys.stderr)  # and that is a success
     except InputError as error:
-        sys.exit(str(error))
+        sys.exit(with_flags(str(error)))
     except OSError as error:
         if error.errno not in atomic.ADVICE:
             raise

@@ -21,8 +21,8 @@ SPLITS = ("train", "validation", "test")  # that a dataset can have, in this ord
 STATISTICS = ("published", "computed")
 CARD_FILE = "card.json"  # makes a folder a dataset; written last
 HOW_TO_BUILD = (
-    "build one with launch.py --config=configs/prepare_bigearthnet.py "
-    "--config.source=DIR --config.out=DIR, or pass --config.data.dir=DIR"
+    "build one with launch.py --config=configs/prepare_bigearthnet.py, or pass "
+    "data.dir=DIR"
 )
 
 _MOST_INDEX = 1 << 14  # bytes of a pair in the index: its texts and labels
@@ -222,7 +222,7 @@ def read_description(
     except (InputError, KeyError, TypeError) as error:
         raise InputError(
             f"{CARD_FILE} in {directory} lacks computed statistics ({error!r:.99}); "
-            "set --config.data.statistics=published, or build the dataset again."
+            "set data.statistics=published, or build the dataset again."
         ) from error
     return dataclasses.replace(description, sensors=computed)
 

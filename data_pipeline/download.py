@@ -61,7 +61,7 @@ class Download:
         needed: tells of a config whether what it reads is in this file.
         tar: bytes, more or less, of the .tar that is made here of a .tar.gz and read in
             place; 0 where nothing is made.
-        unpack: command that unpacks it, with {folder} for where it is.
+        unpack: command that unpacks it, with {folder} for where it is, and {file}.
         option: what a build from the folder is passed because of it, likewise.
     """
 
@@ -138,9 +138,10 @@ def fetch(config, downloads: Sequence[Download]) -> None:
 
 def _advice(folder: str, items: Sequence[Download]) -> str:
     """What to do with what was fetched."""
-    unpack = [item.unpack.format(folder=shlex.quote(folder)) for item in items]
-    options = [f"--config.source={shlex.quote(folder)}"]
-    options += [item.option.format(folder=shlex.quote(folder)) for item in items]
+    quoted = shlex.quote(folder)
+    unpack = [item.unpack.format(folder=quoted, file=item.file) for item in items]
+    options = [f"--config.source={quoted}"]
+    options += [item.option.format(folder=quoted) for item in items]
     commands = "".join(f"\n    {line}" for line in dict.fromkeys(filter(None, unpack)))
     unpacked = f" Unpack them:\n{commands}\n\nThen build" if commands else " Now build"
     return (
@@ -160,7 +161,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
     except locks.Locked as error:
         raise InputError(
             f"{folder} is being downloaded into by {error}; let it end, or pass "
-            "another --config.download=DIR."
+            "another download=DIR."
         ) from None
     try:
         yield
@@ -214,8 +215,8 @@ def _check_room(folder: pathlib.Path, needed: int) -> None:
     if needed > free:
         raise InputError(
             f"{folder} needs {needed / 1e9:.1f} GB more and has {free / 1e9:.1f} GB "
-            "free; make room, pass another --config.download=DIR, or name fewer "
-            "--config.download_parts."
+            "free; make room, pass another download=DIR, or name fewer "
+            "download_parts."
         )
 
 

@@ -4,5 +4,7 @@
 class InputError(ValueError):
     """Something given from outside cannot work; the message says what to change.
 
-    `launch.py` prints it as one sentence, without a traceback.
+    A field to change is named as `out=DIR`, for the library knows no command line:
+    `launch.py` makes `--config.out=DIR` of it, and prints the sentence, without a
+    traceback.
     """

@@ -82,11 +82,16 @@ def chosen(choice: str, text: str, name: str, lacking: str) -> int:
     return offset
 
 
-def unknown(lacking: str) -> str:
-    """What to do about an image that tells nothing, as the end of a sentence."""
+def unknown(lacking: str, field: str = "read.s2_offset") -> str:
+    """What to do about an image that tells nothing, as the end of a sentence.
+
+    Args:
+        lacking: what of it would tell the baseline, in words.
+        field: of the config that can say it instead.
+    """
     return (
         "does not say by which processing baseline it was made (it has no "
-        f"{lacking}); pass --config.read.s2_offset={OFFSET} when {OFFSET} was added "
+        f"{lacking}); pass {field}={OFFSET} when {OFFSET} was added "
         "to each DN, as since January 2022, and =0 when not or when it was removed."
     )
 

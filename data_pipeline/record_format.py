@@ -225,7 +225,7 @@ class Records:
                 f"Split {split!r} of {self.directory} holds no records; its splits "
                 f"hold {held}. Name another split or dataset in the fields of "
                 "config.data (--explain lists them, such as eval_dir), or build this "
-                "one again with --config.splits or --config.holdout_share."
+                "one again with other splits or a holdout_share."
             )
         self._info = info.splits[split]
         self._name = info.name

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import fill_values
+from data_pipeline import pixel_values
 from data_pipeline.errors import InputError
-from data_pipeline.offsets import DARKEST, OFFSET, remove
+from data_pipeline.offsets import OFFSET, remove
+from data_pipeline.pixel_values import Unit
 
 FINEST_GSD = 10  # metres; a pair's side is counted in pixels of this size
 
 # What is stored, by type, where nothing was measured; types that pixels can have.
 MISSING = {"float16": float("nan"), "uint16": 65535}
 _BY_NAME = ("units", "offsets", "expected", "picture")  # fields that are not saved
-DN_PER_REFLECTANCE = 10000.0
 _MAX_REFLECTANCE = 3.2767  # what the contract can hold; clouds stay far below
 
 _MOST_VALUE = 1e30  # of a statistic; float32 holds more, its square does not
@@ -66,53 +66,6 @@ class Grid:
         return f"{self.sensor}_{self.gsd}m"
 
 
-def unchanged(image: np.ndarray) -> np.ndarray:
-    """The conversion of a unit that is the contract's own."""
-    return image
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """A unit that people keep pixels in.
-
-    Attributes:
-        name: in configs.
-        words: what it is called in sentences.
-        convert: makes of an image one in the contract's unit. NaN and values that
-            cannot be stay so: `base.pixels` sees to them.
-        least: most values of an image in this unit are not below it,
-        most: and not above it.
-        peak: the greatest value of an image is not below it.
-    """
-
-    name: str
-    words: str
-    convert: Callable[[np.ndarray], np.ndarray] = unchanged
-    least: float = -np.inf
-    most: float = np.inf
-    peak: float = -np.inf
-
-    def doubt(self, image: np.ndarray) -> str:
-        """Why the measured values of an image cannot be in this unit; "" if they can.
-
-        Whatever surface a single image shows, these differ by orders of magnitude.
-
-        Args:
-            image: [H, W], or [C, H, W], of which no band can be in another unit.
-        """
-        images = image.reshape(-1, *image.shape[-2:])
-        known = (band[np.isfinite(band) & (band != 0)] for band in images)
-        bands = [band for band in known if band.size]
-        for band in bands:
-            if np.mean(band < self.least) > 0.5:
-                return f"most are below {self.least:g}, the least is {band.min():.3g}"
-            if np.mean(band > self.most) > 0.5:
-                return f"most are above {self.most:g}, the greatest is {band.max():.3g}"
-        if bands and max(band.max() for band in bands) < self.peak:
-            return f"none is above {self.peak:g}"
-        return ""
-
-
 @dataclasses.dataclass(frozen=True)
 class Expected:
     """What real images of a sensor look like, see `building.value_checks`.
@@ -121,7 +74,7 @@ class Expected:
         flat: whether an image can have one value everywhere, other than 0.
         zero_is_dark: whether a band that is 0 may be dark, though 0 is said to mean
             that nothing was measured, unless all bands are 0.
-        filled: where 0 stands for what was not measured, see `fill_values`.
+        filled: where 0 stands for what was not measured, see `pixel_values`.
         medians: least and greatest median of a band, by family.
         brighter: two bands, of which the first is the brighter one on every surface.
         peak: that the brightest pixel of all bands reaches.
@@ -325,38 +278,6 @@ def canonical(name: str) -> str:
     return f"B{short[1]}A" if short[2] else f"B0{short[1]}"
 
 
-def linear_to_db(power: np.ndarray) -> np.ndarray:
-    """Backscatter in dB; NaN where the linear power is not positive."""
-    return 10.0 * np.log10(np.where(power > 0, power, np.nan))
-
-
-def amplitude_to_db(amplitude: np.ndarray) -> np.ndarray:
-    """Backscatter in dB of its square root; NaN where that is not positive."""
-    return 2 * linear_to_db(amplitude)
-
-
-def clamp_dn(dn: np.ndarray) -> np.ndarray:
-    """DN of which those slightly below 0, as of dark water, become `DARKEST`.
-
-    What no DN can express, less than -1000, stays negative.
-    """
-    if dn.dtype.kind == "u":
-        return dn
-    return np.where((dn < 0) & (dn >= -OFFSET), DARKEST, dn)
-
-
-def reflectance_to_dn(reflectance: np.ndarray) -> np.ndarray:
-    """Reflectance x 10000, rounded, as floating point.
-
-    Dark surfaces may come out slightly below zero, and become `DARKEST`. 0 stays 0, for
-    it means that nothing was measured; what no DN can express, less than -0.1, stays
-    negative.
-    """
-    dn = np.rint(np.asarray(reflectance) * DN_PER_REFLECTANCE)
-    dark = (reflectance != 0) & (dn < DARKEST) & (dn >= -OFFSET)
-    return np.where(dark, DARKEST, dn)
-
-
 def _fitting(image: np.ndarray, sensor: Sensor) -> str:
     """The units that an image can be in, and what it then holds, for an error."""
     said = []
@@ -367,9 +288,11 @@ def _fitting(image: np.ndarray, sensor: Sensor) -> str:
             said.append(f"in {unit.name} of {median:.3g}")
     if not said:
         return "leave the pair out"
-    own, option = sensor.units[0].name, f"--config.read.{sensor.name}_unit"
-    medians = " and ".join(said)
-    return f"its median would be {medians} {own}: change {option}, or leave it out"
+    own, medians = sensor.units[0].name, " and ".join(said)
+    return (
+        f"its median would be {medians} {own}: change read.{sensor.name}_unit, or "
+        "leave it out"
+    )
 
 
 def to_contract(
@@ -424,13 +347,13 @@ S1 = Sensor(
     source=_V1,
     units=(
         Unit("dB", "dB", most=0.0),
-        Unit("linear", "linear power", linear_to_db, least=0.0),
-        Unit("amplitude", "amplitude", amplitude_to_db, least=0.0),
+        Unit("linear", "linear power", pixel_values.linear_to_db, least=0.0),
+        Unit("amplitude", "amplitude", pixel_values.amplitude_to_db, least=0.0),
     ),
     offsets=(),
     expected=Expected(
         flat=False,  # there is speckle everywhere
-        filled=fill_values.zero_backscatter,
+        filled=pixel_values.zero_backscatter,
         # Above the sensor's noise, and below what only a few walls reach. Linear power
         # and uncalibrated DN lie higher, and so does amplitude taken for power: it
         # halves every dB. Power taken for amplitude doubles it.
@@ -469,13 +392,18 @@ S2 = Sensor(
     ),
     source=_V1,
     units=(
-        Unit("DN", "DN", clamp_dn, peak=_MAX_REFLECTANCE),
-        Unit("reflectance", "reflectance", reflectance_to_dn, most=_MAX_REFLECTANCE),
+        Unit("DN", "DN", pixel_values.clamp_dn, peak=_MAX_REFLECTANCE),
+        Unit(
+            "reflectance",
+            "reflectance",
+            pixel_values.reflectance_to_dn,
+            most=_MAX_REFLECTANCE,
+        ),
     ),
     offsets=(0, OFFSET),
     expected=Expected(
         zero_is_dark=True,
-        filled=fill_values.zero_reflectance,
+        filled=pixel_values.zero_reflectance,
         peak=256,
         visible="visible",
         # Blue bands alone are as bright through haze.

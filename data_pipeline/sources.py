@@ -219,7 +219,7 @@ def check_overlap(train, other, allow: bool = False) -> int:
         raise InputError(
             f"{len(shared)} of {len(places)} in {title} show the ground of training "
             f"pairs, such as {first}; train on other splits or datasets, or pass "
-            "--config.data.allow_overlap=True."
+            "data.allow_overlap=True."
         )
     untold = sum(bool(place) and not ground.of(place) for place in (*seen, *places))
     if untold:

@@ -139,8 +139,8 @@ def fields(config) -> dict[str, Field]:
             rows = module_of(parts[name]).fields(parts[name])
             table |= within(f"{kind}.{name}", rows)
     shown = config.get("shown", {})
-    table |= {f"shown.{name}": text(filled=True, meaning="Of it.") for name in shown}
-    return table
+    score = text(filled=True, meaning="Score of this evaluation in the tables.")
+    return table | {f"shown.{name}": score for name in shown}
 
 
 def _judge(evaluation):

@@ -174,8 +174,7 @@ def _offset(path: str, settings: Settings) -> int:
     raster = band_folders.read(path, Window(0, 0, 1, 1))
     said = offsets.said(pair_survey.says(path, raster))
     if said is None:
-        advice = offsets.unknown(pair_survey.LACKING)
-        raise InputError(f"{path} {advice.replace('config.read.', 'config.')}")
+        raise InputError(f"{path} {offsets.unknown(pair_survey.LACKING, 's2_offset')}")
     return said
 
 

@@ -187,7 +187,7 @@ EVALUATION = [
 ]
 
 PREPARATION = [
-    ("prepare_bigearthnet", {"source": ""}, "Pass --config.source=DIR"),
+    ("prepare_bigearthnet", {"source": ""}, "Pass source=DIR"),
     ("prepare_bigearthnet", {"out": "DIR"}, "must be different folders"),
     ("prepare_bigearthnet", {"out": "a,b"}, "out is 'a,b'; .* no comma"),
     ("prepare_bigearthnet", {"out": "a "}, "out is 'a '; .* no space at its ends"),
@@ -214,7 +214,7 @@ PREPARATION = [
         {"download": "D", "source": "", "download_parts": ("S3",)},
         r"download_parts is \('S3',\); it must be .*'splits', 'S1', 'S2'",
     ),
-    ("prepare_bigearthnet", {"download_parts": ("S1",)}, "set --config.download too"),
+    ("prepare_bigearthnet", {"download_parts": ("S1",)}, "set download=DIR too"),
     ("prepare_bigearthnet_v2", {"download_parts": "S1"}, r"such as \('S1',\)"),
     ("prepare_so2sat", {"download": "D", "source": ""}, "so2sat .*how TFDS prepares"),
     ("prepare_pairs", {"download": "D"}, "no use for download; take it out"),

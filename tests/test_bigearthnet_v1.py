@@ -149,7 +149,7 @@ def test_list_that_pairs_the_wrong_patches_is_found_out_when_they_are_read(tmp_p
 def test_missing_archive_is_an_error_that_says_what_was_looked_for(tmp_path, missing):
     shared_data.write_pair(tmp_path, 1)
     shutil.rmtree(tmp_path / missing)
-    with pytest.raises(InputError, match=f"folder {missing} or .*config.source"):
+    with pytest.raises(InputError, match=f"folder {missing} or .*source=DIR"):
         find_pairs(tmp_path)
 
 

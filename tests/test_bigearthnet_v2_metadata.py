@@ -101,7 +101,7 @@ def test_metadata_is_found_beside_around_or_where_it_is_said_to_be(one):
     reben.assert_same(reben.read_one(source), record)  # beside
     table = shutil.move(table, archive.parent / "table.parquet")
     reben.assert_same(reben.read_one(source, metadata=str(table)), record)
-    with pytest.raises(InputError, match=r"no metadata.parquet in .*config.read"):
+    with pytest.raises(InputError, match="no metadata.parquet in .*read.metadata="):
         reben.open_archive(source)
 
 

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipeline.archives import bigearthnet_v2, lmdb_reader
+from data_pipeline.archives import bigearthnet_v2_stores as stores
+from data_pipeline.archives import lmdb_reader
 from data_pipeline.errors import InputError
 from tests import reben
 
@@ -117,8 +118,8 @@ def test_missing_package_is_an_error_that_names_the_extra(one, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(InputError, match=r"needs safetensors; .*-e '\.\[archives\]'"):
         reben.read_one(source)
-    monkeypatch.setattr(bigearthnet_v2.importlib.util, "find_spec", lambda name: None)
-    bigearthnet_v2._open.cache_clear()
+    monkeypatch.setattr(stores.importlib.util, "find_spec", lambda name: None)
+    stores._open.cache_clear()
     with pytest.raises(InputError, match="data.mdb needs lmdb; install it"):
         reben.read_one(source)
 

@@ -18,7 +18,7 @@ import pytest
 import launch
 from data_pipeline import atomic, download, locks
 from data_pipeline.archives import bigearthnet_v1
-from data_pipeline.building import options, prepare
+from data_pipeline.building import prepare
 from data_pipeline.download import Download
 from data_pipeline.errors import InputError
 from tests import bad_configs, builds, disks, packing, processes
@@ -605,12 +605,12 @@ def test_what_was_fetched_is_built_as_it_is_told(server, tmp_path, monkeypatch, 
         assert sorted(builds.ids(built, "train")) == [pair.name for pair in pairs]
 
 
-ARCHIVES = [n for n in options.ARCHIVES if hasattr(options.reader(n), "DOWNLOADS")]
+ARCHIVES = [n for n in prepare.ARCHIVES if hasattr(prepare.reader(n), "DOWNLOADS")]
 
 
 @pytest.mark.parametrize("archive", ARCHIVES)
 def test_what_archives_list_is_complete_and_fetched_to_places_of_its_own(archive):
-    items = options.reader(archive).DOWNLOADS
+    items = prepare.reader(archive).DOWNLOADS
     files = [item.file for item in items]
     assert len(set(files)) == len(files)
     lengths = {"md5": 32, "sha256": 64}

@@ -227,7 +227,7 @@ def test_an_offset_is_found_by_pixels_names_or_not_at_all(run, model, tmp_path):
     dark[:, :20] = 300
     assert offset(named, dark, s2_offset="auto") == 0
     assert offset("mine", bright, s2_offset="1000") == 1000
-    with pytest.raises(InputError, match="--config.s2_offset=1000 when"):
+    with pytest.raises(InputError, match="pass s2_offset=1000 when"):
         offset("mine", bright, s2_offset="auto")
 
 

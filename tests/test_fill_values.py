@@ -6,7 +6,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from configs import prepare_pairs
-from data_pipeline import dataset_card, fill_values, record_format, sensors
+from data_pipeline import dataset_card, pixel_values, record_format, sensors
 from data_pipeline.building import prepare
 from data_pipeline.errors import InputError
 from tests.geotiffs import (
@@ -33,7 +33,7 @@ def test_zero_decibel_in_two_bands_or_in_an_area_of_one_was_filled():
     image[0, 10:18, 10:18] = 0.0  # 64 connected pixels of one
     image[0, 30:37, 30:39] = 0.0  # 63 of them
     image[1, 20, ::2] = 0.0  # bright pixels here and there
-    (found,) = fill_values.zero_backscatter([image])
+    (found,) = pixel_values.zero_backscatter([image])
     want = np.zeros((40, 40), bool)
     want[0, :3] = want[10:18, 10:18] = True
     np.testing.assert_array_equal(found, want)
@@ -44,7 +44,7 @@ def test_optical_bands_are_filled_where_all_are_0_on_whatever_grid():
     fine[:, :4], coarse[:, 0] = 0, 0  # a border that cuts the coarse pixels of row 1
     fine[0, 5] = 0  # one dark band
     coarse[1, 1, 1] = 0
-    found = fill_values.zero_reflectance([fine, coarse])
+    found = pixel_values.zero_reflectance([fine, coarse])
     want = np.zeros((6, 6), bool)
     want[:3] = True  # below it, coarse bands were measured
     np.testing.assert_array_equal(found[0], want)

@@ -145,9 +145,9 @@ def test_complex_pixels_are_refused(tmp_path):
 
 def test_a_unit_that_the_values_are_not_in_is_refused(tmp_path):
     write_pairs(tmp_path, 1)
-    with pytest.raises(InputError, match="in dB of -1.*change --config.read.s1_unit"):
+    with pytest.raises(InputError, match="in dB of -1.*change read.s1_unit"):
         only_record(tmp_path, s1_unit="linear")
-    with pytest.raises(InputError, match="in DN of .*change --config.read.s2_unit"):
+    with pytest.raises(InputError, match="in DN of .*change read.s2_unit"):
         only_record(tmp_path, s2_unit="reflectance")
 
 

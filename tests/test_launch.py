@@ -81,6 +81,10 @@ def test_the_real_run_without_data_says_in_two_lines_how_to_get_it(tmp_path):
         ([config("quickstart"), "extra"], "extra"),
         ([config("compare_floods") + ":ablation"], "no arms 'ablation'; choose one"),
         ([config("pretrain_small"), "--config.data.dir=/nowhere"], "/nowhere"),
+        (
+            [config("prepare_bigearthnet"), "--config.source=x"],
+            "Pass --config.source=DIR, where the archive is, and --config.out=DIR,",
+        ),
         ([config("reconstruct"), "--config.checkpoint=/nowhere"], "/nowhere"),
     ],
 )

@@ -151,7 +151,7 @@ def test_pixels_that_a_file_masks_have_no_class(tmp_path):
 def test_a_value_that_is_named_is_a_class_though_files_mark_it_as_none(tmp_path):
     """Tools that burn polygons mark their background, 0, as nodata."""
     source(tmp_path, checks(), nodata=0)
-    with pytest.raises(InputError, match=r"hold \[1\] alone.*--config.read.mask_cl"):
+    with pytest.raises(InputError, match=r"hold \[1\] alone.* read.mask_classes="):
         open_archive(tmp_path)
     np.testing.assert_array_equal(
         masks(tmp_path, mask_classes=("dry", "flooded"))[0], checks()

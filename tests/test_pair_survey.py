@@ -160,7 +160,7 @@ def test_amplitude_is_the_square_root_of_power(tmp_path):
 def test_the_cirrus_band_makes_a_file_top_of_atmosphere(tmp_path):
     write_pair(tmp_path, "a", top_of_atmosphere(0), L1C)
     assert open_archive(tmp_path).description.sensors["s2"].level == "L1C"
-    with pytest.raises(InputError, match="files are L1C, .*s2_level is L2A"):
+    with pytest.raises(InputError, match="files are L1C, .*s2_level=L2A"):
         open_archive(tmp_path, s2_level="L2A")
     write_pair(tmp_path, NEW.format(0), s2_image(0))
     with pytest.raises(InputError, match="Levels are mixed .*1 L1C, 1 L2A"):

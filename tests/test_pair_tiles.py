@@ -325,7 +325,7 @@ def test_a_tile_that_proves_nothing_goes_by_its_scene(tmp_path):
     [
         (dict(stride=8), "read.tile"),
         (dict(edges="fill"), "read.tile"),
-        (dict(tile=16, size=32), "leave --config.read.size=0"),
+        (dict(tile=16, size=32), "leave read.size=0"),
         (dict(tile=64), "40 x 40 px hold no tile of read.tile=64"),
     ],
 )
@@ -390,7 +390,7 @@ def test_a_build_of_tiles_is_the_same_however_it_is_cut_into_jobs(tmp_path):
 def test_scenes_may_be_larger_than_a_file_that_is_read_whole(tmp_path, monkeypatch):
     s1, _ = write_scene(tmp_path)
     monkeypatch.setattr(base, "MOST_BYTES", 8000)  # the files have 13 and 38 kB
-    with pytest.raises(InputError, match="into tiles, with --config.read.tile"):
+    with pytest.raises(InputError, match="into tiles, by read.tile"):
         open_archive(tmp_path)
     record = records(tmp_path, tile=TILE)["scene_00000_00000"]
     expected = last(s1[:, :TILE, :TILE]).astype(np.float16)

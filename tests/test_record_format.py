@@ -248,7 +248,7 @@ def test_fingerprint_tells_datasets_of_one_size_apart_by_their_checksums(tmp_pat
 def test_folder_without_dataset_is_an_error_that_says_how_to_build_one(
     tmp_path, missing
 ):
-    with pytest.raises(InputError, match="prepare_bigearthnet.py .*config.data.dir"):
+    with pytest.raises(InputError, match="prepare_bigearthnet.py, .*data.dir=DIR"):
         record_format.Records(tmp_path / missing, "train")
 
 

@@ -3,34 +3,36 @@
 import numpy as np
 import pytest
 
-from data_pipeline import offsets, sensors
+from data_pipeline import offsets, pixel_values, sensors
 from data_pipeline.errors import InputError
 
 
 def test_linear_power_becomes_decibels():
     power = np.array([1.0, 0.1, 0.05, 100.0], np.float32)
 
-    db = sensors.linear_to_db(power)
+    db = pixel_values.linear_to_db(power)
 
     assert db.dtype == np.float32
     np.testing.assert_allclose(db, [0.0, -10.0, -13.0103, 20.0], atol=1e-4)
 
 
 def test_power_that_is_not_positive_has_no_decibels():
-    db = sensors.linear_to_db(np.array([0.0, -0.1, np.nan], np.float32))
+    db = pixel_values.linear_to_db(np.array([0.0, -0.1, np.nan], np.float32))
     assert np.isnan(db).all()
 
 
 def test_reflectance_is_rounded_to_dn():
     reflectance = np.array([0.0, 0.00016, 0.1234, 1.0], np.float32)
 
-    dn = sensors.reflectance_to_dn(reflectance)
+    dn = pixel_values.reflectance_to_dn(reflectance)
 
     np.testing.assert_array_equal(dn, [0, 2, 1234, 10000])
 
 
 def test_reflectance_about_zero_is_the_darkest_dn_and_what_cannot_be_stays():
-    dn = sensors.reflectance_to_dn(np.array([1e-5, -0.05, -0.1, -0.2, -9999.0, np.nan]))
+    dn = pixel_values.reflectance_to_dn(
+        np.array([1e-5, -0.05, -0.1, -0.2, -9999.0, np.nan])
+    )
     np.testing.assert_array_equal(dn, [1, 1, 1, -2000, -99990000, np.nan])
 
 

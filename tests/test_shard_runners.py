@@ -40,7 +40,7 @@ def leave(shard, count):
 
 @pytest.mark.parametrize("end", [die, leave])
 def test_killed_worker_is_said_in_a_sentence(work, end):
-    with pytest.raises(InputError, match="process was killed.*--config.workers=1"):
+    with pytest.raises(InputError, match="process was killed.* workers=1"):
         shard_jobs.run_local(end, work, 1, "writing")
 
 

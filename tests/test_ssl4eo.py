@@ -171,7 +171,7 @@ def test_bad_list_of_void_locations_is_an_error(tmp_path):
 def test_missing_folder_is_an_error_that_names_it(tmp_path, missing, level):
     write_location(tmp_path)
     shutil.rmtree(tmp_path / missing)
-    with pytest.raises(InputError, match=f"no folder {missing}; pass .*config.source"):
+    with pytest.raises(InputError, match=f"no folder {missing}; pass .*source=DIR"):
         opened(tmp_path, level=level).find_pairs()
 
 

@@ -174,7 +174,7 @@ def test_usual_mistakes_are_refused_with_numbers_and_the_setting(mistake):
         check(describe(), records(**changes))
     text = str(caught.value)
     assert "Over a sample of 8 pairs" in text
-    assert "--config.check_values=False overrides" in text
+    assert "(check_values=False overrides" in text
 
 
 def test_the_offset_shows_on_real_pairs_but_for_snow_and_cloud():

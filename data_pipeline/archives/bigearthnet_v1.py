@@ -225,7 +225,7 @@ def _find(root: str, archive_names: tuple[str, ...]) -> str:
         return path
     raise InputError(
         f"{root} has neither a folder {' or '.join(archive_names)} nor a tar of that "
-        "name; pass with --config.source=DIR the folder with both BigEarthNet v1 "
+        "name; pass as source=DIR the folder with both BigEarthNet v1 "
         "archives."
     )
 

@@ -109,7 +109,7 @@ def find(root: str, patterns: Mapping[str, str]) -> dict[str, Images]:
         )
     if not os.path.isdir(root):
         raise InputError(
-            f"{root} is not a folder; pass as --config.source the one that the "
+            f"{root} is not a folder; pass as source=DIR the one that the "
             "patterns of read.s1_files, read.s2_files and read.mask_files begin in."
         )
     search = _Search(root, {n: _Pattern(text) for n, text in patterns.items()})

@@ -367,12 +367,12 @@ def _cut(read) -> Cut:
     if not read.tile and (read.stride or read.edges != "drop"):
         raise InputError(
             "read.stride and read.edges say how scenes are cut into tiles; set "
-            "--config.read.tile to the side of a tile too."
+            "read.tile=120, the side of a tile, or another, too."
         )
     if read.tile and read.size not in (0, read.tile):
         raise InputError(
             f"read.tile={read.tile} is the side of a pair, and read.size={read.size}; "
-            "leave --config.read.size=0."
+            "leave read.size=0."
         )
     fill = read.edges == "fill"
     return Cut(read.tile, read.stride or read.tile, fill, read.align)
@@ -401,8 +401,8 @@ def _check_level(path, raster, bands, sensor: sensors.Sensor) -> None:
 
 
 _OFFSET_ADVICE = (
-    "set --config.read.s2_offset=auto, or say it pair by pair in a column s2_offset of "
-    "a CSV (--config.check_values=False overrides)."
+    "set read.s2_offset=auto, or say it pair by pair in a column s2_offset of "
+    "a CSV (check_values=False overrides)."
 )
 
 

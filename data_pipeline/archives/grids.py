@@ -150,21 +150,21 @@ def check(grids: Mapping[str, Grid]) -> None:
         if not _in_metres(grid):
             raise InputError(
                 f"{name} lies in {grid.crs}, whose coordinates are no metres; set "
-                f"--config.read.align=True, which warps it to a grid of {GSD:g} m."
+                f"read.align=True, which warps it to a grid of {GSD:g} m."
             )
         x, y = pixel_size(grid)
         if not _is_gsd(x, y):
             raise InputError(
                 f"{name} has pixels of {x:.4g} x {y:.4g} m on the ground, where those "
                 f"of a pair have {GSD:g} m; resample it, or set "
-                "--config.read.align=True."
+                "read.align=True."
             )
     for (name, one), (other_name, other) in itertools.pairwise(grids.items()):
         if offset(one, other) != (0, 0):
             raise InputError(
                 f"{name} lies in {one.crs} at {one.transform} and {other_name} in "
                 f"{other.crs} at {other.transform}; resample one onto the other's "
-                "grid, or set --config.read.align=True."
+                "grid, or set read.align=True."
             )
 
 

@@ -90,9 +90,9 @@ def _named(root: str) -> dict[str, Images]:
         found[name] = Images(root, f"{name}/{{id}}.*", files)
     if not set(found) & set(sensors.SENSORS):
         raise InputError(
-            f"{root} has no folder s1 or s2; pass with --config.source a folder that "
-            "has both or one of them, or a CSV, or say with --config.read.s1_files and "
-            "--config.read.s2_files how files are called."
+            f"{root} has no folder s1 or s2; pass as source=DIR a folder "
+            "that has both or one of them, or a CSV, or say how files are called by "
+            "read.s1_files=PATTERN and read.s2_files=PATTERN."
         )
     return found
 
@@ -176,7 +176,7 @@ def _check_alone(masks: Images, alone: Sequence[str]) -> None:
         raise InputError(
             f"None of the {len(alone)} masks {masks.path({})} has the name of an "
             f"image, as {alone[0]} has not; name each as the images of its pair, say "
-            "with --config.read.mask_files how they are called, or pass a CSV with a "
+            "by read.mask_files=PATTERN how they are called, or pass a CSV with a "
             "column 'mask'."
         )
     log.warning(
@@ -260,7 +260,7 @@ def class_names(text: str, known: Sequence[str] = ()) -> list[str]:
         if not known:
             raise InputError(
                 f"The labels {text!r} may be one class or {len(parts)}; separate the "
-                "names of classes by ';', or name all with --config.read.classes."
+                "names of classes by ';', or name all in read.classes."
             )
     return names
 

@@ -52,9 +52,9 @@ class Legend:
         if unknown:
             raise InputError(
                 f"{path} holds {_counted(unknown)}, which means none of the "
-                f"{len(places)} classes; name every value with "
-                "--config.read.mask_classes, as in \"('10=tree cover',)\", or list "
-                "those that mean no class in --config.read.mask_nodata."
+                f"{len(places)} classes; name every value, as in "
+                "read.mask_classes=\"('10=tree cover',)\", or list those that mean no "
+                'class, as in read.mask_nodata="(0,)".'
             )
         image = np.full(there.shape, NO_CLASS, np.uint8)
         image[there] = np.array([places[v] for v in values], np.uint8)[at]
@@ -160,8 +160,8 @@ def _given(names: Sequence[str]) -> dict[int, str]:
     if len(pairs) > NO_CLASS:
         raise InputError(
             f"read.mask_classes names {len(pairs)} classes, where a dataset can have "
-            f"at most {NO_CLASS}; leave some out, and their values to "
-            "--config.read.mask_nodata."
+            f"at most {NO_CLASS}; leave some out, and list their values in "
+            "read.mask_nodata."
         )
     return dict(pairs)
 
@@ -177,8 +177,8 @@ def _search(paths: Sequence[str], unnamed: Legend) -> list[int]:
         if len(found) > NO_CLASS:
             raise InputError(
                 f"Masks up to {path} hold {len(found)} values, where a dataset can "
-                f"have at most {NO_CLASS} classes; name those that are classes with "
-                "--config.read.mask_classes."
+                f"have at most {NO_CLASS} classes; name those that are classes in "
+                "read.mask_classes."
             )
     if error and not found:
         raise error
@@ -186,8 +186,8 @@ def _search(paths: Sequence[str], unnamed: Legend) -> list[int]:
         raise InputError(
             f"Of the pixels of {len(paths)} masks those that have a class hold "
             f"{sorted(found)} alone, which leaves nothing to tell apart; name all "
-            "classes with --config.read.mask_classes, as in \"('0=dry','1=flooded')\", "
-            "also where files mark one as their nodata value."
+            "classes, as in read.mask_classes=\"('0=dry','1=flooded')\", also "
+            "where files mark one as their nodata value."
         )
     return sorted(found)
 

@@ -196,7 +196,7 @@ def level(given: str, found: Sequence[Seen]) -> str:
     if "auto" not in (given, told or "auto") and given != told:
         raise InputError(
             f"The Sentinel-2 files are {told}, as their bands or names tell, and "
-            f"--config.read.s2_level is {given}; set it to {told} or auto."
+            f"read.s2_level={given}; set it to {told} or auto."
         )
     if given == "auto" and not told:
         log.info("No file tells the level of Sentinel-2, so it is taken for L2A.")
@@ -232,8 +232,7 @@ def contract(name: str, products: Sequence[Sensor], found: Sequence[Seen]) -> Se
     if not bands:
         raise InputError(
             f"Most {sensor.title} files have none of the bands "
-            f"{', '.join(sensor.band_names)}; name them with "
-            f"--config.read.{name}_bands."
+            f"{', '.join(sensor.band_names)}; name them in read.{name}_bands."
         )
     others = {b for seen in found for b in seen.bands[name]} - set(bands)
     if others:
@@ -313,13 +312,12 @@ def band_names(
     given = settings.bands[name]
     bands = given or tuple(map(sensors.canonical, raster.bands))
     known = {band for product in products for band in product.band_names}
-    option = f"--config.read.{name}_bands"
     if len(bands) != len(raster.bands) or not known & set(bands):
         expected = ", or ".join(", ".join(p.band_names) for p in products)
         raise InputError(
             f"{path} has {len(raster.bands)} bands called {list(raster.bands)}, none "
-            f"as {title} has them ({expected}); name each, in file order, with "
-            f"{option}, now {list(given)}."
+            f"as {title} has them ({expected}); name each, in file order, in "
+            f"read.{name}_bands, now {list(given)}."
         )
     repeated = sorted(band for band in known if bands.count(band) > 1)
     if repeated:

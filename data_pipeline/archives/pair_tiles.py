@@ -144,14 +144,14 @@ def _grids_of(paths: tuple[str, ...], mask: str, versions: tuple, cut: Cut, side
                 raise InputError(
                     f"{path} is {grid.shape[0]} x {grid.shape[1]} px, and "
                     f"{paths[0]} {first.shape[0]} x {first.shape[1]} px; cut both "
-                    "alike, or set --config.read.align=True."
+                    "alike, or set read.align=True."
                 )
         return first, own
     for path, grid in own.items():
         if not grid.known:
             raise InputError(
                 f"{path} has no coordinates, without which it cannot be aligned; add "
-                "them, or leave --config.read.align=False."
+                "them, or leave read.align=False."
             )
     if not cut.tile:
         side = side or grids.square(first)

@@ -168,8 +168,8 @@ def _check_size(file, name: str, window: Window) -> None:
     if file.count > MOST_BANDS or size * widest > base.MOST_BYTES:
         raise InputError(
             f"{name} has {file.count} bands of {window.height} x {window.width} px, "
-            "more than a pair's image can have; cut it into tiles, with "
-            "--config.read.tile=120 where the images are your own pairs."
+            "more than a pair's image can have; cut it into tiles, by "
+            "read.tile=120 where the images are your own pairs."
         )
 
 

@@ -94,7 +94,7 @@ DOWNLOADS = tuple(
         part={"s1": "S1", "s2": "S2", "lc": "maps"}[name[-2:]],
         url=f"ftp://m1474000:m1474000@dataserv.ub.tum.de/{name}.tar.gz",
         checksum=f"md5:{md5}",
-        unpack=f"tar -xzf {{folder}}/{name}.tar.gz -C {{folder}}",
+        unpack="tar -xzf {folder}/{file} -C {folder}",
     )
     for name, md5 in {
         "ROIs1158_spring_lc": "6e2e8fa8b8cba77ddab49fd20ff5c37b",
@@ -235,8 +235,8 @@ def _scene_folders(root: str) -> list[str]:
         level = [entry.path for entry in inside if not _SCENE.fullmatch(entry.name)]
     if not folders:
         raise InputError(
-            f"{root} has no folders like ROIs1158_spring/s2_1; pass with "
-            "--config.source=DIR the folder into which SEN12MS was unpacked."
+            f"{root} has no folders like ROIs1158_spring/s2_1; pass as "
+            "source=DIR the folder into which SEN12MS was unpacked."
         )
     return folders
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
-from data_pipeline import classes, layout, sensors
+from data_pipeline import classes, layout, pixel_values, sensors
 from data_pipeline.archives import base
 from data_pipeline.archives.base import Pair, Skipped
 from data_pipeline.config_fields import choice
@@ -157,7 +157,7 @@ class So2Sat(base.Archive):
                 band: np.square(stored[..., list(parts)]).sum(axis=-1)
                 for band, parts in UNFILTERED.items()
             }
-        return {band: sensors.linear_to_db(image) for band, image in power.items()}
+        return {band: pixel_values.linear_to_db(image) for band, image in power.items()}
 
     def _pixels(self, sensor: str, images: dict[str, np.ndarray], pair: Pair) -> dict:
         return base.pixels(DESCRIPTION, sensor, images.__getitem__, pair.name)
@@ -165,7 +165,7 @@ class So2Sat(base.Archive):
 
 def _reflectance(stored: np.ndarray) -> dict[str, np.ndarray]:
     """Bands [H, W] in DN, from channels [H, W, 10]."""
-    dn = sensors.reflectance_to_dn(stored)
+    dn = pixel_values.reflectance_to_dn(stored)
     return {band: dn[..., i] for i, band in enumerate(S2_BANDS)}
 
 
@@ -179,7 +179,7 @@ def _builder(data_dir: str) -> tfds.core.DatasetBuilder:
             "prepare it (TensorFlow must be installed for that) with `import "
             f"tensorflow_datasets as tfds; tfds.builder('{DATASET}', data_dir=DIR, "
             "file_format='array_record').download_and_prepare()` and pass "
-            "--config.source=DIR."
+            "source=DIR."
         )
     return builder
 

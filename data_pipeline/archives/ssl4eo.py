@@ -271,9 +271,9 @@ class Ssl4eo(base.Archive):
         folder = os.path.join(self.root, name)
         if not os.path.isdir(folder):
             raise InputError(
-                f"{self.root} has no folder {name}; pass with --config.source=DIR the "
-                "folder into which SSL4EO-S12 was unpacked, and with "
-                "--config.read.level=L2A or L1C the level that is there."
+                f"{self.root} has no folder {name}; pass as source=DIR the "
+                "folder into which SSL4EO-S12 was unpacked, and the level that is "
+                "there, read.level=L2A or L1C."
             )
         return folder
 
@@ -368,6 +368,6 @@ def _void_ids(path: str) -> frozenset[int]:
             return frozenset(int(row[0]) for row in csv.reader(file) if row)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"{path} cannot be read as one number a line ({error}); pass with "
-            "--config.read.void_ids=FILE the void_ids.csv of SSL4EO-S12, or nothing."
+            f"{path} cannot be read as one number a line ({error}); pass as "
+            "read.void_ids=FILE the void_ids.csv of SSL4EO-S12, or nothing."
         ) from None

@@ -175,7 +175,7 @@ def index(path: str, scratch: str, noted: str = "") -> tuple[dict, dict]:
         except OSError as error:
             raise InputError(
                 f"{path} cannot be indexed in {scratch} ({error}); "
-                f"{atomic.advice(error)}, or pass another --config.scratch=DIR."
+                f"{atomic.advice(error)}, or pass another scratch=DIR."
             ) from None
     where = {
         patch: (path, state, start, sys.intern(table))

@@ -58,7 +58,7 @@ def finish(
         InputError: no pair is left, too many were skipped, or two have the same id.
     """
     out, description = pathlib.Path(config.out), archive.description
-    reports, infos, skipped, empty = {}, {}, list(found.skipped), ""
+    reports, infos, skipped = {}, {}, list(found.skipped)
     for split, members in work.items():
         reports[split], infos[split], bad = summarise(description, members)
         skipped += bad
@@ -69,20 +69,17 @@ def finish(
         for skip in skipped
     ]
     write_skipped(out, skipped)
-    reason = too_many_skipped(reports, skipped, config.most_skipped)
-    if reason:
-        for shard in [shard for members in work.values() for shard in members]:
-            if shard_jobs.read_result(shard)["skipped"]:
-                shard.path.unlink()  # the same command reads its pairs again
+    if reason := too_many_skipped(reports, skipped, config.most_skipped):
+        _forget_skipped(work)
         raise InputError(
             f"{reason} See {out / 'skipped.csv'}; mend them, or set "
-            "--config.most_skipped=1.0 to go without, and give the same command again."
+            "most_skipped=1.0 to go without, and give the same command again."
         )
-    for split in [split for split, report in reports.items() if not report.count]:
+    empty = [split for split, report in reports.items() if not report.count]
+    for split in empty:
         for shard in work[split]:  # TFDS knows no split without records
             shard.path.unlink()
         del reports[split], infos[split]
-        empty += f"; no good pair is left in {split}"
     if archive.own_statistics:
         description = with_own_statistics(description, reports)
     kept = {split: [checked[shard.path] for shard in work[split]] for split in reports}
@@ -97,17 +94,14 @@ def finish(
         draw(out, description, list(kept))
     except Exception as error:  # whatever is wrong with a picture, the dataset is whole
         log.warning("%s was not drawn: %r", out / card.SHEET_FILE, error)
-    total = content["pairs"]["found"]
-    counts = ", ".join(f"{report.count} in {s}" for s, report in reports.items())
-    left = f"; {found.unlisted} are in no list" if found.unlisted else ""
-    bad = len(skipped)
-    print(f"{out}: of {total} pairs wrote {counts}; skipped {bad}{left}{empty}.")
-    for remark in card.in_words(content["remarks"]):
-        print(remark)
-    for name, sensor in description.sensors.items():
-        share = card.missing_share(content["splits"], name)
-        if share:
-            print(f"{share:.2%} of the pixels of {sensor.title} were not measured.")
+    _tell(out, description, content, empty)
+
+
+def _forget_skipped(work: Mapping[str, Sequence[Shard]]) -> None:
+    """Lets the same command read pairs again that were skipped."""
+    for shard in [shard for members in work.values() for shard in members]:
+        if shard_jobs.read_result(shard)["skipped"]:
+            shard.path.unlink()
 
 
 def too_many_skipped(
@@ -212,3 +206,23 @@ def draw(out: pathlib.Path, description: Description, splits: Sequence[str]) -> 
         part = int(np.searchsorted(starts, place, side="right")) - 1
         shown.append(opened[part][int(place - starts[part])])
     preview.draw(description, shown, out / card.SHEET_FILE)
+
+
+def _tell(
+    out: pathlib.Path,
+    description: Description,
+    content: Mapping,
+    empty: Sequence[str],
+) -> None:
+    """Prints what the card of a dataset, `content`, holds for whoever built it."""
+    pairs, splits = content["pairs"], content["splits"]
+    counts = ", ".join(f"{part['pairs']} in {name}" for name, part in splits.items())
+    bad = f"skipped {pairs['skipped']}"
+    left = f"; {pairs['unlisted']} are in no list" if pairs["unlisted"] else ""
+    left += "".join(f"; no good pair is left in {split}" for split in empty)
+    print(f"{out}: of {pairs['found']} pairs wrote {counts}; {bad}{left}.")
+    for remark in card.in_words(content["remarks"]):
+        print(remark)
+    for name, sensor in description.sensors.items():
+        if share := card.missing_share(splits, name):
+            print(f"{share:.2%} of the pixels of {sensor.title} were not measured.")

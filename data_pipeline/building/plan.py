@@ -80,7 +80,7 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
     there = next(p for p in (place, *place.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(
-            f"{there} is not a folder to write into; pass another --config.out=DIR."
+            f"{there} is not a folder to write into; pass another out=DIR."
         )
     if not out.exists():
         return
@@ -89,12 +89,10 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
         if (out / dataset_card.CARD_FILE).exists():
             raise InputError(
                 f"{out} holds a complete dataset; use it, delete it, or pass another "
-                "--config.out=DIR."
+                "out=DIR."
             )
         if {path.name for path in out.iterdir()} - {FOLDER}:
-            raise InputError(
-                f"{out} holds other files; pass an empty --config.out=DIR."
-            )
+            raise InputError(f"{out} holds other files; pass an empty out=DIR.")
         return
     if not any((out / FOLDER).glob("*-result.json")):
         return  # nothing would be lost
@@ -103,7 +101,7 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
         raise InputError(
             f"{out} holds a build of records in the format "
             f"{other.get('record_format')}, and this version writes "
-            f"{plan['record_format']}; delete it, or pass another --config.out=DIR."
+            f"{plan['record_format']}; delete it, or pass another out=DIR."
         )
     other, plan = _flat(other), _flat(plan)
     differing = [key for key in plan if other.get(key) != plan[key]]
@@ -112,7 +110,7 @@ def check_out(out: pathlib.Path, plan: dict) -> None:
             f"{out} holds a build begun with "
             f"{', '.join(f'{key}={other.get(key)!r}' for key in differing)}, not "
             f"{', '.join(f'{key}={plan[key]!r}' for key in differing)}; repeat those "
-            "options, delete it, or pass another --config.out=DIR."
+            "options, delete it, or pass another out=DIR."
         )
 
 
@@ -130,7 +128,7 @@ def _read(path: pathlib.Path) -> dict:
     except ValueError as error:
         raise InputError(
             f"{path} cannot be read ({error}); delete {path.parents[1]}, or pass "
-            "another --config.out=DIR."
+            "another out=DIR."
         ) from error
 
 
@@ -153,7 +151,7 @@ def lock(out: pathlib.Path) -> Iterator[None]:
     except locks.Locked as holder:
         raise InputError(
             f"Another build is writing into {out}, {holder}; wait for it, or pass "
-            "another --config.out=DIR."
+            "another out=DIR."
         ) from None
     try:
         yield
@@ -218,5 +216,5 @@ def check_space(work: Sequence[Shard], archive: Archive) -> None:
     if free < least:
         raise InputError(
             f"{out} has {free / 1e9:.1f} GB free, and this build needs at least "
-            f"{least / 1e9:.1f} GB; pass another --config.out=DIR."
+            f"{least / 1e9:.1f} GB; pass another out=DIR."
         )

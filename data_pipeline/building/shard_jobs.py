@@ -292,7 +292,7 @@ def _run_pool(function, work, workers: int, progress) -> list:
         except concurrent.futures.process.BrokenProcessPool as error:
             raise InputError(
                 "A worker process was killed, perhaps for memory; give the same "
-                f"command again, with fewer than --config.workers={workers}."
+                f"command again, with fewer than workers={workers}."
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -335,7 +335,7 @@ def run_beam(work: Sequence[Shard], runner: str, options: Sequence[str]) -> None
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise InputError(
-            f"--config.runner={runner} needs Apache Beam ({error}); install it with "
+            f"runner={runner} needs Apache Beam ({error}); install it with "
             "pip install -e '.[beam]'."
         ) from error
     log.info("Building %d shards on %s.", len(work), runner)

@@ -134,7 +134,7 @@ def _refuse_faults(skipped: Iterable[Skipped]) -> None:
         if image.wanted:
             raise InputError(
                 f"{next(filter(None, image.names))} cannot be used ({image.reason}); "
-                "mend it, or set --config.strict=False to skip it."
+                "mend it, or set strict=False to skip it."
             )
 
 

@@ -60,11 +60,11 @@ def check(
             for wrong in look(sensor, values):
                 setting = f"{name}_{wrong.setting}"
                 known = setting in settings
-                advice = wrong.advice.format(f"--config.read.{setting}")
+                advice = wrong.advice.format(f"read.{setting}")
                 advice = advice if known else "see how the archive was made"
                 raise InputError(
                     f"Over a sample of {len(records)} pairs, {sensor.title} "
-                    f"{wrong.reason}; {advice} (--config.check_values=False overrides)."
+                    f"{wrong.reason}; {advice} (check_values=False overrides)."
                 )
 
 

@@ -15,6 +15,7 @@ from data_pipeline import dataset_card, name_lists, record_format, sources
 from data_pipeline.archives import (
     bigearthnet_v1,
     bigearthnet_v2,
+    bigearthnet_v2_stores,
     lmdb_reader,
     pair_lists,
     rasters,
@@ -159,8 +160,8 @@ def database(folder: pathlib.Path) -> Target:
     seed = path.read_bytes()
 
     def read(path: str) -> None:
-        bigearthnet_v2._open.cache_clear()  # or it would still have the file before
-        store = bigearthnet_v2.open_store(str(source))
+        bigearthnet_v2_stores._open.cache_clear()  # of the file before
+        store = bigearthnet_v2_stores.open_store(str(source))
         for name in sorted(set.union(*store.names()))[:9]:
             store.bands(name)
 
@@ -173,7 +174,7 @@ def safetensors(folder: pathlib.Path) -> Target:
     images = {"B02": np.ones((9, 9), np.uint16), "VV": np.ones((4, 4), np.float32)}
     seed = reben.safetensors.save(images)
     ways = (mutations.safetensors, mutations.blind)
-    return Target([seed], lambda data: bigearthnet_v2._parse(data, "x"), ways)
+    return Target([seed], lambda data: bigearthnet_v2_stores._parse(data, "x"), ways)
 
 
 def tar(folder: pathlib.Path) -> Target:
