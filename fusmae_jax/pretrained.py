@@ -29,11 +29,11 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build
 from fusmae_jax.evaluation import encoder as encoders
 from fusmae_jax.evaluation import loop
-from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.export import weights
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import sharding
+from fusmae_jax.training.progress import Progress
 from fusmae_jax.windows import Blend, Cover
 
 BATCH = 32  # windows that are encoded at a time
