@@ -13,7 +13,7 @@ from flax import nnx
 
 from benchmarks import pairs
 from fusmae_jax import build, patches
-from fusmae_jax.models import attention, fusmae, layers, products
+from fusmae_jax.models import attention, decoders, fusmae, layers, products
 from fusmae_jax.training import optim, pretrain, sharding
 
 
@@ -62,7 +62,7 @@ def image_order():
         x = self.predict(self.norm(x)).astype(jnp.float32)
         return patches.take(x, mask.order if whole else mask.hidden)
 
-    return mock.patch.object(fusmae.Decoder, "__call__", instead)
+    return mock.patch.object(decoders.SensorDecoder, "__call__", instead)
 
 
 def fused_qkv():

@@ -125,15 +125,35 @@ def write(
         tags: of the file.
         colors: of the values of "uint8", [n, 3], from 0 to 255.
     """
-    import rasterio
     import rasterio.shutil
 
-    part = path.with_suffix(".part.tif")
+    part, copy = path.with_suffix(".part.tif"), path.with_suffix(".copy.tif")
+    _write_rows(part, values, grid, dtype, bands, tags, colors)
+    depth = values.shape[-1]
+    side = next(n for n in (512, 256, 128, 64) if 4 * depth * n**2 < 2**26 or n == 64)
+    rasterio.shutil.copy(
+        part,
+        copy,
+        driver="COG",
+        COMPRESS="DEFLATE",
+        PREDICTOR="YES",
+        BLOCKSIZE=side,
+        OVERVIEW_RESAMPLING="NEAREST" if dtype == "uint8" else "AVERAGE",
+        BIGTIFF="IF_SAFER",
+    )
+    part.unlink()
+    copy.replace(path)
+
+
+def _write_rows(path, values, grid, dtype, bands, tags, colors) -> None:
+    """Writes the same as a plain GeoTIFF, which can be done part after part."""
+    import rasterio
+
     height, width, depth = values.shape
     kind = {"float16": "float32"}.get(dtype, dtype)
     scales = _scales(values) if dtype == "int8" else np.ones(depth, np.float32)
     with rasterio.open(
-        part,
+        path,
         "w",
         driver="GTiff",
         **dict(count=depth, height=height, width=width, dtype=kind),
@@ -159,20 +179,6 @@ def write(
         if colors is not None:
             known = {i: (*map(int, color[:3]), 255) for i, color in enumerate(colors)}
             file.write_colormap(1, known)
-    side = next(n for n in (512, 256, 128, 64) if 4 * depth * n**2 < 2**26 or n == 64)
-    copy = path.with_suffix(".copy.tif")
-    rasterio.shutil.copy(
-        part,
-        copy,
-        driver="COG",
-        COMPRESS="DEFLATE",
-        PREDICTOR="YES",
-        BLOCKSIZE=side,
-        OVERVIEW_RESAMPLING="NEAREST" if dtype == "uint8" else "AVERAGE",
-        BIGTIFF="IF_SAFER",
-    )
-    part.unlink()
-    copy.replace(path)
 
 
 def _scales(values: np.ndarray) -> np.ndarray:

@@ -163,6 +163,17 @@ def take(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.take_along_axis(tokens, ids, axis=1, mode="promise_in_bounds")
 
 
+def spread(here: jax.Array, count: int) -> jax.Array:
+    """Which of `count` patches are present, [B, K], of samples [B] or of these."""
+    rows = here.shape[0]  # which may be a symbol, see `export`
+    return jnp.broadcast_to(here.reshape(rows, -1), (rows, count))
+
+
+def take_present(here: jax.Array, ids: jax.Array) -> jax.Array:
+    """Which patches at ids [B, K] are present; of samples, [B], it is the same."""
+    return here if here.ndim == 1 else take(here, ids)
+
+
 def put_back(tokens: jax.Array, mask: Mask) -> jax.Array:
     """Brings tokens [B, N, ...] from `mask.order` to the order of the image."""
     return take(tokens, jnp.argsort(mask.order, axis=1))

@@ -29,11 +29,11 @@ from data_pipeline.errors import InputError
 from fusmae_jax import build
 from fusmae_jax.evaluation import encoder as encoders
 from fusmae_jax.evaluation import loop
-from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.export import weights
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.protocol import Encoder
 from fusmae_jax.training import sharding
+from fusmae_jax.training.progress import Progress
 from fusmae_jax.windows import Blend, Cover
 
 BATCH = 32  # windows that are encoded at a time
@@ -149,24 +149,8 @@ class Model:
         given = {s: x for s, x in (("s1", s1), ("s2", s2)) if x is not None}
         single = _check_shapes(given, self.patch_size)
         self.check_given(given)
-        bands, units = dict(bands or {}), dict(units or {})
-        for s in (*bands, *units):
-            if s not in given:
-                raise InputError(
-                    f"Bands or units of {s!r} are given, and images of "
-                    f"{list(given)}; give both, or none."
-                )
-        pixels = {}
-        for s, images in given.items():
-            images = np.ma.asarray(images)
-            images = images[None] if single else images
-            named = tuple(bands.get(s, self.contract[s].band_names))
-            unit = units.get(s, self.contract[s].units[0].name)
-            if s == "s2" and unit == self.contract[s].units[0].name and not offset:
-                _doubt_offset(images)
-            pixels[s] = to_model(
-                images, self.contract[s], named, unit, offset if s == "s2" else 0
-            )
+        given = {s: np.ma.asarray(x)[None if single else ...] for s, x in given.items()}
+        pixels = self._in_contract(given, bands or {}, units or {}, offset)
         found = self._of_pixels(pixels, stride)
         return Features(*jax.tree.map(lambda x: x[0], found)) if single else found
 
@@ -182,6 +166,31 @@ class Model:
                     f"{s} is given, and this encoder reads {self.encoder.reads} alone; "
                     f"give {' and '.join(self.encoder.sensors)}."
                 )
+
+    def _in_contract(
+        self,
+        given: Mapping[str, np.ma.MaskedArray],
+        bands: Mapping[str, Sequence[str]],
+        units: Mapping[str, str],
+        offset: int,
+    ) -> dict[str, np.ndarray]:
+        """Images [B, H, W, C] in the contract's bands and units, see `encode`."""
+        for s in (*bands, *units):
+            if s not in given:
+                raise InputError(
+                    f"Bands or units of {s!r} are given, and images of "
+                    f"{list(given)}; give both, or none."
+                )
+        pixels = {}
+        for s, images in given.items():
+            sensor, added = self.contract[s], offset if s == "s2" else 0
+            stored = sensor.units[0].name
+            unit = units.get(s, stored)
+            if s == "s2" and unit == stored and not offset:
+                _doubt_offset(images)
+            named = tuple(bands.get(s, sensor.band_names))
+            pixels[s] = to_model(images, sensor, named, unit, added)
+        return pixels
 
     def _of_pixels(self, pixels: dict[str, np.ndarray], stride: int) -> Features:
         """Features of pixels [B, H, W, C] in the contract's units."""
@@ -387,7 +396,7 @@ def _doubt_offset(dn: np.ndarray) -> None:
             f"No DN of Sentinel-2 is below {offsets.FLOOR}, as in products of since "
             f"January 2022, to which {offsets.OFFSET} was added; for these pass "
             f"offset={offsets.OFFSET}.",
-            stacklevel=3,
+            stacklevel=4,  # whoever called `encode`
         )
 
 

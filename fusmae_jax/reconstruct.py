@@ -17,11 +17,11 @@ from data_pipeline.dataset_card import SPLITS
 from data_pipeline.errors import InputError
 from fusmae_jax import build, figures
 from fusmae_jax.config import CHECKPOINT, check_checkpoint
-from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.objectives.reconstruction import Outcome, Reconstruction
 from fusmae_jax.training import checkpoint, run_directory, sharding
 from fusmae_jax.training.heldout import HeldOut
+from fusmae_jax.training.progress import Progress
 
 log = logging.getLogger("fusmae_jax")
 

@@ -30,10 +30,10 @@ from data_pipeline.config_fields import Field, choice, location, several, text, 
 from data_pipeline.errors import InputError
 from fusmae_jax import maps, pretrained
 from fusmae_jax.evaluation import encoder, features
-from fusmae_jax.evaluation.progress import Progress
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.pretrained import Model
 from fusmae_jax.training import sharding
+from fusmae_jax.training.progress import Progress
 from fusmae_jax.windows import Blend, Cover
 
 log = logging.getLogger("fusmae_jax")

@@ -1,4 +1,7 @@
-"""Random numbers: the streams that a seed is split into, once; and many keys."""
+"""Random numbers: the streams of a seed, draws for single pairs, and many keys."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,16 @@ STREAMS = (
 def key(seed: int, name: str) -> jax.Array:
     """The key of one of `STREAMS`; no two of them share a number, whatever the seed."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS.index(name))
+
+
+def each(draw: Callable[[jax.Array, int], Any], key: jax.Array, pairs: jax.Array):
+    """What `draw(key, batch)` draws for each pair apart, by its number alone."""
+
+    def one(pair):
+        drawn = draw(jax.random.fold_in(key, pair), 1)
+        return jax.tree.map(lambda x: x[0], drawn)
+
+    return jax.vmap(one)(pairs)
 
 
 class Keys:

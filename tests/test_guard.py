@@ -173,6 +173,14 @@ def test_a_loss_far_above_what_it_was_is_warned_of(lines):
     assert line.startswith("Step 20: the loss of 3.1 is 3.1 times what it was before")
 
 
+def test_pixels_that_cannot_be_are_warned_of_once(lines):
+    watching = watch()
+    for step, invalid in ((5, 0.0), (10, 12.0), (15, 7.0)):
+        watching.look(row(step) | {"invalid_pixels": invalid})
+    (line,) = lines
+    assert line.startswith("Step 10: 12 pixels ")
+
+
 def test_other_hosts_say_nothing(lines, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     watch().look(row(20, skipped=4))

@@ -10,7 +10,7 @@ from flax import nnx
 from data_pipeline.errors import InputError
 from fusmae_jax import build, patches
 from fusmae_jax.inputs import SENSORS
-from fusmae_jax.models import layers
+from fusmae_jax.models import decoders
 from tests import peers, plain, tiny
 
 BATCH, TAU = 4, 0.2
@@ -43,7 +43,7 @@ def test_latent_targets_are_told_apart_as_an_independent_computation_says(fields
         assert not whole
         for s, image in images.items():
             seen[s] = patches.take(patches.patchify(image, 6), masks[s].hidden)
-        return layers.Redrawn(said, dict(seen))
+        return decoders.Redrawn(said, dict(seen))
 
     weight = np.float32([1, 1, 0, 1])
 

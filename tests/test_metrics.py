@@ -132,25 +132,12 @@ def test_only_host_0_writes(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_is_a_log_line_with_the_time_left(clock, lines):
-    progress = metrics.Progress(10, 40)
-    progress.step()
-    clock.now += 60.0
-    progress.show({"step": 20, "loss": 0.51239, "images_per_sec": 812.34})
-    progress.close()
-    assert lines == ["step 20/40, loss 0.5124, 812.3 img/s, 02:00 left"]
-
-
-def test_progress_shows_how_well_the_devices_are_used(clock, lines):
-    rates = {"tflops_per_device": 412.345, "mfu": 0.4169, "data_wait": 0.0}
-    metrics.Progress(0, 4).show({"step": 4, "loss": 0.5} | rates)
-    (line,) = lines
-    assert "412 TFLOP/s a device, 41.7% MFU, 0.0% waiting for data" in line
-
-
-def test_progress_says_nothing_without_a_row(clock, lines):
-    metrics.Progress(0, 4).show(None)
-    assert not lines
+def test_a_row_in_words_says_how_well_the_devices_are_used():
+    row = {"step": 4, "loss": 0.51239, "lr": 1e-3, "images_per_sec": 812.34}
+    assert metrics.in_words(row) == "loss 0.5124, 812.3 img/s"
+    row |= {"tflops_per_device": 412.345, "mfu": 0.4169, "data_wait": 0.0}
+    expected = ", 412 TFLOP/s a device, 41.7% MFU, 0.0% waiting for data"
+    assert metrics.in_words(row) == "loss 0.5124, 812.3 img/s" + expected
 
 
 class Step:

@@ -1,12 +1,13 @@
 """Long work says how far it is: a bar on a terminal, lines elsewhere, once a while."""
 
 import io
+import math
 import sys
 
 import jax
 import pytest
 
-from fusmae_jax.evaluation import progress
+from fusmae_jax.training import progress
 
 
 class Terminal(io.StringIO):
@@ -45,6 +46,17 @@ def test_lines_come_once_a_while_with_the_time_left(clock, lines, stderr):
         "Features: test: pair 40/100, loss 0.5, 01:00 left",
         "Features: test: pair 100/100, 00:00 left",
     ]
+    assert not stderr.getvalue()
+
+
+def test_who_shows_what_is_known_late_says_when_it_was(clock, lines, stderr):
+    bar = progress.Progress("", 40, "step", 10, quiet=math.inf)
+    for _ in range(15):
+        clock[0] += 6.0
+        bar.update()
+    bar.show(20, "loss 0.5124")
+    bar.close()
+    assert lines == ["step 20/40, loss 0.5124, 03:00 left"]
     assert not stderr.getvalue()
 
 

@@ -16,7 +16,7 @@ from matplotlib import image
 from configs import report as report_config
 from data_pipeline import sources
 from data_pipeline.errors import InputError
-from fusmae_jax import report
+from fusmae_jax import page_parts, report
 from fusmae_jax.evaluation import encoder, results
 from fusmae_jax.evaluation.scores import Score, Scores
 from fusmae_jax.training import sharding
@@ -204,7 +204,7 @@ def test_curves_go_through_their_numbers(page):
         for x in curves
     ]
     (x1, at_1), (x2, at_75), *_ = places[0]
-    assert x1 < x2 == report.WIDTH - report.EDGE
+    assert x1 < x2 == page_parts.WIDTH - page_parts.EDGE
     by_loss = (at_75 - at_1) / 0.25  # less is further down
     assert by_loss > 0
     for (_, y), loss in ((places[1][0], 0.8125), (places[2][0], 0.1875)):

@@ -24,9 +24,9 @@ from data_pipeline.config_fields import (
     whole,
 )
 from fusmae_jax import streams
-from fusmae_jax.evaluation import dense_task, heads, loop, progress
+from fusmae_jax.evaluation import dense_task, heads, loop
 from fusmae_jax.inputs import Windows
-from fusmae_jax.training import optim, sharding
+from fusmae_jax.training import optim, progress, sharding
 
 WAYS = {
     "difference": lambda before, after: jnp.abs(after - before),

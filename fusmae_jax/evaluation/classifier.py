@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fusmae_jax.evaluation import features, finetune, linear_probe, progress
+from fusmae_jax.evaluation import features, finetune, linear_probe
 from fusmae_jax.objectives.protocol import Encoder
+from fusmae_jax.training import progress
 
 INIT_STD = 2e-5  # of the kernel, as in MAE's code: the head begins by saying nothing
 

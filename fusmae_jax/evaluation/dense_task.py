@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline.errors import InputError
 from fusmae_jax import streams
-from fusmae_jax.evaluation import finetune, heads, loop, progress
+from fusmae_jax.evaluation import finetune, heads, loop
 from fusmae_jax.evaluation.encoder import check_blocks, present, shown
 from fusmae_jax.inputs import SENSORS, Present, Windows
 from fusmae_jax.objectives.protocol import Encoded, Encoder
-from fusmae_jax.training import checkpoint, sharding
+from fusmae_jax.training import checkpoint, progress, sharding
 from fusmae_jax.training.train import TrainState
 
 

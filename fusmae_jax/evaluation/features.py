@@ -22,7 +22,7 @@ from data_pipeline import atomic, safe_io
 from data_pipeline.config_fields import attribute, check_attributes, choice, whole
 from data_pipeline.errors import InputError
 from fusmae_jax import inputs
-from fusmae_jax.evaluation import loop, progress
+from fusmae_jax.evaluation import loop
 from fusmae_jax.evaluation.encoder import (
     SENSOR_SETS,
     check_blocks,
@@ -32,7 +32,7 @@ from fusmae_jax.evaluation.encoder import (
 )
 from fusmae_jax.inputs import SENSORS, VIEWS, Present
 from fusmae_jax.objectives.protocol import Encoded, Encoder
-from fusmae_jax.training import run_directory, sharding
+from fusmae_jax.training import progress, run_directory, sharding
 
 POOLS = ("mean", "global", "sensors")
 VERSION = 1  # of the code that takes them: raise it when the same input gives others

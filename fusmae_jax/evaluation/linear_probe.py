@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 from data_pipeline.config_fields import attribute, check_attributes, number, several
 from data_pipeline.errors import InputError
 from fusmae_jax import streams
-from fusmae_jax.evaluation import progress, scores
-from fusmae_jax.training import sharding
+from fusmae_jax.evaluation import scores
+from fusmae_jax.training import progress, sharding
 
 NORMS = ("batch", "layer", "none")
 EPS = 1e-6

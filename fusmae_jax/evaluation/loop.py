@@ -11,8 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipeline import batches
-from fusmae_jax.evaluation import progress
-from fusmae_jax.training import checkpoint, metrics, sharding
+from fusmae_jax.training import checkpoint, metrics, progress, sharding
 
 AHEAD = 2  # steps and batches dispatched before the first is waited for
 SAVES = 10  # checkpoints over a whole training

@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.errors import InputError
-from fusmae_jax.evaluation import progress
 from fusmae_jax.evaluation.bootstrap import Score, bootstrap
-from fusmae_jax.training import sharding
+from fusmae_jax.training import progress, sharding
 
 BLOCK = 2**26  # similarities held at once by one device, 256 MiB; sorting takes as much
 

@@ -312,9 +312,22 @@ class Encoder(nn.Module):
                 f"There is no block {min(others)}; ask for some of 0 to "
                 f"{self.depth - 1}."
             )
-        images = {"s1": s1, "s2": s2}
-        for s, x in images.items():
-            unit = (units or {}).get(s, next(iter(UNITS[s])))
+        images = self._images({"s1": s1, "s2": s2}, units or {}, offset)
+        patches, shown = self._patches(images)
+        *before, (tokens, summary) = self.encode(patches, shown, blocks)
+        found = self._features(tokens, summary, shown)
+        if blocks:
+            found["blocks"] = [self._dense(_known(x, shown)) for x, _ in before]
+        return found
+
+    def _images(self, given: Mapping, units: Mapping[str, str], offset: int):
+        """Images {sensor: [B, C, H, W]} in the model's units, see `forward`.
+
+        All of a sensor that is not given is NaN.
+        """
+        images = {}
+        for s, x in given.items():
+            unit = units.get(s, next(iter(UNITS[s])))
             if unit not in UNITS[s]:
                 raise ValueError(
                     f"{s} in {unit!r} is unknown; use {' or '.join(UNITS[s])}."
@@ -325,44 +338,58 @@ class Encoder(nn.Module):
             if isinstance(x, Mapping):
                 bands = {name: read(band) for name, band in x.items()}
                 images[s] = self.pixels[s].stack(bands, self.size)
-            elif x is not None:
-                images[s] = read(x)
-        given = [x for x in images.values() if x is not None]
-        if not given:
+            else:
+                images[s] = None if x is None else read(x)
+        first = next((x for x in images.values() if x is not None), None)
+        if first is None:
             raise ValueError("Neither s1 nor s2 is given; pass one of them or both.")
-        patches, shown = {}, {}
         for s, x in images.items():
             shape = (len(self.bands[s]), self.size, self.size)
             if x is None:
-                x = given[0].new_full((1, *shape), torch.nan, dtype=torch.float32)
-                x = x.expand(given[0].shape[0], *shape)
-            if tuple(x.shape[1:]) != shape:
+                x = first.new_full((1, *shape), torch.nan, dtype=torch.float32)
+                images[s] = x.expand(first.shape[0], *shape)
+            elif tuple(x.shape[1:]) != shape:
                 raise ValueError(
                     f"{s} is {list(x.shape)}; pass [B, {', '.join(map(str, shape))}], "
                     f"with the bands {', '.join(self.bands[s])}."
                 )
+        return images
+
+    def _patches(self, images: Mapping[str, torch.Tensor]):
+        """Patches of images, and which show anything of what is read, see `encode`."""
+        patches, shown = {}, {}
+        for s, x in images.items():
             patches[s], shown[s] = self.pixels[s](x)
             if s not in self.reads:
                 shown[s] = torch.zeros_like(shown[s])
-        *before, (tokens, summary) = self.encode(patches, shown, blocks)
-        known = torch.stack([shown[s] for s in SENSORS], dim=1)[..., None]
-        anything = known.flatten(1).any(dim=1, keepdim=True)
-        grid = lambda x: x.unflatten(1, (self.side, self.side))
+        return patches, shown
 
-        def together(tokens):  # [B, 2, N, D]
-            x = torch.stack([tokens[s] for s in SENSORS], dim=1)
-            return torch.where(known, x, torch.nan)
-
-        both = together(tokens)
-        found = {
+    def _features(self, tokens: dict, summary: torch.Tensor, shown: dict) -> dict:
+        """What `forward` returns, of what `encode` does."""
+        both = _known(tokens, shown)
+        seen = torch.stack([shown[s] for s in SENSORS], dim=1)
+        anything = seen.flatten(1).any(dim=1, keepdim=True)
+        return {
             "pooled": both.nanmean(dim=(1, 2)),
             "summary": torch.where(anything, summary, torch.nan),
-            "dense": grid(both.nanmean(dim=1)),
-            "sensors": {s: grid(both[:, i]) for i, s in enumerate(SENSORS)},
+            "dense": self._dense(both),
+            "sensors": {s: self._grid(both[:, i]) for i, s in enumerate(SENSORS)},
         }
-        if blocks:
-            found["blocks"] = [grid(together(x).nanmean(dim=1)) for x, _ in before]
-        return found
+
+    def _dense(self, both: torch.Tensor) -> torch.Tensor:
+        """The mean over the sensors that show a patch, [B, h, w, D] of `_known`."""
+        return self._grid(both.nanmean(dim=1))
+
+    def _grid(self, x: torch.Tensor) -> torch.Tensor:
+        """Patches [B, N, D] where they are in the image, [B, h, w, D]."""
+        return x.unflatten(1, (self.side, self.side))
+
+
+def _known(tokens: dict, shown: dict) -> torch.Tensor:
+    """Tokens of both sensors, [B, 2, N, D], NaN where their patch shows nothing."""
+    known = torch.stack([shown[s] for s in SENSORS], dim=1)[..., None]
+    x = torch.stack([tokens[s] for s in SENSORS], dim=1)
+    return torch.where(known, x, torch.nan)
 
 
 def _without(dn: torch.Tensor, offset: int) -> torch.Tensor:

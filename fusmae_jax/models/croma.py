@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
-from fusmae_jax import dtypes, patches
+from fusmae_jax import patches
 from fusmae_jax.inputs import SENSORS, Present
 from fusmae_jax.models import layers
 from fusmae_jax.models.products import Arithmetic
@@ -358,7 +358,6 @@ class CROMA(nnx.Module):
         devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        dtype = jnp.dtype(dtypes.settled(dtype)).name
         kw = dict(arithmetic=Arithmetic(dtype, platform, devices, attention), rngs=rngs)
         self.encoder = Encoder(
             bands=bands,

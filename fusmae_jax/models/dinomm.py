@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import dtypes
 from fusmae_jax.inputs import Present
 from fusmae_jax.models import layers, products, vit
 from fusmae_jax.models.products import Arithmetic
@@ -97,7 +96,6 @@ class DINOMM(nnx.Module):
         devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        dtype = jnp.dtype(dtypes.settled(dtype)).name
         arithmetic = Arithmetic(dtype, platform, devices, attention)
         self.encoder = vit.ViT(
             bands=bands,

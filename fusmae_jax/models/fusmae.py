@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
-from fusmae_jax import dtypes, patches
+from fusmae_jax import patches
 from fusmae_jax.inputs import SENSORS, Present
 from fusmae_jax.models import attention, decoders, layers
 from fusmae_jax.models.products import Arithmetic
@@ -17,47 +17,13 @@ GLOBAL_TOKENS = ("encoder", "decoders")
 OTHER = {"s1": "s2", "s2": "s1"}
 
 
-def add_attention(
-    residual: dict[str, jax.Array],
-    tokens: dict[str, jax.Array],
-    attn: nnx.Dict,
-    absent: nnx.Dict,
-    present: Present | None,
-) -> dict[str, jax.Array]:
-    """Adds what each sensor's tokens read in the other's, {sensor: [B, K, D]}.
+class CrossAttention(nnx.Module):
+    """Each sensor's tokens attend to the other's; no weights are shared.
 
     Patches that are absent are overlooked. Where a sensor is absent as a whole there
     would be nothing to attend to: its learned token then stands at all its places.
-
-    Args:
-        residual: what it is added to.
-        tokens: the same, normalised.
-        attn: attention from a sensor to the other, by the first.
-        absent: the learned token of each sensor.
-        present: which samples have a sensor, or show which of these K patches.
-    """
-    present = present or dict.fromkeys(SENSORS)
-    context = {
-        s: layers.where_present(present[s], tokens[s], absent[s][...]) for s in SENSORS
-    }
-    mask = {
-        s: here | ~here.any(axis=1, keepdims=True)
-        for s, here in present.items()
-        if here is not None and here.ndim == 2
-    }
-    read = lambda s, other: attn[s](tokens[s], context[other], mask.get(other))
-    return {s: residual[s] + read(s, OTHER[s]) for s in SENSORS}
-
-
-class XAttnEncoder(nnx.Module):
-    """Early fusion in place of the first block: each sensor attends to the other.
-
-    Two cross-attentions with weights of their own, s1 to s2 and s2 to s1; their
-    results are added to the un-normalised tokens, then one MLP is shared by all.
-    Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764). Where a
-    sensor is absent, a learned token stands for it: attending to copies of one token
-    gives that token's value, however many there are. It stays zero in a training that
-    drops no sensor, and then adds the biases alone.
+    Attending to copies of one token gives that token's value, however many there are.
+    It stays zero in a training that drops no sensor, and then adds the biases alone.
     """
 
     def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
@@ -67,15 +33,49 @@ class XAttnEncoder(nnx.Module):
         self.absent = layers.per_sensor(
             lambda: layers.token(nnx.initializers.zeros, dim, rngs)
         )
+
+    def attend(
+        self, tokens: dict[str, jax.Array], present: Present | None
+    ) -> dict[str, jax.Array]:
+        """Adds to tokens {sensor: [B, K, D]} what they read in the other sensor's.
+
+        Args:
+            tokens: not normalised.
+            present: which samples have a sensor, or show which of these K patches.
+        """
+        present = present or dict.fromkeys(SENSORS)
+        y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
+        context = {
+            s: layers.where_present(present[s], y[s], self.absent[s][...])
+            for s in SENSORS
+        }
+        mask = {
+            s: here | ~here.any(axis=1, keepdims=True)
+            for s, here in present.items()
+            if here is not None and here.ndim == 2
+        }
+        read = lambda s, other: self.attn[s](y[s], context[other], mask.get(other))
+        return {s: tokens[s] + read(s, OTHER[s]) for s in SENSORS}
+
+
+class XAttnEncoder(CrossAttention):
+    """Early fusion in place of the first block: each sensor attends to the other.
+
+    Two cross-attentions with weights of their own, s1 to s2 and s2 to s1; their
+    results are added to the un-normalised tokens, then one MLP is shared by all.
+    Rebuilt from descriptions of section 3.1 of the paper (arXiv 2401.02764).
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        super().__init__(dim, num_heads, arithmetic=arithmetic, rngs=rngs)
         self.norm2 = layers.layer_norm(dim, rngs)
-        self.mlp = layers.Mlp(dim, **kw)
+        self.mlp = layers.Mlp(dim, arithmetic=arithmetic, rngs=rngs)
 
     def __call__(
         self, tokens: dict[str, jax.Array], present: Present | None = None
     ) -> jax.Array:
         """Fuses {sensor: [B, K, D]} into one sequence [B, K_s1 + K_s2, D]."""
-        y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        x = add_attention(tokens, y, self.attn, self.absent, present)
+        x = self.attend(tokens, present)
         x = jnp.concatenate([x[s] for s in SENSORS], axis=1)
         return x + self.mlp(self.norm2(x))
 
@@ -186,13 +186,7 @@ class Encoder(nnx.Module):
             x = self.fuse(tokens, present)
         k = tokens["s1"].shape[1]
         mask = present and jnp.concatenate(
-            [
-                jnp.broadcast_to(
-                    present[s].reshape(x.shape[0], -1), tokens[s].shape[:2]
-                )
-                for s in SENSORS
-            ],
-            axis=1,
+            [patches.spread(present[s], tokens[s].shape[1]) for s in SENSORS], axis=1
         )
         blocks = self.through_blocks(x, mask, branches=branches)
         *_, last = blocks.values()
@@ -262,22 +256,17 @@ class Encoder(nnx.Module):
         return self(pixels, ids, present, branches=branches)
 
 
-class XAttnDecoder(nnx.Module):
+class XAttnDecoder(CrossAttention):
     """Feature-level fusion: each sensor's tokens attend to the other's, then an MLP.
 
     Works on visible tokens at encoder width, between the encoder and the decoders.
-    Both sensors read the tokens as they came in; no weights are shared. Rebuilt from
-    descriptions of section 3.2, equations 10 and 11, of the paper. An absent sensor is
-    stood for as in `XAttnEncoder`.
+    Both sensors read the tokens as they came in. Rebuilt from descriptions of section
+    3.2, equations 10 and 11, of the paper.
     """
 
     def __init__(self, dim: int, num_heads: int, *, arithmetic: Arithmetic, rngs):
+        super().__init__(dim, num_heads, arithmetic=arithmetic, rngs=rngs)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
-        self.norm1 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
-        self.attn = layers.per_sensor(lambda: layers.Attention(dim, num_heads, **kw))
-        self.absent = layers.per_sensor(
-            lambda: layers.token(nnx.initializers.zeros, dim, rngs)
-        )
         self.norm2 = layers.per_sensor(lambda: layers.layer_norm(dim, rngs))
         self.mlp = layers.per_sensor(lambda: layers.Mlp(dim, **kw))
 
@@ -285,31 +274,8 @@ class XAttnDecoder(nnx.Module):
         self, tokens: dict[str, jax.Array], present: Present | None = None
     ) -> dict[str, jax.Array]:
         """Maps tokens {sensor: [B, K, D]} to tokens of the same shapes."""
-        y = {s: self.norm1[s](tokens[s]) for s in SENSORS}
-        x = add_attention(tokens, y, self.attn, self.absent, present)
+        x = self.attend(tokens, present)
         return {s: x[s] + self.mlp[s](self.norm2[s](x[s])) for s in SENSORS}
-
-
-class Decoder(layers.Decoder):
-    """Redraws patches of one sensor from its visible tokens, as MAE's decoder."""
-
-    def __init__(self, *, values: int, rngs: nnx.Rngs, **sizes):
-        super().__init__(rngs=rngs, **sizes)
-        self.predict = layers.Linear(
-            self.dim, values, arithmetic=self.arithmetic, rngs=rngs
-        )
-
-    def __call__(
-        self,
-        visible: jax.Array,
-        mask: patches.Mask,
-        summary: jax.Array | None = None,
-        *,
-        whole: bool = False,
-    ) -> jax.Array:
-        """Predicts patches [B, M, E], those that `layers.Decoder` says."""
-        x = super().__call__(visible, mask, summary, whole=whole)
-        return self.predict(x).astype(jnp.float32)
 
 
 class FusMAE(nnx.Module):
@@ -373,14 +339,14 @@ class FusMAE(nnx.Module):
         devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        dtype = jnp.dtype(dtypes.settled(dtype)).name
         arithmetic = Arithmetic(dtype, platform, devices, attention)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
-        if global_token not in GLOBAL_TOKENS:
-            raise InputError(
-                f"global_token is {global_token!r}; choose one of "
-                f"{list(GLOBAL_TOKENS)}."
-            )
+        for name, value, known in (
+            ("global_token", global_token, GLOBAL_TOKENS),
+            ("feature_queries", feature_queries, FEATURE_QUERIES),
+        ):
+            if value not in known:
+                raise InputError(f"{name} is {value!r}; choose one of {list(known)}.")
         self.patch_size, self.global_token = patch_size, global_token
         self.encoder = Encoder(
             bands=bands,
@@ -393,11 +359,6 @@ class FusMAE(nnx.Module):
             remat=remat,
             **kw,
         )
-        if feature_queries not in FEATURE_QUERIES:
-            raise InputError(
-                f"feature_queries is {feature_queries!r}; choose one of "
-                f"{list(FEATURE_QUERIES)}."
-            )
         within = fuse_features and feature_queries == "all"
         before = fuse_features and not within
         self.fuse = XAttnDecoder(dim, num_heads, **kw) if before else None
@@ -414,7 +375,7 @@ class FusMAE(nnx.Module):
             )
             if within:
                 return decoders.QueryDecoder(sensor=s, **sizes, **kw)
-            return Decoder(**sizes, **kw)
+            return decoders.SensorDecoder(**sizes, **kw)
 
         self.decoders = nnx.Dict({s: decoder(s) for s in SENSORS})
 
@@ -434,7 +395,7 @@ class FusMAE(nnx.Module):
         present: Present | None = None,
         *,
         whole: bool = False,
-    ) -> layers.Redrawn:
+    ) -> decoders.Redrawn:
         """Hides what `masks` say of images {sensor: [B, H, W, C]}, and redraws it.
 
         Where a sensor is absent it is hidden whole, and redrawn from the other alone;
@@ -455,8 +416,7 @@ class FusMAE(nnx.Module):
         # Hidden patches are dropped before they are embedded, let alone attended to.
         visible = {s: pixels[s][:, : k[s]] for s in SENSORS}
         present = present and {
-            s: here if here.ndim == 1 else patches.take(here, ids[s])
-            for s, here in present.items()
+            s: patches.take_present(here, ids[s]) for s, here in present.items()
         }
         tokens, summary, _ = self.encoder(visible, ids, present)
         summary = summary if self.global_token == "decoders" else None
@@ -471,7 +431,7 @@ class FusMAE(nnx.Module):
             }
         if not whole:
             pixels = {s: pixels[s][:, k[s] :] for s in SENSORS}
-        return layers.Redrawn(predicted, pixels)
+        return decoders.Redrawn(predicted, pixels)
 
     def _ask_all(self, tokens, summary, masks, present, whole: bool):
         """Predictions of decoders that read both sensors; see `__call__`."""
@@ -482,12 +442,7 @@ class FusMAE(nnx.Module):
             join([masks[s].hidden + first[s] for s in SENSORS]),
         )
         known = present and join(
-            [
-                jnp.broadcast_to(
-                    present[s].reshape(len(tokens[s]), -1), tokens[s].shape[:2]
-                )
-                for s in SENSORS
-            ]
+            [patches.spread(present[s], tokens[s].shape[1]) for s in SENSORS]
         )
         seen = decoders.Seen(join([tokens[s] for s in SENSORS]), summary, mask, known)
         wanted = {s: m.order if whole else m.hidden for s, m in masks.items()}

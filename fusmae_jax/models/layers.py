@@ -1,4 +1,4 @@
-"""Transformer layers that encoders and decoders share, and a decoder.
+"""Transformer layers that encoders and decoders share.
 
 Parameters are float32. Matrix products run in the type that `arithmetic` says, and
 what lies between them is kept in it; LayerNorm, softmax, GELU and all sums are computed
@@ -7,14 +7,12 @@ in float32.
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from data_pipeline.errors import InputError
-from fusmae_jax import patches
 from fusmae_jax.inputs import SENSORS
 from fusmae_jax.models import attention, products
 from fusmae_jax.models.products import Arithmetic
@@ -268,71 +266,3 @@ def run_blocks(
         x = block(x, mask, None if branches is None else branches[i])
         said[f"block{i}"] = x[:, :n]
     return said
-
-
-class Redrawn(NamedTuple):
-    """The answer of an autoencoder, {sensor: [B, M, E]} each.
-
-    Attributes:
-        predicted: predicted patches, in the space of the loss's targets.
-        patches: the same patches of the images that were given.
-    """
-
-    predicted: dict[str, jax.Array]
-    patches: dict[str, jax.Array]
-
-
-class Decoder(nnx.Module):
-    """Makes tokens of hidden patches of visible ones, as MAE's decoder.
-
-    Tokens stay in the order of the mask, the visible ones first: attention does not
-    mind, and what is asked for last lies at the end.
-    """
-
-    def __init__(
-        self,
-        *,
-        side: int,
-        encoder_dim: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        arithmetic: Arithmetic,
-        rngs: nnx.Rngs,
-    ):
-        self.side, self.dim, self.arithmetic = side, dim, arithmetic
-        patches.sincos_2d(side, dim)  # refuses a width without positions, now
-        kw = dict(arithmetic=arithmetic, rngs=rngs)
-        self.bridge = Linear(encoder_dim, dim, **kw)
-        self.mask_token = token(nnx.initializers.normal(0.02), dim, rngs)
-        self.blocks = nnx.List([Block(dim, num_heads, **kw) for _ in range(depth)])
-        self.norm = layer_norm(dim, rngs)
-
-    def __call__(
-        self,
-        visible: jax.Array,
-        mask: patches.Mask,
-        summary: jax.Array | None = None,
-        *,
-        whole: bool = False,
-    ) -> jax.Array:
-        """Makes tokens [B, M, W] of visible tokens [B, K, D].
-
-        They are the hidden ones, M = N - K, or with `whole` all, in `mask.order`. The
-        encoder's global token, `summary` [B, D], is one more to attend to, without a
-        position.
-        """
-        b, hidden = mask.hidden.shape
-        blanks = jnp.broadcast_to(self.mask_token[...], (b, hidden, self.dim))
-        x = self.bridge(visible).astype(jnp.float32)
-        x = jnp.concatenate([x, blanks], axis=1)
-        x = x + patches.positions(self.side, self.dim, mask.order)
-        wanted = x.shape[1] if whole else hidden
-        if summary is not None:
-            first = self.bridge(summary[:, None]).astype(jnp.float32)
-            x = jnp.concatenate([first, x], axis=1)
-        x = x.astype(self.arithmetic.dtype)
-        for i, block in enumerate(self.blocks):
-            last = i + 1 == len(self.blocks)
-            x = block(x, first=x.shape[1] - wanted if last else 0)
-        return self.norm(x[:, -wanted:])  # where there is no block at all

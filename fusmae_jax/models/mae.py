@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import dtypes, patches
+from fusmae_jax import patches
 from fusmae_jax.inputs import SENSORS, Present
-from fusmae_jax.models import attention, layers
+from fusmae_jax.models import attention, decoders, layers
 from fusmae_jax.models.products import Arithmetic
 
 READS = {"both": SENSORS, "s1": ("s1",), "s2": ("s2",)}
@@ -155,7 +155,6 @@ class MAE(nnx.Module):
         devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        dtype = jnp.dtype(dtypes.settled(dtype)).name
         arithmetic = Arithmetic(dtype, platform, devices, attention)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.patch_size = patch_size
@@ -170,7 +169,7 @@ class MAE(nnx.Module):
             remat=remat,
             **kw,
         )
-        self.decoder = layers.Decoder(
+        self.decoder = decoders.Decoder(
             side=self.encoder.side,
             encoder_dim=dim,
             dim=decoder_dim,
@@ -197,7 +196,7 @@ class MAE(nnx.Module):
         present: Present | None = None,
         *,
         whole: bool = False,
-    ) -> layers.Redrawn:
+    ) -> decoders.Redrawn:
         """Hides what `masks`, which are all the same, say of images; redraws it.
 
         Args:
@@ -215,8 +214,7 @@ class MAE(nnx.Module):
             for s in read
         }
         present = present and {
-            s: x if x.ndim == 1 else patches.take(x, mask.visible)
-            for s, x in present.items()
+            s: patches.take_present(x, mask.visible) for s, x in present.items()
         }
         visible = {s: x[:, :k] for s, x in pixels.items()}
         *_, tokens = self.encoder(visible, mask.visible, present).values()
@@ -224,4 +222,4 @@ class MAE(nnx.Module):
         predicted = {s: self.predict[s](x).astype(jnp.float32) for s in read}
         if not whole:
             pixels = {s: x[:, k:] for s, x in pixels.items()}
-        return layers.Redrawn(predicted, pixels)
+        return decoders.Redrawn(predicted, pixels)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fusmae_jax import dtypes, patches
+from fusmae_jax import patches
 from fusmae_jax.inputs import SENSORS, Present
-from fusmae_jax.models import decoders, fusmae, layers
+from fusmae_jax.models import decoders, fusmae
 from fusmae_jax.models.products import Arithmetic
 
 
@@ -52,7 +52,6 @@ class MultiMAE(nnx.Module):
         devices: int = 1,
         rngs: nnx.Rngs,
     ):
-        dtype = jnp.dtype(dtypes.settled(dtype)).name
         arithmetic = Arithmetic(dtype, platform, devices, attention)
         kw = dict(arithmetic=arithmetic, rngs=rngs)
         self.patch_size = patch_size
@@ -93,7 +92,7 @@ class MultiMAE(nnx.Module):
         images: dict[str, jax.Array],
         mask: patches.Mask,
         present: Present | None = None,
-    ) -> layers.Redrawn:
+    ) -> decoders.Redrawn:
         """Hides what a mask says of images {sensor: [B, H, W, C]}; redraws everything.
 
         Args:
@@ -116,14 +115,11 @@ class MultiMAE(nnx.Module):
         tokens = patches.take(jnp.concatenate(tokens, axis=1), mask.visible)
         known = None
         if present is not None:
-            known = [
-                jnp.broadcast_to(present[s].reshape(shape[0], -1), shape)
-                for s in SENSORS
-            ]
+            known = [patches.spread(present[s], n) for s in SENSORS]
             known = patches.take(jnp.concatenate(known, axis=1), mask.visible)
         *_, last = self.encoder.through_blocks(tokens, known).values()
         k = mask.visible.shape[1]
         last = self.encoder.norm(last)
         seen = decoders.Seen(last[:, :k], last[:, k], mask)
         predicted = {s: self.decoders[s](seen) for s in SENSORS}
-        return layers.Redrawn(predicted, pixels)
+        return decoders.Redrawn(predicted, pixels)

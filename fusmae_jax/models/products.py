@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from fusmae_jax import dtypes
+
 ROWS = Layout(major_to_minor=(0, 1))
 
 
@@ -26,7 +28,7 @@ class Arithmetic:
     """How a network computes, and on what.
 
     Attributes:
-        dtype: of matrix products, "float32" or "bfloat16".
+        dtype: of matrix products, "float32" or "bfloat16"; "auto" is an InputError.
         platform: what a program is compiled for, "cpu", "gpu" or "tpu", whatever the
             machine that compiles it has; "" for a program that is fast nowhere in
             particular.
@@ -38,6 +40,10 @@ class Arithmetic:
     platform: str = ""
     devices: int = 1
     attention: str = "auto"
+
+    def __post_init__(self):
+        dtype = jnp.dtype(dtypes.settled(self.dtype)).name
+        object.__setattr__(self, "dtype", dtype)
 
     @property
     def result_dtype(self):

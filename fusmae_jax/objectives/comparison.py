@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.config_fields import check_rules, number
-from fusmae_jax import flops, inputs, patches
+from fusmae_jax import flops, inputs, patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import attention
 from fusmae_jax.objectives import networks, protocol
@@ -138,12 +138,7 @@ class Comparison(networks.Objective):
 
     def draw_fixed(self, key: jax.Array, pairs: jax.Array):
         """What `draw` draws of each pair alone: crops, which are to be compared."""
-
-        def one(pair):
-            drawn = self.draw(jax.random.fold_in(key, pair), 1)
-            return jax.tree.map(lambda x: x[0], drawn)
-
-        return jax.vmap(one)(pairs)
+        return streams.each(self.draw, key, pairs)
 
     def present(self, images: dict[str, jax.Array], here: inputs.Present | None):
         """What there is to read of crops [B, C, ...], see `Encoder.present`."""

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from data_pipeline.config_fields import ask, check_rules, choice, number, whole
-from fusmae_jax import flops, inputs, patches
+from fusmae_jax import flops, inputs, patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import croma, layers
 from fusmae_jax.objectives import comparison, networks, protocol, reconstruction
@@ -69,12 +68,9 @@ def check(config) -> None:
         InputError: names the fields and their values.
     """
     comparison.check(config)
-    visible = lambda size, patch, ratio: patches.num_visible(
-        patches.grid_side(size, patch) ** 2, ratio
-    )
     ask(
         config,
-        (visible, "model.image_size", "model.patch_size", "mask.ratio"),
+        (reconstruction.visible, "model.image_size", "model.patch_size", "mask.ratio"),
         (patches.check_width, "model.decoder_dim"),
         (layers.head_width, "model.decoder_dim", "model.decoder_heads"),
     )
@@ -131,19 +127,12 @@ class Objective(comparison.Comparison):
     def draw(self, key: jax.Array, batch: int) -> Draw:
         """Draws the views and masks of a training batch."""
         view_key, mask_key = jax.random.split(key)
-        how = dict(scale=self.crop_scale, ratio=self.crop_ratio, turn=self.turn)
-        view = inputs.draw_views(view_key, batch, **how)
-        return Draw(view, self._noise(mask_key, batch))
+        return Draw(self._views(view_key, batch), self._noise(mask_key, batch))
 
     def draw_fixed(self, key: jax.Array, pairs: jax.Array) -> Draw:
         """Draws masks for the plain middle of each scene, see `protocol`."""
-
-        def noise(pair):
-            drawn = self._noise(jax.random.fold_in(key, pair), 1)
-            return {s: x[0] for s, x in drawn.items()}
-
         view = inputs.fixed_view(len(pairs), self.inputs.center)
-        return Draw(view, jax.vmap(noise)(pairs))
+        return Draw(view, streams.each(self._noise, key, pairs))
 
     def _noise(self, key: jax.Array, batch: int) -> dict[str, jax.Array]:
         return patches.draw_noise(key, batch, self.num_patches, "independent")
@@ -207,10 +196,6 @@ class Objective(comparison.Comparison):
     def encoder(self) -> "Encoder":
         """The three encoders."""
         return Encoder(self.inputs, self.model)
-
-    def encoder_params(self, params: nnx.State) -> nnx.State:
-        """Those of the encoders, without projections and decoder."""
-        return params["encoder"]
 
     def pixels_of(self, path: str) -> tuple[str, int] | None:
         """Those of the patch embeddings and of the predictions; see `protocol`."""
@@ -287,8 +272,7 @@ class Encoder(networks.Encoder):
 
     def __call__(self, params, images, present=None, *, branches=None, remat="none"):
         """Encodes images; see `protocol`."""
-        network = nnx.merge(self._graphdef, params)
-        network.remat = remat  # whoever's that wants gradients now
+        network = self._merged(params, remat)
         found = network.encode(images, present, branches=branches)
         both = dict.fromkeys(SENSORS, found.joint)
         blocks = {
@@ -326,10 +310,7 @@ def join(
         summary = sum(x.mean(axis=1) for x in both.values()) / len(both)
         return protocol.Encoded(dict(both), summary)
     n = both["s1"].shape[1]
-    shown = {
-        s: jnp.broadcast_to(x.reshape(x.shape[0], -1), (x.shape[0], n))
-        for s, x in present.items()
-    }
+    shown = {s: patches.spread(x, n) for s, x in present.items()}
     there = {s: x.any(axis=1)[:, None, None] for s, x in shown.items()}
     alone = jnp.where(there["s1"], own["s1"], own["s2"])
     together = there["s1"] & there["s2"]

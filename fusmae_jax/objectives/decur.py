@@ -137,10 +137,6 @@ class Objective(comparison.Comparison):
         """Both transformers."""
         return Encoder(self.inputs, self.model)
 
-    def encoder_params(self, params: nnx.State) -> nnx.State:
-        """Those of the transformers, without the projector."""
-        return params["encoder"]
-
     def flops(self) -> int:
         """The forward and backward pass of two crops of each sensor.
 

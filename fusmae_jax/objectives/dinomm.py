@@ -252,10 +252,6 @@ class Objective(comparison.Comparison):
         """The teacher's transformer."""
         return Encoder(self.inputs, self.model, self.drop_sensor > 0.0)
 
-    def encoder_params(self, params: nnx.State) -> nnx.State:
-        """Those of the transformer, without the head."""
-        return params["encoder"]
-
     def flops(self) -> int:
         """The student's forward and backward pass of all crops; the teacher's of two.
 
@@ -305,7 +301,6 @@ class Encoder(networks.Encoder):
 
     def __call__(self, params, images, present=None, *, branches=None, remat="none"):
         """Encodes images; see `protocol`."""
-        network = nnx.merge(self._graphdef, params)
-        network.remat = remat  # whoever's that wants gradients now
+        network = self._merged(params, remat)
         found = network(images, present, branches=branches)
         return comparison.join(found, SENSORS)

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from data_pipeline.config_fields import (
     ask,
@@ -204,9 +203,7 @@ class Objective(reconstruction.Reconstruction):
         pixels, ids = model.patchify(images), {s: masks[s].visible for s in SENSORS}
         visible = {s: patches.take(pixels[s], ids[s]) for s in SENSORS}
         here = present or dict.fromkeys(SENSORS, jnp.ones(rows, bool))
-        here = {
-            s: x if x.ndim == 1 else patches.take(x, ids[s]) for s, x in here.items()
-        }
+        here = {s: patches.take_present(x, ids[s]) for s, x in here.items()}
         # One pass over twice the samples: of the first half radar alone is shown.
         nothing = {s: jnp.zeros_like(x) for s, x in here.items()}
         alone = {
@@ -242,7 +239,7 @@ class Objective(reconstruction.Reconstruction):
 
 def direction(tokens: jax.Array, present: inputs.Present) -> jax.Array:
     """The mean of the tokens [B, K, D] that are `present`, of length 1, [B, D]."""
-    there = jnp.broadcast_to(present.reshape(len(tokens), -1), tokens.shape[:2])
+    there = patches.spread(present, tokens.shape[1])
     total = jnp.where(there[..., None], tokens, 0.0).astype(jnp.float32).sum(axis=1)
     return unit(total)
 
@@ -295,8 +292,7 @@ class Encoder(networks.Encoder):
 
     def __call__(self, params, images, present=None, *, branches=None, remat="none"):
         """Encodes images, nothing hidden; see `protocol`."""
-        network = nnx.merge(self._graphdef, params)
-        network.remat = remat  # whoever's that wants gradients now
+        network = self._merged(params, remat)
         found = network.encode(images, present, branches=branches)
         n = network.side**2
         blocks = {

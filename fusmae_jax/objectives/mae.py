@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from data_pipeline.config_fields import check_rules, choice
 from fusmae_jax import patches
@@ -109,8 +108,7 @@ class Encoder(networks.Encoder):
 
     def __call__(self, params, images, present=None, *, branches=None, remat="none"):
         """Encodes images, nothing hidden; see `protocol`."""
-        network = nnx.merge(self._graphdef, params)
-        network.remat = remat
+        network = self._merged(params, remat)
         found = network.encode(images, present, branches=branches)
         shown = network.shown(present)
         blocks = {name: self._encoded(x, shown) for name, x in found.items()}

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from data_pipeline.config_fields import ask, choice, whole
-from fusmae_jax import dtypes, patches, streams
+from fusmae_jax import dtypes, inputs, patches, streams
 from fusmae_jax.inputs import Inputs
 from fusmae_jax.models import attention, layers
 from fusmae_jax.models.products import Arithmetic
@@ -125,6 +125,14 @@ class Objective(protocol.Objective):
         """The network."""
         return self.network(**self.model, rngs=rngs)
 
+    def encoder_params(self, params: nnx.State) -> nnx.State:
+        """Those of the network's `encoder`, without heads and decoders."""
+        return params["encoder"]
+
+    def _views(self, key: jax.Array, batch: int) -> inputs.View:
+        how = dict(scale=self.crop_scale, ratio=self.crop_ratio, turn=self.turn)
+        return inputs.draw_views(key, batch, **how)
+
     @property
     def heads(self) -> list[int]:
         """Channels of an attention head, of each width that the network has."""
@@ -193,6 +201,12 @@ class Encoder(protocol.Encoder):
     def _split(self, rngs: nnx.Rngs | streams.Keys) -> tuple[nnx.GraphDef, nnx.State]:
         # What is not of the encoder costs nothing, as nobody reads it.
         return nnx.split(self.network(**self.model, rngs=rngs).encoder)
+
+    def _merged(self, params: nnx.State, remat: str) -> nnx.Module:
+        """The network's encoder; `remat` is that of whoever wants gradients now."""
+        encoder = nnx.merge(self._graphdef, params)
+        encoder.remat = remat
+        return encoder
 
     def init(self, rngs: nnx.Rngs) -> nnx.State:
         """Parameters that nothing has trained."""

@@ -17,7 +17,7 @@ from flax import nnx
 
 from data_pipeline.config_fields import ask, check_rules, choice, number, whole
 from data_pipeline.errors import InputError
-from fusmae_jax import flops, inputs, patches
+from fusmae_jax import flops, inputs, patches, streams
 from fusmae_jax.inputs import SENSORS, Inputs
 from fusmae_jax.models import attention, layers
 from fusmae_jax.objectives import networks
@@ -219,27 +219,17 @@ class Reconstruction(networks.Objective):
     def draw(self, key: jax.Array, batch: int) -> Draw:
         """Draws the views and masks of a training batch."""
         view_key, mask_key, present_key = jax.random.split(key, 3)
-        view = inputs.draw_views(
-            view_key,
-            batch,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
-            turn=self.turn,
-        )
+        view = self._views(view_key, batch)
         present = inputs.draw_present(present_key, batch, self.drop_sensor)
         noise = self._noise(mask_key, batch)
         return Draw(view, noise, present if self.drop_sensor else None)
 
     def draw_fixed(self, key: jax.Array, pairs: jax.Array) -> Draw:
         """Draws masks for the plain middle of each scene, see `protocol`."""
-
-        def noise(pair):
-            drawn = self._noise(jax.random.fold_in(key, pair), 1)
-            return {s: x[0] for s, x in drawn.items()}
-
         view = inputs.fixed_view(len(pairs), self.inputs.center)
         present = {s: jnp.full(len(pairs), s != self.hide) for s in SENSORS}
-        return Draw(view, jax.vmap(noise)(pairs), present if self.hide else None)
+        noise = streams.each(self._noise, key, pairs)
+        return Draw(view, noise, present if self.hide else None)
 
     def _noise(self, key: jax.Array, batch: int) -> dict[str, jax.Array]:
         """Draws what decides the masks: of a sensor's patches the least are shown."""
@@ -430,10 +420,6 @@ class Reconstruction(networks.Objective):
             found[f"floor_{s}"] = self._error(zeros, rest, count)
         return found
 
-    def encoder_params(self, params: nnx.State) -> nnx.State:
-        """Those of the network's `encoder`."""
-        return params["encoder"]
-
     def pixels_of(self, path: str) -> tuple[str, int] | None:
         """Those of the patch embeddings and of the predictions; see `protocol`."""
         if embeds := re.fullmatch(r"encoder/embed/(s[12])/kernel", path):
@@ -452,7 +438,7 @@ def sum_around(images: jax.Array) -> jax.Array:
 
 
 def decoder_flops(model: Mapping[str, Any], n: int, k: int, predicted: int) -> int:
-    """Matrix-product FLOPs of `layers.Decoder`, forward.
+    """Matrix-product FLOPs of `decoders.Decoder`, forward.
 
     Args:
         model: arguments of a network.

@@ -14,6 +14,7 @@ import statistics
 import jax
 
 from data_pipeline import atomic, batches
+from fusmae_jax import inputs
 from fusmae_jax.training.metrics import Diverged
 
 log = logging.getLogger("fusmae_jax")
@@ -45,6 +46,7 @@ class Guard:
         self._source, self._workdir = source, pathlib.Path(workdir)
         self._seen, self._skipped = int(state.step), int(state.skipped)
         self._losses = collections.deque(maxlen=ROWS)
+        self._told_of_pixels = False
 
     def look(self, row: dict) -> None:
         """Warns of what a logged row says.
@@ -54,6 +56,7 @@ class Guard:
         """
         step, loss, skipped = row["step"], row["loss"], int(row["skipped_steps"])
         if jax.process_index() == 0:
+            self._warn_of_pixels(step, row.get("invalid_pixels", 0))
             if skipped > self._skipped:
                 log.warning(
                     "Step %d: %d of the %d steps since step %d were not applied, as "
@@ -66,6 +69,11 @@ class Guard:
         if math.isfinite(loss):
             self._losses.append(loss)
         self._check(step, int(row["skipped_in_a_row"]))
+
+    def _warn_of_pixels(self, step: int, invalid: float) -> None:
+        if invalid and not self._told_of_pixels:
+            self._told_of_pixels = True
+            log.warning("Step %d: %.0f pixels %s", step, invalid, inputs.INVALID_ADVICE)
 
     def _warn_of_spike(self, step: int, loss: float) -> None:
         if len(self._losses) < MIN_ROWS:

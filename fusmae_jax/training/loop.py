@@ -1,6 +1,7 @@
 """The pretraining loop: the steps, and what goes on beside them."""
 
 import logging
+import math
 import time
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from fusmae_jax.training import (
     heldout,
     metrics,
     preemption,
+    progress,
     runtime,
     train,
 )
@@ -73,13 +75,14 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
     """
     objective, writer, scoring, _, saves, watch, notice = tools
     first, owed = int(jax.device_get(state.step)), False
-    progress = metrics.Progress(first, steps)
+    # A line for each row that is logged, and for none besides.
+    bar = progress.Progress("", steps, "step", first, quiet=math.inf)
     work, peak = objective.flops(), device_peak(config)
     clock = metrics.Clock(config.batch_size, work, peak, ahead=AHEAD)
 
     def show(row):
         if row is not None:
-            progress.show(row)
+            bar.show(row["step"], metrics.in_words(row))
             watch.look(row)
 
     for step in range(first + 1, steps + 1):
@@ -105,12 +108,12 @@ def run_steps(config, state, train_step, stream, tools: Tools, steps: int, start
         if owed or last:
             show(writer.flush())
             owed = not save(step, state, tools, last=last)
-        progress.step()
+        bar.update()
         if last:
             break
     show(writer.flush())
     scoring.collect(wait=True)
-    progress.close()
+    bar.close()
     return state
 
 

@@ -1,25 +1,19 @@
-"""Metrics to `metrics.jsonl`, TensorBoard, and the terminal."""
+"""Metrics to `metrics.jsonl` and TensorBoard, and in words."""
 
 import collections
 import concurrent.futures
 import functools
 import json
-import logging
 import math
 import pathlib
 import socket
 import struct
-import sys
 import time
 
 import jax
-import tqdm
 
 from data_pipeline import atomic, safe_io
 from data_pipeline.errors import InputError
-from fusmae_jax import inputs
-
-log = logging.getLogger("fusmae_jax")
 
 
 class Diverged(InputError):
@@ -136,60 +130,16 @@ def read_metrics(workdir) -> list[dict]:
     return rows
 
 
-class Progress:
-    """A progress bar on a terminal, plain log lines elsewhere; host 0 only."""
-
-    def __init__(self, first: int, last: int):
-        """Counts steps from `first` (done already) to `last`."""
-        self._last, self._start, self._first = last, time.monotonic(), first
-        self._bar, self._warned = None, False
-        if jax.process_index() == 0 and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                total=last, initial=first, unit="step", dynamic_ncols=True
-            )
-
-    def step(self) -> None:
-        """Counts one step."""
-        if self._bar is not None:
-            self._bar.update()
-
-    def show(self, row: dict | None) -> None:
-        """Shows a logged row: loss, rates, and the time left."""
-        if row is None or jax.process_index() != 0:
-            return
-        if row.get("invalid_pixels") and not self._warned:
-            self._warned = True
-            warning = f"Step {row['step']}: {row['invalid_pixels']:.0f} pixels"
-            log.warning("%s %s", warning, inputs.INVALID_ADVICE)
-        text = ", ".join([f"loss {row['loss']:.4f}", *rate_words(row)])
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
-            return
-        elapsed = time.monotonic() - self._start
-        left = elapsed / (row["step"] - self._first) * (self._last - row["step"])
-        log.info(
-            "step %d/%d, %s, %s left",
-            row["step"],
-            self._last,
-            text,
-            tqdm.tqdm.format_interval(left),
-        )
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def rate_words(row: dict) -> list[str]:
-    """What `Clock.rates` said, as far as it is in the row, in words."""
+def in_words(row: dict) -> str:
+    """The loss of a row and what `Clock.rates` said, as far as it is there."""
     words = (
+        ("loss", "loss {:.4f}"),
         ("images_per_sec", "{:.1f} img/s"),
         ("tflops_per_device", "{:.3g} TFLOP/s a device"),
         ("mfu", "{:.1%} MFU"),
         ("data_wait", "{:.1%} waiting for data"),
     )
-    return [text.format(row[name]) for name, text in words if name in row]
+    return ", ".join(text.format(row[name]) for name, text in words if name in row)
 
 
 class Clock:

@@ -16,17 +16,34 @@ class Progress:
     """Counts `unit`s of work; host 0 shows them. A context manager."""
 
     def __init__(
-        self, title: str, total: int, unit: str, done: int = 0, brief: bool = False
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        *,
+        brief: bool = False,
+        quiet: float = QUIET,
     ):
-        """Begins with `done` of `total` behind it; if `brief` no bar stays behind."""
+        """Begins with `done` of `total` behind it.
+
+        Args:
+            title: of the work; "" for none.
+            total: how much there is to do, in units.
+            unit: what is counted.
+            done: how much is done already.
+            brief: whether no bar stays behind.
+            quiet: seconds between the log lines of `update`.
+        """
         self._title, self._total, self._unit = title, total, unit
         self._done = self._first = done
+        self._quiet = quiet
         self._start = self._said = time.monotonic()
         self._speaks = jax.process_index() == 0
         self._bar = tqdm.tqdm(
             total=total,
             initial=done,
-            desc=title,
+            desc=title or None,
             unit=unit,
             dynamic_ncols=True,
             leave=not brief,
@@ -38,22 +55,31 @@ class Progress:
         return self
 
     def __exit__(self, *error):
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it is, or none if it is brief."""
         self._bar.close()
 
     def update(self, number: int = 1, note: str = "") -> None:
         """Counts `number` more; `note` is shown beside them."""
         self._done += number
         self._bar.update(number)
+        if time.monotonic() - self._said >= self._quiet:
+            self.show(self._done, note)
+        elif note:
+            self._bar.set_postfix_str(note, refresh=False)
+
+    def show(self, done: int, note: str = "") -> None:
+        """Shows `note`, of when so much was done: beside the bar, else in a line."""
+        self._said = time.monotonic()
         if note:
             self._bar.set_postfix_str(note, refresh=False)
-        now = time.monotonic()
-        if not (self._bar.disable and self._speaks) or now - self._said < QUIET:
+        if not (self._bar.disable and self._speaks):
             return
-        self._said = now
-        rest = self._total - self._done
-        left = (now - self._start) / (self._done - self._first) * rest
+        left = (self._said - self._start) / (done - self._first) * (self._total - done)
         log.info(
-            "%s: %s %d/%d%s, %s left",
-            *(self._title, self._unit, self._done, self._total),
+            "%s%s %d/%d%s, %s left",
+            *(self._title and f"{self._title}: ", self._unit, done, self._total),
             *(note and f", {note}", tqdm.tqdm.format_interval(left)),
         )
