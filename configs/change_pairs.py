@@ -48,8 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.fit = dict(
         steps=300,
         batch_size=16,
-        learning_rates=(3e-3, 1e-2, 3e-2),
-        class_weights=(1.0, 4.0, 16.0),
+        learning_rates=(3e-3, 1e-2, 3e-2, 0.1),
+        class_weights=(1.0, 4.0, 16.0, 64.0),
         weight_decay=0.01,
     )
     return c.lock()

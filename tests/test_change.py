@@ -254,3 +254,11 @@ def test_masks_of_other_classes_and_trained_ground_are_refused(
     with pytest.raises(InputError, match="set normalize=data too"):
         change.check(c)
     assert not (tmp_path / "w").exists()
+
+
+def test_an_end_of_a_grid_that_most_folds_chose_is_told(lines):
+    change.warn_at_edge("x", "class_weights", (16.0, 16.0, 16.0, 4.0), (1.0, 4.0, 16.0))
+    assert lines == ["Most heads of x have 16 of fit.class_weights; widen it there."]
+    change.warn_at_edge("x", "class_weights", (16.0, 16.0, 4.0, 4.0), (1.0, 4.0, 16.0))
+    change.warn_at_edge("x", "class_weights", (4.0, 4.0), (4.0,))
+    assert len(lines) == 1

@@ -10,6 +10,7 @@ import itertools
 import logging
 import pathlib
 import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -346,12 +347,23 @@ def judge(work: Work, rival: Candidate, sensor_set: str) -> None:
             groups=places.regions,
         )
         rates, weights, f1 = zip(*chosen)
+        warn_at_edge(title, "learning_rates", rates, recipe.learning_rates)
+        warn_at_edge(title, "class_weights", weights, recipe.class_weights)
         chosen = {
             "learning_rate": rates,
             "class_weight": weights,
             "validation": float(np.mean(f1)),
         }
         store.add(setting, Found(found, made.width, chosen))
+
+
+def warn_at_edge(title: str, field: str, chosen: Sequence, grid: Sequence) -> None:
+    """Says so if most folds have chosen an end of a grid, beyond which may be better."""
+    for end in {min(grid), max(grid)}:
+        if len(set(grid)) > 1 and 2 * chosen.count(end) > len(chosen):
+            log.warning(
+                "Most heads of %s have %g of fit.%s; widen it there.", title, end, field
+            )
 
 
 def keep(work: Work, setting: Setting, said: np.ndarray) -> None:

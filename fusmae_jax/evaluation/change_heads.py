@@ -47,7 +47,7 @@ class Recipe:
             least=1,
             meaning="Learning rates of AdamW, of which validation chooses.",
         ),
-        (3e-3, 1e-2, 3e-2),
+        (3e-3, 1e-2, 3e-2, 0.1),
     )
     class_weights: tuple[float, ...] = attribute(
         several(
@@ -56,7 +56,7 @@ class Recipe:
             meaning="How many times a changed pixel counts as much as another in the "
             "loss, as few have changed; validation chooses.",
         ),
-        (1.0, 4.0, 16.0),
+        (1.0, 4.0, 16.0, 64.0),
     )
     weight_decay: float = attribute(
         number(least=0.0, meaning="Weight decay of the matrices."), 0.01
