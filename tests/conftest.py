@@ -39,6 +39,22 @@ def quick_options(*args, **kwargs):
 compiler.get_compile_options = quick_options
 
 
+# What takes longest begins first, or one core does it alone at the end.
+LONG = (
+    *("walkthroughs", "peers", "hosts", "choices", "kills", "protocol", "missing"),
+    *("dense", "finetune", "preemption", "ahead_of_time", "resume", "train"),
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by xdist, to files of many tests first
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def guarded_reads(monkeypatch):
     """Refuses reads that a transfer guard refuses on accelerators.
