@@ -190,6 +190,7 @@ def main(argv: list[str]) -> None:
     start_logging()
     if config.task != "prepare":  # which never imports jax
         runtime.keep_host_memory()  # before JAX starts threads
+        runtime.have_threads_enough()
     if _MULTIHOST.value:
         import jax
 

@@ -9,23 +9,50 @@ import sys
 import jax
 import pytest
 from absl import flags
-from jax._src import array
+from jax._src import array, compiler
 from jax._src.lib import guard_lib
 from orbax.checkpoint import v1 as ocp
 
 import launch
-from tests import processes
 
 # Set before the first use of a device.
-os.environ["PJRT_NPROC"] = processes.ENVIRONMENT["PJRT_NPROC"]
+os.environ["PJRT_NPROC"] = "16"  # see runtime.have_threads_enough
 jax.config.update("jax_platforms", "cpu")  # on hosts with an accelerator too
-jax.config.update("jax_num_cpu_devices", 4)  # before the first use of a device
+jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_disable_most_optimizations", True)  # they take longer than tests
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags; under pytest nobody parses them
+compile_options = compiler.get_compile_options
+
+
+def quick_options(*args, **kwargs):
+    """How XLA compiles, if not `optimized`: see `processes.ENVIRONMENT`."""
+    options = compile_options(*args, **kwargs)
+    if jax.config.read("jax_disable_most_optimizations"):
+        options.env_option_overrides += [("xla_cpu_use_fusion_emitters", False)]
+    return options
+
+
+compiler.get_compile_options = quick_options
+
+
+# What takes longest begins first, or one core does it alone at the end.
+LONG = (
+    *("walkthroughs", "peers", "hosts", "choices", "kills", "protocol", "missing"),
+    *("dense", "finetune", "preemption", "ahead_of_time", "resume", "train"),
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by xdist, to files of many tests first
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import choices
 from tests import tiny
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("optimized")]
+pytestmark = pytest.mark.journey
 
 STEPS = 2
 # These say something of low precision only.

@@ -18,8 +18,6 @@ from fusmae_jax.objectives import comparison
 from fusmae_jax.objectives.fusmae import train_step_flops
 from tests import peers, tiny
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 VARIANTS = [(early, late) for early in (True, False) for late in (True, False)]
 SMALL = dict(
     image_size=64,
@@ -127,6 +125,7 @@ def test_every_method_counts_the_products_of_its_loss(method, changes):
 
 
 @pytest.mark.journey
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("sizes", [SMALL, BASE], ids=["small", "base"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_xla_counts_the_same_within_5_percent(sizes, fused):

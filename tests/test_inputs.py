@@ -15,8 +15,6 @@ from data_pipeline.errors import InputError
 from fusmae_jax import inputs
 from fusmae_jax.inputs import Inputs
 
-pytestmark = pytest.mark.usefixtures("optimized")  # the last digits count
-
 TURNS = np.array(np.unravel_index(range(8), (2, 2, 2))).T.astype(bool)
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 

@@ -10,16 +10,13 @@ import sys
 
 import pytest
 
+from tests import processes
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def launch(*arguments, cwd=ROOT, platforms="cpu"):
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": platforms,
-    }
+    environment = os.environ | processes.ENVIRONMENT | {"JAX_PLATFORMS": platforms}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), *arguments],
         capture_output=True,

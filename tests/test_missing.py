@@ -86,12 +86,12 @@ def score(goal, fields, draw, **changes):
     graphdef, params = nnx.split(tiny.model(**changes))
 
     @jax.jit
-    @jax.value_and_grad
     def run(params, fields):
-        return goal.loss(nnx.merge(graphdef, params), (), fields, draw)[0]
+        loss = lambda p: goal.loss(nnx.merge(graphdef, p), (), fields, draw)[:2]
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
-    loss = jax.jit(lambda p, f: goal.loss(nnx.merge(graphdef, p), (), f, draw)[:2])
-    return (*loss(params, fields), run(params, fields)[1])
+    (loss, parts), grad = run(params, fields)
+    return loss, parts, grad
 
 
 def redraw(goal, fields, draw):

@@ -88,6 +88,49 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     assert {p.name for p in tmp_path.rglob("*")} == {"new", "below", "middle"}
 
 
+@pytest.mark.parametrize(
+    "variables, threads",
+    [
+        ({}, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+        ({"XLA_FLAGS": "--x=y --xla_force_host_platform_device_count=8 --z"}, "32"),
+        ({"JAX_NUM_CPU_DEVICES": "4"}, "16"),
+        ({"JAX_NUM_CPU_DEVICES": "4", "PJRT_NPROC": "9"}, "9"),
+    ],
+)
+def test_devices_that_a_cpu_plays_have_threads_enough(monkeypatch, variables, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "PJRT_NPROC"):
+        monkeypatch.setenv(name, "")  # to be as it was when the test is over
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    runtime.have_threads_enough()
+    assert os.environ.get("PJRT_NPROC") == threads
+
+
+def test_a_launch_has_threads_enough_before_jax_uses_a_device():
+    script = (
+        "import os, launch\nfrom absl import app\n"
+        "from fusmae_jax.training import pretrain, runtime\n"
+        "from jax._src.xla_bridge import backends_are_initialized as used\n"
+        "give = runtime.have_threads_enough\n"
+        "runtime.have_threads_enough = lambda: print(used(), give())\n"
+        "pretrain.run = lambda *_: print(os.environ['PJRT_NPROC'])\n"
+        "app.run(launch.main, flags_parser=launch.parse)\n"
+    )
+    flags = "--xla_force_host_platform_device_count=64"
+    kept = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
+    result = subprocess.run(
+        [sys.executable, "-c", script, f"--config={ROOT}/configs/quickstart.py"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=kept | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.stdout.split() == ["False", "None", "256"], result.stderr
+
+
 def test_the_clock_starts_with_the_process(tmp_path):
     begun = time.monotonic()
     (seconds, imported), _ = run(

@@ -49,7 +49,6 @@ def follow(page: str, checkout: pathlib.Path) -> list[str]:
     """Does what a page says in a checkout; returns what each of its steps says."""
     check_out(checkout)
     environment = os.environ | surroundings(checkout)
-    environment.pop("XLA_FLAGS", None)  # one device, as most users have
     said = []
     for block in BLOCKS.finditer((ROOT / "docs" / page).read_text()):
         code = block["python"] or textwrap.dedent(block[0])
@@ -207,7 +206,6 @@ def test_the_notebook_runs_as_it_is(tmp_path, monkeypatch):
     check_out(tmp_path)  # so that the first cell need not
     for name, value in surroundings(tmp_path).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": tmp_path}}

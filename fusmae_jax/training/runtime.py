@@ -1,4 +1,4 @@
-"""Before the first step: the host's memory, the compile cache, and how long it took.
+"""Before the first step: memory, threads, the compile cache, and how long it took.
 
 Importing this file does not import jax.
 """
@@ -9,6 +9,7 @@ import glob
 import logging
 import os
 import pathlib
+import re
 import sys
 import time
 
@@ -69,6 +70,22 @@ def _for_cpu() -> bool:
     if platforms:
         return platforms.split(",")[0] == "cpu"
     return not any(glob.glob(pattern) for pattern in ACCELERATORS)
+
+
+def have_threads_enough() -> None:
+    """Lets XLA have threads enough for the devices that a CPU is asked to play.
+
+    Each may wait in two collectives at once, a thread each. With as many threads as
+    devices, as on hosts of few cores, the last one has none to arrive with, and XLA
+    aborts. A PJRT_NPROC that is set stays. Call it before the first use of a device.
+    """
+    flag = r"--xla_force_host_platform_device_count=(\d+)"
+    asked = re.findall(flag, os.environ.get("XLA_FLAGS", ""))
+    asked += re.findall(r"^\d+$", os.environ.get("JAX_NUM_CPU_DEVICES", ""))
+    devices = max(map(int, asked), default=1)
+    if devices > 1:
+        threads = max(4 * devices, os.cpu_count() or 1)
+        os.environ.setdefault("PJRT_NPROC", str(threads))
 
 
 def seconds_since_launch() -> float:
