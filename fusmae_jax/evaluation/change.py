@@ -358,7 +358,7 @@ def judge(work: Work, rival: Candidate, sensor_set: str) -> None:
 
 
 def warn_at_edge(title: str, field: str, chosen: Sequence, grid: Sequence) -> None:
-    """Says so if most folds have chosen an end of a grid, beyond which may be better."""
+    """Says so if most folds have chosen an end of a grid: better may lie beyond."""
     for end in {min(grid), max(grid)}:
         if len(set(grid)) > 1 and 2 * chosen.count(end) > len(chosen):
             log.warning(
