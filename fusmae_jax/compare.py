@@ -423,7 +423,7 @@ class Comparison:
         if key != self._key(unit):
             raise InputError(
                 f"{path} was found with other settings or data than those of now; name "
-                "another folder with --config.results=DIR and another --workdir."
+                "another folder with results=DIR and another --workdir."
             )
         return found
 

@@ -157,7 +157,7 @@ RULES = (
     (
         lambda c: c.data.eval_split != c.data.split or c.data.allow_overlap,
         "data.eval_split is {c.data.eval_split!r}, which is data.split too; hold out "
-        "another split, or pass --config.data.allow_overlap=True.",
+        "another split, or pass data.allow_overlap=True.",
     ),
 )
 
@@ -228,7 +228,7 @@ def check_judged(field: str, description: Description) -> None:
     if field not in description.classes:
         raise InputError(
             f"judge.labels is {field!r}, but {description.name} has "
-            f"{list(description.classes)}; choose one, or set --config.judge.every=0."
+            f"{list(description.classes)}; choose one, or set judge.every=0."
         )
 
 
@@ -256,7 +256,7 @@ def check_devices(config, mesh: Mesh) -> None:
 def check_checkpoint(directory: str) -> None:
     """Refuses to judge a run that is not named."""
     if not directory:
-        raise InputError("Name a run directory: --config.checkpoint=runs/quickstart.")
+        raise InputError("Name a run directory: checkpoint=runs/quickstart.")
 
 
 def count_steps(config, pairs: int) -> tuple[int, int]:

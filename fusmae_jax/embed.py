@@ -69,7 +69,7 @@ def check_shared(config) -> None:
     """
     check_checkpoint(config.checkpoint)
     if not config.out:
-        raise InputError("Say where the result goes: --config.out=DIR.")
+        raise InputError("Say where the result goes: out=DIR.")
     given, data = [s for s in SENSORS if config[s]], config.data
     dataset = bool(data.dir) or data.source != "records"
     if given and dataset:
@@ -79,8 +79,7 @@ def check_shared(config) -> None:
         )
     if not given and not dataset:
         raise InputError(
-            "Name a scene, --config.s1 or --config.s2 or both, or a dataset, "
-            "--config.data.dir=DIR."
+            "Name a scene, s1=FILE or s2=FILE or both, or a dataset, data.dir=DIR."
         )
     if not given:
         data_fields.check(data)

@@ -48,7 +48,7 @@ class Rows:
         if folder.exists() and any(folder.iterdir()) and not self._state.exists():
             raise InputError(
                 f"{folder} holds something already, which is not overwritten; pass "
-                "another --config.out=DIR."
+                "another out=DIR."
             )
         self.done = 0
         if self._state.exists():
@@ -57,14 +57,14 @@ class Rows:
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"{self._state} cannot be read ({error}); delete {folder}, or pass "
-                    "another --config.out=DIR."
+                    "another out=DIR."
                 ) from error
             if state["key"] != key:
                 old = state["key"]
                 changed = [k for k in key | old if old.get(k) != key.get(k)]
                 raise InputError(
                     f"{folder} has an unfinished map of other {', '.join(changed)}; "
-                    "delete it, or pass another --config.out=DIR."
+                    "delete it, or pass another out=DIR."
                 )
             self.done = state["done"]
         self._key = key
@@ -79,7 +79,7 @@ class Rows:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder} cannot be written ({error}); see to it, or pass another "
-                "--config.out=DIR."
+                "out=DIR."
             ) from error
 
     def add(self, first: int, rows: np.ndarray) -> None:

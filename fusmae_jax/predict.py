@@ -130,7 +130,7 @@ def check(config) -> None:
     config_fields.check(config, TABLE, like="configs/predict.py")
     if not config.evaluation:
         raise InputError(
-            "Say what has trained a head: --config.evaluation=DIR, the --workdir of "
+            "Say what has trained a head: evaluation=DIR, the --workdir of "
             "dense_pairs, probe_bigearthnet or another evaluation."
         )
     embed.check_shared(config)

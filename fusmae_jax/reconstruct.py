@@ -250,7 +250,7 @@ def chosen_mask(objective: Reconstruction, hide: str, ratio: float) -> Reconstru
     if hide != "patches" and len(objective.sensors) == 1:
         raise InputError(
             f"hide is {hide!r}, and this model reads {objective.encoder().reads} "
-            "alone, from which it draws nothing else; set --config.hide=patches."
+            "alone, from which it draws nothing else; set hide=patches."
         )
     if hide != "patches" and not objective.drop_sensor:
         log.warning(

@@ -60,13 +60,13 @@ def check(config) -> None:
     given = [s for s in SENSORS if config[s]]
     if not config.out or not given:
         raise InputError(
-            "Name a scene and where its reconstruction goes: --config.s1 or "
-            "--config.s2 or both, and --config.out=DIR."
+            "Name a scene and where its reconstruction goes: s1=FILE or s2=FILE or "
+            "both, and out=DIR."
         )
     if given == [config.hide]:
         raise InputError(
             f"{config.hide} is hidden, and there is nothing else to draw it from; "
-            "name the other sensor's image too, or pass --config.hide=patches."
+            "name the other sensor's image too, or pass hide=patches."
         )
 
 
@@ -90,7 +90,7 @@ def run(config, workdir) -> None:
         raise InputError(
             "This run predicts patches but for their mean and contrast, as its "
             f"loss.normalize is {objective.normalize}, which nothing but {config.hide} "
-            f"itself tells; name its image too, --config.{config.hide}=FILE, or take a "
+            f"itself tells; name its image too, {config.hide}=FILE, or take a "
             "run with loss.normalize=none."
         )
     draw(config, model, found.params, objective, scene, drawn)

@@ -73,7 +73,7 @@ def check(config) -> None:
     """
     config_fields.check(config, TABLE, like="configs/report.py")
     if not config.run:
-        raise InputError("Name a run directory: --config.run=runs/quickstart.")
+        raise InputError("Name a run directory: run=runs/quickstart.")
 
 
 def run(config, workdir) -> None:
@@ -90,7 +90,7 @@ def run(config, workdir) -> None:
     if out.is_dir() or (out.exists() and MARK not in out.read_bytes()[:1000]):
         raise InputError(
             f"{out} exists and is no report, and is not overwritten; pass another "
-            "--config.out=FILE.html."
+            "out=FILE.html."
         )
     page = write_page(config)
     out.parent.mkdir(parents=True, exist_ok=True)

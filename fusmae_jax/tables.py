@@ -48,7 +48,7 @@ def take(
     if out.exists() and any(path.name != FEATURES for path in out.iterdir()):
         raise InputError(
             f"{out} holds something already, which is not overwritten; pass another "
-            "--config.out=DIR."
+            "out=DIR."
         )
     description = sources.describe(config.data)
     judged = found.look_at(description, "run", sources.has_missing(config.data))

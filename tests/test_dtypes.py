@@ -101,7 +101,7 @@ def test_a_new_run_says_what_it_computes_in_and_why(
     assert run_directory.differences(config.to_dict(), settled.to_dict()) == [
         f"model.dtype ('auto' there, '{dtype}' now)"
     ]
-    assert lines == [f"Computing in {dtype}, {why}; --config.model.dtype overrules."]
+    assert lines == [f"Computing in {dtype}, {why}; model.dtype overrules."]
 
 
 def test_what_was_asked_for_is_left_alone(tmp_path, has, lines):

@@ -133,7 +133,7 @@ def test_data_in_another_unit_are_refused(trained, mesh, scenes):
 
 
 def test_no_run_no_checkpoint_and_no_name_are_told_apart(copy, tmp_path, mesh):
-    refused("", mesh, "--config.checkpoint=")
+    refused("", mesh, "checkpoint=")
     refused(tmp_path / "nothing", mesh, "holds no run")
     early, late = (copy / "checkpoints" / str(step) for step in judging.STEPS)
     shutil.rmtree(early)

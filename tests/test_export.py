@@ -451,7 +451,7 @@ def test_torch_is_refused_of_methods_that_it_does_not_know(torch, small, tmp_pat
 
     assert tuple(torch_module.ENCODERS) == IN_TORCH
     asked = config(small, tmp_path, formats=("safetensors", "torch"))
-    with pytest.raises(InputError, match="method is teacher; pass --config.form"):
+    with pytest.raises(InputError, match="method is teacher; pass formats"):
         export.run(asked, "unused")
     assert not any(tmp_path.iterdir())
 
@@ -567,6 +567,6 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(
         raise OSError(28, "No space left on device", "model.safetensors")
 
     monkeypatch.setattr(weights, "save", fail)
-    with pytest.raises(InputError, match="out cannot be .*make room.*--config.out"):
+    with pytest.raises(InputError, match="out cannot be .*make room.*another out"):
         export.run(config(small, tmp_path / "out", formats=FORMATS), "unused")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

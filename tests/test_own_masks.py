@@ -371,7 +371,7 @@ def test_partners_are_found_among_pairs_without_labels(
     [
         ({"methods": ("dense", "knn")}, "has no labels, so nothing can be"),
         ({"baselines": ("supervised",)}, "has no labels, so nothing can be"),
-        ({"dense.field": "land_cover"}, r"--config.dense.field one of \['mask'\]"),
+        ({"dense.field": "land_cover"}, r"dense.field= one of \['mask'\]"),
     ],
 )
 def test_what_needs_other_labels_is_refused(

@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused(found, tmp_path):
     refused("None of the 2 heads", head="upsample")
     refused("holds no run", evaluation=str(tmp_path))
     refused("trained on this encoder", step=judging.STEPS[0])
-    refused("--config.evaluation=DIR", evaluation="")
+    refused("evaluation=DIR", evaluation="")
     refused("Name a scene", ())
     refused("None of the 2 heads .* is of probe; evaluate it so in a new", head="probe")
     dataset = {"data.dir": str(root / "data")}

@@ -239,8 +239,8 @@ def test_the_number_of_parts_that_would_fit_is_proposed(ahead):
         limit = least + share * between
         # Twelve rows do not go in five parts.
         assert pretrain.fitting_parts(config, step, state.params, limit, mesh) == parts
-    assert "--config.accumulate=3, which" in pretrain.memory_advice(config, 3)
-    assert "--config.accumulate=2, pass" in pretrain.memory_advice(config)
+    assert "accumulate=3, which" in pretrain.memory_advice(config, 3)
+    assert "accumulate=2, pass" in pretrain.memory_advice(config)
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence():

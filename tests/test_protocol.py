@@ -215,7 +215,7 @@ def test_a_method_of_one_sensor_is_trained_drawn_and_judged_on_it_alone(tmp_path
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert set(scores["mean_squared_error"]["MAE, Sentinel-2"]) == {"s2"}
     both = judging.config(tmp_path / "run")
-    with pytest.raises(InputError, match=r"reads Sentinel-2 alone; set --config.sens"):
+    with pytest.raises(InputError, match=r"reads Sentinel-2 alone; set sens"):
         evaluate.run(both, tmp_path / "scores")
     assert not (tmp_path / "scores").exists()
     found = evaluate.run(

@@ -245,10 +245,13 @@ def test_what_they_leave_out_is_zero_or_fresh():
 @pytest.mark.parametrize(
     "tensors, said",
     [
-        (vit(depth=2), r"has 2 blocks of 32 channels, and this model 3 of 32; pass --"),
+        (
+            vit(depth=2),
+            r"has 2 blocks of 32 channels, and this model 3 of 32; pass model",
+        ),
         (
             vit(dim=64),
-            r"has 3 blocks of 64 .* --config.model.depth=3 --config.model.di",
+            r"has 3 blocks of 64 .* model.depth=3 model.di",
         ),
         (vit(**{"blocks.0.ls1.gamma": np.ones(32, "f4")}), "blocks.0.ls1.gamma, which"),
         (

@@ -219,7 +219,7 @@ def check_data(config) -> None:
     if not set(config.sensors) <= set(there):
         split, least = min(found.items(), key=lambda item: len(item[1].sensors))
         titles = " and ".join(sensor.title for sensor in least.sensors.values())
-        advice = f'set --config.sensors="{there}"' if there else "name other data"
+        advice = f'set sensors="{there}"' if there else "name other data"
         raise InputError(
             f"sensors is {tuple(config.sensors)}, and split {split} of {least.name} "
             f"holds {titles} alone; {advice}."

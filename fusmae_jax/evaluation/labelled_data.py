@@ -143,12 +143,12 @@ def check_classes(description: Description, field: str) -> None:
         raise InputError(
             f"{description.name} has no labels, so nothing can be learnt from it or "
             "tested on it; build it again with labels, or choose another dataset with "
-            "--config.data.dir."
+            "data.dir=DIR."
         )
     if field not in description.classes:
         raise InputError(
             f"{description.name} has no labels {field!r}; choose with "
-            f"--config.labels one of {list(description.classes)}."
+            f"labels= one of {list(description.classes)}."
         )
 
 
@@ -161,7 +161,7 @@ def check_names(train: str, validation: str, test: str, *, allow: bool) -> None:
     if test in (train, validation) and not allow:
         raise InputError(
             f"Split {test!r} would be tested on and learnt from; name another "
-            "--config.data.test_split, or pass --config.data.allow_overlap=True."
+            "data.test_split, or pass data.allow_overlap=True."
         )
 
 
@@ -170,12 +170,12 @@ def check_maps(description: Description, field: str) -> None:
     if not description.maps:
         raise InputError(
             f"{description.name} has no pixel labels {field!r}, nor any other; build "
-            "it again with masks, or choose another dataset with --config.data.dir."
+            "it again with masks, or choose another dataset with data.dir=DIR."
         )
     if field not in description.maps:
         raise InputError(
             f"{description.name} has no pixel labels {field!r}; choose with "
-            f"--config.dense.field one of {list(description.maps)}."
+            f"dense.field= one of {list(description.maps)}."
         )
 
 
@@ -186,7 +186,7 @@ def check_map_classes(description: Description, field: str, config) -> None:
     if description.maps[field] != description.classes[config.labels]:
         raise InputError(
             f"The classes of {field} are not those of {config.labels}; run "
-            "--config.methods=\"('dense',)\" in a --workdir of its own."
+            "methods=\"('dense',)\" in a --workdir of its own."
         )
 
 
@@ -252,7 +252,7 @@ def check_unseen(source, pretrained: Pretrained, *, allow: bool) -> None:
         raise InputError(
             f"{seen} of the {len(source)} pairs to be tested on show ground that "
             f"{pretrained.directory} was pretrained on; test on others, or pass "
-            "--config.data.allow_overlap=True."
+            "data.allow_overlap=True."
         )
     if seen:
         log.warning(
@@ -269,7 +269,7 @@ def check_labels(data: Labelled, field: str, *, allow: bool) -> None:
             raise InputError(
                 f"{int((counts != 1).sum())} pairs of split {split.name} have not "
                 f"exactly one of the classes of {field!r}; set "
-                "--config.single_label=False, or choose other --config.labels."
+                "single_label=False, or choose other labels."
             )
     missing = data.test.labels.any(axis=0) & ~data.train.labels.any(axis=0)
     if missing.any():
@@ -280,8 +280,8 @@ def check_labels(data: Labelled, field: str, *, allow: bool) -> None:
         )
         if not allow:
             raise InputError(
-                f"{text}; leave them out with --config.data.classes, add training "
-                "pairs, or pass --config.allow_empty_classes=True to score them as "
+                f"{text}; leave them out with data.classes=(...), add training "
+                "pairs, or pass allow_empty_classes=True to score them as "
                 "they are."
             )
         log.warning("%s; their scores are chance.", text)

@@ -161,7 +161,7 @@ def judge_by_probe(setup: Setup, setting: Setting, taken) -> Found:
     if fitted.at_edge:
         log.warning(
             "The best probe of %s (%s) has the %s of the grid; widen it with "
-            "--config.probe.learning_rates or weight_decays.",
+            "probe.learning_rates or weight_decays.",
             *(setting.encoder, s, " and the ".join(fitted.at_edge)),
         )
     facts = {
@@ -434,8 +434,7 @@ def judge_densely(
     )
     if fitted.at_edge:
         log.warning(
-            "The best %s has the %s of the grid; widen it with "
-            "--config.dense.learning_rates.",
+            "The best %s has the %s of the grid; widen it with dense.learning_rates.",
             *(title, " and the ".join(fitted.at_edge)),
         )
     facts = dense_facts(setup, recipe, fitted.score)

@@ -78,12 +78,12 @@ def check(config) -> None:
     config_fields.check_rules(config, RULES)
     check_checkpoint(config.checkpoint)
     if not config.out:
-        raise InputError("Name a folder to write: --config.out=exports/quickstart.")
+        raise InputError("Name a folder to write: out=exports/quickstart.")
     out = pathlib.Path(atomic.absolute(config.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(
             f"{out} is there already and not an empty folder; choose another "
-            "--config.out, or remove it."
+            "out=DIR, or remove it."
         )
 
 
@@ -131,7 +131,7 @@ def _becoming(out: pathlib.Path) -> Iterator[pathlib.Path]:
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}); "
-            f"{atomic.advice(error)}, or choose another --config.out."
+            f"{atomic.advice(error)}, or choose another out=DIR."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -187,7 +187,7 @@ def _torch_module(method: str):
     if method not in torch_module.ENCODERS:
         raise InputError(
             f"PyTorch and ONNX are written of {list(torch_module.ENCODERS)}, and this "
-            f"run's method is {method}; pass --config.formats without them."
+            f"run's method is {method}; pass formats without them."
         )
     return torch_module
 

@@ -112,7 +112,7 @@ class Guard:
             f"Steps {steps[0]} to {steps[-1]} were not applied, as their loss or "
             f"gradient was not finite; {path} lists their pairs. The same command goes "
             f"on {goes_on}: mend these pairs first, or pass them over with "
-            f"--config.bad_steps={2 * self._limit}; or start again in another "
+            f"bad_steps={2 * self._limit}; or start again in another "
             "--workdir with a lower optim.base_lr or with optim.clip_norm=1.0."
         )
 

@@ -149,10 +149,10 @@ def fitting_parts(config, step, params, limit: float, mesh) -> int | None:
 def memory_advice(config, parts: int | None = None) -> str:
     """What to pass if a step does not fit; `parts` is an `accumulate` that would do."""
     if parts:
-        return f"pass --config.accumulate={parts}, which trains the same in parts."
+        return f"pass accumulate={parts}, which trains the same in parts."
     return (
-        f"raise accumulate, as in --config.accumulate={2 * config.accumulate}, pass "
-        "--config.model.remat=full, or split the parameters over devices with fsdp."
+        f"raise accumulate, as in accumulate={2 * config.accumulate}, pass "
+        "model.remat=full, or split the parameters over devices with fsdp."
     )
 
 

@@ -366,7 +366,7 @@ def settle_dtype(config, workdir, platform: str) -> ml_collections.ConfigDict:
     else:
         whose = "another host" if mine != best else f"this {platform.upper()}"
         why = f"as {whose} has no matrix instructions for bfloat16"
-    end = "." if began else "; --config.model.dtype overrules."
+    end = "." if began else "; model.dtype overrules."
     log.info("Computing in %s, %s%s", began or best, why, end)
     config = config.copy_and_resolve_references()
     config.model.dtype = began or best

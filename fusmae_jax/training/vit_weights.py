@@ -198,7 +198,7 @@ def _check_size(tensors, wanted, asked, name) -> None:
     if first not in paths:
         raise InputError(
             f"The encoder has no blocks that {name} could have weights for; leave out "
-            "--config.init_from."
+            "init_from."
         )
     if first not in tensors:
         raise InputError(
@@ -210,6 +210,6 @@ def _check_size(tensors, wanted, asked, name) -> None:
     if there != here:
         raise InputError(
             f"{name} has {there[0]} blocks of {there[1]} channels, and this model "
-            f"{here[0]} of {here[1]}; pass --config.model.depth={there[0]} "
-            f"--config.model.dim={there[1]}, or choose another --config.init_from."
+            f"{here[0]} of {here[1]}; pass model.depth={there[0]} "
+            f"model.dim={there[1]}, or choose another init_from."
         )

@@ -215,7 +215,7 @@ def _check_model(directory, there, here) -> None:
         raise InputError(
             f"The parameters of {directory} do not fit, as it differs in "
             f"{', '.join(differing)}; launch with that run's values, or choose another "
-            "--config.init_from."
+            "init_from."
         )
 
 
@@ -237,7 +237,7 @@ def _check_shapes(directory, known: dict, wanted: dict, objective: Objective) ->
         if there != here:
             raise InputError(
                 f"The parameters of {directory} do not fit, as {path} is {there} there "
-                f"and {here} here; choose another --config.init_from."
+                f"and {here} here; choose another init_from."
             )
 
 
@@ -251,7 +251,7 @@ def _check_places(directory, held, allow: bool) -> np.ndarray:
     if seen and not allow:
         raise InputError(
             f"{seen} of the {len(held)} held-out pairs show ground that {directory} "
-            "was trained on; hold out others, or pass --config.data.allow_overlap=True."
+            "was trained on; hold out others, or pass data.allow_overlap=True."
         )
     places = run_directory.places(directory)
     if places is None:

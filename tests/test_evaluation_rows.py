@@ -231,7 +231,7 @@ def test_an_evaluation_computes_as_its_run_did_and_says_so(tmp_path_factory, tmp
         ({"probe__epochs": 0}, "probe.epochs is 0"),
         ({"retrieval__ks": (1, 0)}, r"retrieval.ks is \(1, 0\)"),
         ({"methods": ("retrieval",), "retrieval__ks": (16,)}, "be no more than 15;"),
-        ({"checkpoint": ""}, "--config.checkpoint="),
+        ({"checkpoint": ""}, "checkpoint="),
         ({"step": 4}, "no checkpoint of step 4"),
         ({"labels": "crops"}, "no labels 'crops'"),
     ],
