@@ -243,7 +243,9 @@ def test_masks_of_other_classes_and_trained_ground_are_refused(
 ):
     c = config(tmp_path_factory, cities)
     c.field = "land_cover"
-    with pytest.raises(InputError, match=r"no pixel labels 'land_cover'.*\['mask'\]"):
+    with pytest.raises(
+        InputError, match=r"labels 'land_cover'; choose with field= one of \['mask'\]"
+    ):
         change.run(c, tmp_path / "w")
     c = config(tmp_path_factory, cities)
     trained_on = change.labelled_data.run_directory

@@ -298,7 +298,7 @@ def check_classes(description: Description, field: str) -> None:
     Raises:
         InputError: there are none, or of another number of classes.
     """
-    labelled_data.check_maps(description, field)
+    labelled_data.check_maps(description, field, "field")
     classes = description.maps[field]
     if len(classes) != 2:
         raise InputError(

@@ -165,8 +165,8 @@ def check_names(train: str, validation: str, test: str, *, allow: bool) -> None:
         )
 
 
-def check_maps(description: Description, field: str) -> None:
-    """Refuses pixel labels that there are not."""
+def check_maps(description: Description, field: str, name: str = "dense.field") -> None:
+    """Refuses pixel labels that there are not; `name` is the config's field."""
     if not description.maps:
         raise InputError(
             f"{description.name} has no pixel labels {field!r}, nor any other; build "
@@ -175,7 +175,7 @@ def check_maps(description: Description, field: str) -> None:
     if field not in description.maps:
         raise InputError(
             f"{description.name} has no pixel labels {field!r}; choose with "
-            f"dense.field= one of {list(description.maps)}."
+            f"{name}= one of {list(description.maps)}."
         )
 
 
