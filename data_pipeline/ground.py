@@ -7,7 +7,6 @@ acquisition. What is ground in each dataset stands in docs/evaluation.md.
 import re
 
 import numpy as np
-import scipy
 
 # A patch of either sensor of BigEarthNet whose name has its MGRS tile, column and row;
 # in v2 they have leading zeros.
@@ -110,6 +109,8 @@ def regions(source, apart: float) -> np.ndarray:
         Numbers from 0, the same for pairs of one region, [N] int64. Pairs whose grid is
         not known go by their ground, see `groups`.
     """
+    import scipy  # which nothing else here needs, and a build never
+
     n = len(source)
     numbers = groups(source)
     near = [np.stack([np.arange(n), np.unique(numbers, return_index=True)[1][numbers]])]

@@ -63,7 +63,7 @@ def check_sensors(field: str, wanted: Sequence[str], encoder: Encoder) -> None:
     if not set(wanted) <= set(fit):
         raise InputError(
             f"{field} is {tuple(wanted)}, and this encoder reads "
-            f'{encoder.reads} alone; set --config.{field}="{fit}".'
+            f'{encoder.reads} alone; set {field}="{fit}".'
         )
 
 
