@@ -19,6 +19,7 @@ from data_pipeline import layout as layouts
 from data_pipeline import synthetic
 from fusmae_jax import build, dtypes
 from fusmae_jax.evaluation import (
+    change_heads,
     classifier,
     dense_task,
     features,
@@ -240,6 +241,28 @@ class Maker:
         # Heads make them many.
         return tuple(x._replace(float32_products=None) for x in (train, test))
 
+    def change(self, batch: int, head: str) -> tuple[Program, Program, Program]:
+        """What takes tokens, trains heads on those of two dates, and tests them."""
+        task, places, size = self._pixels("linear"), 64, self.scenes.size
+        step = change_heads.tokens_step(task)
+        seen = task.params, self._labelled_pixels(batch), None
+        shape = jax.eval_shape(step, *seen).shape[1:]
+        tokens = self._whole((places, *shape))
+        labels = self._whole((places, size, size), jnp.uint8)
+        dates = change_heads.Dates(tokens, tokens, labels)
+        recipe, options = change_heads.Recipe(), dict(width=shape[-1], seed=0)
+        made = change_heads.Heads(task, head, "difference", recipe, **options)
+        learnt = dates, self._whole((places,), jnp.int32), self._whole((), jnp.int32)
+        params = jax.eval_shape(made.fit, *learnt)
+        whole = jax.tree.map(lambda _: sharding.whole(self.mesh), params)
+        params = checkpoint.abstract(params, whole)
+        # Heads have no encoder in them.
+        return (
+            self._program(step, *seen),
+            Program(made.fit, learnt, {}, "float32"),
+            Program(made.count, (params, dates, learnt[1]), {}, "float32"),
+        )
+
     def probe(self) -> Program:
         """An epoch of the linear probe."""
         n, g, width = PROBE["pairs"], PROBE["settings"], self.config.model.dim
@@ -347,9 +370,12 @@ def every(mesh_of: Callable[[int], Mesh], platform: str) -> Iterator[Named]:
     yield Named("fine-tune, one sensor", lambda: base().finetune(128, alone=True))
     yield Named("fine-tune remat=full", lambda: base().finetune(128, remat="full"))
     yield Named("fine-tune accumulate=4", lambda: base().finetune(128, accumulate=4))
+    yield Named("change, tokens", lambda: base().change(64, heads.HEADS[0])[0])
     for head in heads.HEADS:
         yield Named(f"fine-tune, {head} head", lambda: base().finetune_masks(64, head))
         yield Named(f"dense, {head} head", lambda: base().dense(64, head)[0])
         yield Named(f"dense, {head} head, test", lambda: base().dense(64, head)[1])
+        yield Named(f"change, {head} head", lambda: base().change(64, head)[1])
+        yield Named(f"change, {head} head, test", lambda: base().change(64, head)[2])
     yield Named("linear probe, an epoch", lambda: base().probe())
     yield Named("nearest neighbours", lambda: base().knn())

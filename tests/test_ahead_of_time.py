@@ -86,6 +86,7 @@ def test_so_is_every_step_of_an_evaluation(platform):
         "fine-tune, masks": make.finetune_masks(8, "linear"),
         "dense": make.dense(8, "linear")[0],
         "dense, test": make.dense(8, "linear")[1],
+        **dict(zip(("tokens", "change", "change, test"), make.change(8, "linear"))),
         "probe": make.probe(),
         "neighbours": make.knn(),
     }

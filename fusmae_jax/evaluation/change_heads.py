@@ -71,24 +71,33 @@ class Recipe:
         return list(itertools.product(self.learning_rates, self.class_weights))
 
 
-def take_tokens(
-    task: dense_task.Task, source, sensor_set: str, batch_size: int, title: str
-) -> np.ndarray:
-    """Tokens of windows that cover each scene, [N, T, h, w, D] on the host."""
+def tokens_step(task: dense_task.Task):
+    """The compiled `step(params, pixels, here)`: tokens of a batch, [B, T, h, w, D].
+
+    Of the T windows that cover each scene.
+    """
     corners = task.inputs.corners()
 
     @functools.partial(jax.jit, out_shardings=sharding.whole(task.mesh))
-    def see(params, pixels, here):
+    def step(params, pixels, here):
         rows = len(pixels[task.field])
         seen = lambda corner: task.see(params, pixels, here, Windows.at(corner, rows))
         return jnp.moveaxis(jax.lax.map(seen, jnp.array(corners)), 0, 1)
 
+    return step
+
+
+def take_tokens(
+    task: dense_task.Task, source, sensor_set: str, batch_size: int, title: str
+) -> np.ndarray:
+    """Tokens of windows that cover each scene, [N, T, h, w, D] on the host."""
+    step, parts = tokens_step(task), []
+
     def start(pixels):
         here = task.here(sensor_set, len(pixels[task.field]))
-        return see(task.params, pixels, here)
+        return step(task.params, pixels, here)
 
     options = dict(batch_size=batch_size, mesh=task.mesh)
-    parts = []
     with progress.Progress(title, len(source), "pair", brief=True) as bar:
         for count, found in loop.over_pairs(start, source, task.fields, **options):
             parts.append(found[:count])
