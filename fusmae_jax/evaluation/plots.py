@@ -89,8 +89,10 @@ def per_class_figure(
     )
     _tidy(ax, "x")
     if len(sensors) > 1:
-        fig.legend(*ax.get_legend_handles_labels(), **_BELOW, ncols=len(sensors))
-    _footnote(fig, note)
+        options = dict(title=_filled(fig, note), ncols=len(sensors), **_BELOW)
+        fig.legend(*ax.get_legend_handles_labels(), **options)
+    else:
+        _footnote(fig, note)
     return fig
 
 
@@ -142,8 +144,7 @@ def sensors_figure(
         ax.set_title(title, fontsize=9)
         _tidy(ax, "y")
     drawn = [cell for _, panel in panels.values() for cell in panel.values()]
-    _caption(fig, f"{METRICS.get(metric, metric)}, %", where, drawn)
-    _footnote(fig, note)
+    _caption(fig, f"{METRICS.get(metric, metric)}, %", where, drawn, note)
     return fig
 
 
@@ -197,8 +198,7 @@ def fractions_figure(
         ax.minorticks_off()
     for ax in axes[-1]:
         ax.set_xlabel("training labels used", fontsize=9)
-    _caption(fig, f"{METRICS.get(metric, metric)}, %", where, cells.values())
-    _footnote(fig, note)
+    _caption(fig, f"{METRICS.get(metric, metric)}, %", where, cells.values(), note)
     return fig
 
 
@@ -268,7 +268,8 @@ def projection_figure(
     return fig
 
 
-_BELOW = dict(loc="outside lower center", frameon=False, fontsize=8)
+# A note stands in the legend's title, as a footnote would be drawn over a legend.
+_BELOW = dict(loc="outside lower center", frameon=False, fontsize=8, title_fontsize=7)
 
 
 def _rarest(labels):
@@ -296,7 +297,7 @@ def _whiskers(ax, x, y, low, high, *, across=False, color="0.15"):
     lines((y if across else x)[known], low[known], high[known], color=color, lw=1.0)
 
 
-def _caption(fig, what, where, cells):
+def _caption(fig, what, where, cells, note):
     """Title and legend of a figure; says what the lines at its scores are."""
     handles = {}
     for ax in fig.axes:
@@ -308,8 +309,7 @@ def _caption(fig, what, where, cells):
     fig.legend(
         handles.values(),
         handles,
-        title=f"lines: {', or '.join(lines)}",
-        title_fontsize=7,
+        title="\n".join([f"lines: {', or '.join(lines)}", _filled(fig, note)]).strip(),
         ncols=min(len(handles), int(fig.get_figwidth() / 1.5)),
         **_BELOW,
     )
@@ -317,7 +317,11 @@ def _caption(fig, what, where, cells):
 
 def _footnote(fig, note):
     if note:
-        fig.supxlabel(textwrap.fill(note, int(15 * fig.get_figwidth())), fontsize=7)
+        fig.supxlabel(_filled(fig, note), fontsize=7)
+
+
+def _filled(fig, note):
+    return textwrap.fill(note, int(15 * fig.get_figwidth()))
 
 
 def _tidy(ax, grid):
