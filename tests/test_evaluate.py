@@ -262,7 +262,11 @@ def judged_alone(run_directory, workdir, monkeypatch):
     below, save = {}, figures.save
 
     def catch(fig, path):
-        below[path.name] = fig.get_supxlabel().replace("\n", " ")
+        # A footnote, or where there is a legend its title, what lines mean left out.
+        said = [x.get_title().get_text() for x in fig.legends] + [fig.get_supxlabel()]
+        lines = [line for text in said for line in text.splitlines()]
+        kept = [line for line in lines if not line.startswith("lines: ")]
+        below[path.name] = " ".join(kept).strip()
         save(fig, path)
 
     monkeypatch.setattr(figures, "save", catch)
