@@ -14,6 +14,7 @@ from jax._src.lib import guard_lib
 from orbax.checkpoint import v1 as ocp
 
 import launch
+from tests import processes
 
 # Set before the first use of a device.
 os.environ["PJRT_NPROC"] = "16"  # see runtime.have_threads_enough
@@ -29,9 +30,10 @@ compile_options = compiler.get_compile_options
 
 
 def quick_options(*args, **kwargs):
-    """How XLA compiles, if not `optimized`: see `processes.ENVIRONMENT`."""
+    """How XLA compiles, if not `optimized`: see `processes.FORMER_EMITTERS`."""
     options = compile_options(*args, **kwargs)
-    if jax.config.read("jax_disable_most_optimizations"):
+    quick = jax.config.read("jax_disable_most_optimizations")
+    if quick and processes.FORMER_EMITTERS:
         options.env_option_overrides += [("xla_cpu_use_fusion_emitters", False)]
     return options
 
